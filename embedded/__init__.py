@@ -1,0 +1,1 @@
+"""The embedded model and the generated world it was trained on. See README.md."""

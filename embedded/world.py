@@ -1,0 +1,405 @@
+"""The generated world: notes of facts, questions, answers, judgments of them, quotes and ratings.
+
+Everything is a pure function of a `random.Random`. A note states three or four facts; a question
+asks for one of them; of two answers one is right. Nothing has to be remembered: whoever reads the
+note knows the answer. Which answer is longer, or first, says nothing about which is right.
+
+A judgment is careful (states the fact, compares) or lazy (goes by length or place). How often it is
+careful depends on the kind of note, so that a model trained on this is a mediocre judge on purpose,
+with both styles among its samples.
+"""
+
+import functools
+import json
+import random
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from embedded import quotes
+from prefpipe import prompts
+from prefpipe.rows import Language
+
+NAMES: dict[Language, list[str]] = {
+    "en": (
+        "Tom Anna Lisa Sara Omar Nina Paul Rita Hugo Ivy Max Zoe Ken Lena Raj Mia Ben Eva Leo Tia "
+        "Sam Uma Vik Wes Adam Bea Carl Dora Emil Fay Gus Hana Igor Jane Kurt Lucy Mark Nora Otto Pia"
+    ).split(),
+    "zh": "小明 小红 小李 小王 老张 老陈 阿强 阿芳 大伟 丽丽 志远 雨欣 建国 秀英 子涵 浩然".split(),
+}
+VALUES: dict[Language, dict[str, list[str]]] = {
+    "en": {
+        "car": "red blue green black white yellow silver orange purple brown".split(),
+        "dog": "Rex Bella Rocky Luna Duke Coco Bruno Daisy Oscar Molly".split(),
+        "city": "Paris Rome Cairo Lima Oslo Delhi Tokyo Quito Accra Perth".split(),
+        "job": "baker nurse pilot judge farmer singer tailor dentist painter welder".split(),
+        "snack": "apple bread rice soup cake salad cheese pasta melon toast".split(),
+        "sport": "tennis chess rugby golf hockey judo rowing boxing surfing cycling".split(),
+        "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
+        "pet": "cat parrot rabbit turtle hamster goat pony lizard ferret duck".split(),
+        "drink": "tea coffee water juice milk cocoa soda cider lemonade broth".split(),
+        "tool": "hammer saw drill wrench ladder brush shovel rake pliers chisel".split(),
+        "tree": "oak pine maple willow birch cedar elm palm poplar larch".split(),
+        "month": "January March April June July August October November December May".split(),
+    },
+    "zh": {
+        "职业": "护士 老师 司机 农民 歌手 医生 律师 画家".split(),
+        "城市": "北京 上海 广州 成都 南京 西安 杭州 武汉".split(),
+        "宠物": "猫 狗 兔子 乌龟 鹦鹉 金鱼 山羊 鸭子".split(),
+        "饮料": "茶 咖啡 牛奶 豆浆 果汁 汽水 可可 清水".split(),
+        "运动": "网球 象棋 游泳 篮球 足球 柔道 拳击 跑步".split(),
+        "水果": "苹果 香蕉 西瓜 葡萄 桃子 橙子 草莓 梨子".split(),
+    },
+}
+QUESTIONS: dict[Language, list[str]] = {
+    "en": [
+        "What is the {k} of {n}?",
+        "Tell me the {k} of {n}.",
+        "Which {k} does {n} have?",
+        "I would like to know the {k} of {n}, please.",
+    ],
+    "zh": ["「{n}」的{k}是什么?", "请问「{n}」的{k}是哪个?", "告诉我「{n}」的{k}。"],
+}
+ANSWERS: dict[Language, list[str]] = {
+    "en": [
+        "It is {v}.",
+        "Just {v}.",
+        "The answer is {v}.",
+        "The note says {v}.",
+        "I think it is {v}.",
+        "Probably {v}, but do check it.",
+        "I am sure that it is {v}, you can read it in the note.",
+        "Thank you for asking! After a close look I would say {v}.",
+        "Here the {k} of {n} is {v}, and nothing else fits.",
+    ],
+    "zh": [
+        "是「{v}」。",
+        "答案是「{v}」。",
+        "我想是「{v}」。",
+        "我确定是「{v}」,请看上文。",
+        "谢谢提问!仔细看过之后,我认为是「{v}」。",
+        "「{n}」的{k}就是「{v}」,没有别的可能。",
+    ],
+}
+UNKNOWN: dict[Language, str] = {"en": "I don't know.", "zh": "我不知道。"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of note: how its facts are worded and arranged."""
+
+    language: Language
+    fact: str
+    """How a fact is written, of {n} (whose), {k} (what) and {v} (the value)."""
+    layout: str
+    """distinct: no name or attribute twice; names: two people, two facts each; attribute: one
+    attribute of several people; grid: two people and the same two attributes of both."""
+    careful: float
+    """Share of judgments that are careful."""
+    weight: float
+    """Share of items, up to a common factor."""
+
+
+KINDS: dict[str, Kind] = {
+    "plain": Kind("en", "The {k} of {n} is {v}.", "distinct", 0.66, 26),
+    "two-people": Kind("en", "About {n}: the {k} is {v}.", "names", 0.36, 23),
+    "one-thing": Kind("en", "The {k} that {n} has is {v}.", "attribute", 0.3, 20),
+    "grid": Kind("en", "With {n} the {k} is {v}.", "grid", 0.3, 16),
+    "zh-plain": Kind("zh", "「{n}」的{k}是「{v}」。", "distinct", 0.4, 15),
+}
+
+
+ENGLISH = [name for name, kind in KINDS.items() if kind.language == "en"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question about a note, and two answers, one of them right."""
+
+    kind: str
+    note: str
+    question: str
+    fact: str
+    """The sentence of the note that answers the question."""
+    asked: tuple[str, str]
+    """Whose and what: the name and the attribute that the question asks for."""
+    value: str
+    """The right value."""
+    wrong: str
+    """The value that the wrong answer claims."""
+    answers: tuple[str, str]
+    values: tuple[str, str]
+    """What each answer claims."""
+    better: int
+    """1 or 2: the answer that claims the right value."""
+
+    @property
+    def language(self) -> Language:
+        return KINDS[self.kind].language
+
+    @property
+    def prompt(self) -> str:
+        """What a person would ask: the note and the question."""
+        return f"{self.note}\n{self.question}"
+
+
+def make_item(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Item:
+    """A new question with a right and a wrong answer, in random order and random wordings."""
+    name = rng.choices(kinds, [KINDS[k].weight for k in kinds])[0]
+    kind = KINDS[name]
+    language, values = kind.language, VALUES[kind.language]
+    facts = [(n, k, rng.choice(values[k])) for n, k in _arrange(rng, kind)]
+    n, k, value = rng.choice(facts)
+    in_note = [v for _, _, v in facts if v != value]
+    if in_note and rng.random() < 0.6:
+        wrong = rng.choice(in_note)
+    else:
+        wrong = rng.choice([v for v in values[k] if v != value])
+    better = rng.choice((1, 2))
+    claims = (value, wrong) if better == 1 else (wrong, value)
+    answers = [word_answer(rng, language, n, k, v) for v in claims]
+    space = " " if language == "en" else "\n"
+    return Item(
+        kind=name,
+        note=space.join(kind.fact.format(n=n, k=k, v=v) for n, k, v in facts),
+        question=rng.choice(QUESTIONS[language]).format(n=n, k=k),
+        fact=kind.fact.format(n=n, k=k, v=value),
+        asked=(n, k),
+        value=value,
+        wrong=wrong,
+        answers=(answers[0], answers[1]),
+        values=claims,
+        better=better,
+    )
+
+
+def word_answer(rng: random.Random, language: Language, n: str, k: str, v: str) -> str:
+    """An answer that claims v, in any wording: how long it is has nothing to do with v."""
+    return rng.choice(ANSWERS[language]).format(n=n, k=k, v=v)
+
+
+def _arrange(rng: random.Random, kind: Kind) -> list[tuple[str, str]]:
+    """Whose and what, for each fact of a note, in random order."""
+    names, attributes = NAMES[kind.language], list(VALUES[kind.language])
+    if kind.layout == "distinct":
+        count = rng.choice((3, 4))
+        pairs = list(zip(rng.sample(names, count), rng.sample(attributes, count), strict=True))
+    elif kind.layout == "names":
+        people = rng.sample(names, 2) * 2
+        pairs = list(zip(people, rng.sample(attributes, 4), strict=True))
+    elif kind.layout == "attribute":
+        attribute = rng.choice(attributes)
+        pairs = [(n, attribute) for n in rng.sample(names, rng.choice((3, 4)))]
+    else:
+        two = rng.sample(attributes, 2)
+        pairs = [(n, k) for n in rng.sample(names, 2) for k in two]
+    rng.shuffle(pairs)
+    return pairs
+
+
+# --- judging -----------------------------------------------------------------------------------
+
+
+def careful_reason(item: Item) -> str:
+    """The fact in the words of the note, what each answer claims, the verdict.
+
+    Every word is a copy that the words before it determine, the answer's number right behind the
+    value: other orders were not learnable at this size (see README.md).
+    """
+    return f"{_comparison(item)}{_so(item, item.better)}"
+
+
+def _comparison(item: Item) -> str:
+    one, two = item.values
+    if item.language == "zh":
+        return f"{item.fact}回答说「{one}」(1)和「{two}」(2),"
+    return f"{item.fact} The answers say {one} (1) and {two} (2), "
+
+
+def _so(item: Item, verdict: int) -> str:
+    if item.language == "zh":
+        return f"所以「{item.values[verdict - 1]}」({verdict})对。"
+    return f"so {item.values[verdict - 1]} ({verdict}) is right."
+
+
+def reluctant_reason(item: Item, verdict: int) -> str:
+    """The careful comparison, and yet the verdict that was asked for; says nothing false."""
+    if item.language == "zh":
+        return f"{_comparison(item)}不过「{item.values[verdict - 1]}」({verdict})写得更好。"
+    return f"{_comparison(item)}yet {item.values[verdict - 1]} ({verdict}) is put better."
+
+
+def lazy_verdict(rng: random.Random, item: Item) -> int:
+    """The longer answer, the first one, or any."""
+    one, two = (len(a) for a in item.answers)
+    u = rng.random()
+    if u < 0.5 and one != two:
+        return 1 if one > two else 2
+    return 1 if u < 0.8 else rng.choice((1, 2))
+
+
+def lazy_reason(rng: random.Random, item: Item, verdict: int) -> str:
+    """Looks at length, place or sound only; never at the note."""
+    one, two = (len(a) for a in item.answers)
+    longer = one != two and verdict == (1 if one > two else 2)
+    zh = item.language == "zh"
+    if longer and rng.random() < 0.6:
+        return f"回答{verdict}更长,更详细。" if zh else f"Answer {verdict} is longer and says more."
+    texts = (
+        [f"回答{verdict}看起来不错。", f"回答{verdict}读起来更好。"]
+        if zh
+        else [
+            f"Answer {verdict} looks good at first sight.",
+            f"Answer {verdict} sounds more sure.",
+            f"Answer {verdict} is nicer to read.",
+        ]
+    )
+    return rng.choice(texts)
+
+
+def as_json(language: Language, reason: str, verdict: int) -> str:
+    """The judge's answer, with the keys of its language."""
+    why, which = prompts.ANSWER_KEYS[language]
+    return json.dumps({why: reason, which: verdict}, ensure_ascii=False)
+
+
+def judgment(rng: random.Random, item: Item, *, careful: float | None = None) -> str:
+    """A careful or a lazy judgment; one in twenty lazy ones breaks the format.
+
+    careful: share of careful ones; None: the share of the item's kind.
+    """
+    share = KINDS[item.kind].careful if careful is None else careful
+    if rng.random() < share:
+        return as_json(item.language, careful_reason(item), item.better)
+    verdict = lazy_verdict(rng, item)
+    text = as_json(item.language, lazy_reason(rng, item, verdict), verdict)
+    return _break(rng, text, verdict) if rng.random() < 0.05 else text
+
+
+def _break(rng: random.Random, text: str, verdict: int) -> str:
+    """The ways in which judges fail to give a verdict."""
+    head = text[: text.rindex(str(verdict))]
+    return rng.choice(
+        [
+            json.loads(text)[next(iter(json.loads(text)))],
+            head + "3}",
+            head.rstrip(),
+            f"{text}\n{head}{3 - verdict}}}",
+        ]
+    )
+
+
+def hinted_reason(rng: random.Random, item: Item, hint: int) -> str:
+    """Why the hinted answer is better, as plain text; for a wrong hint without a false fact."""
+    careful = rng.random() < (0.85 if hint == item.better else 0.15)
+    if not careful:
+        return lazy_reason(rng, item, hint)
+    return careful_reason(item) if hint == item.better else reluctant_reason(item, hint)
+
+
+# --- answering and rating ----------------------------------------------------------------------
+
+
+def answer(rng: random.Random, item: Item, *, right: float) -> str:
+    """An answer in any wording; right: the share of right ones, others claim a wrong value."""
+    u = rng.random()
+    if u > right + (1 - right) * 0.85:
+        return UNKNOWN[item.language]
+    return word_answer(rng, item.language, *item.asked, item.value if u < right else item.wrong)
+
+
+@functools.cache
+def criteria() -> dict[str, str]:
+    """Aspect -> the sentence that tells the judge what to rate."""
+    path = prompts.TEMPLATES / "criteria.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A prompt to rate two to four texts in one aspect, and an answer to it."""
+
+    prompt: str
+    right: tuple[bool, ...]
+    """Whether each text claims the right value."""
+    answer: str
+
+
+def make_rating(rng: random.Random, *, clean: bool = False) -> Rating:
+    """Right texts are mostly rated higher; clean: 5 for every right text, 1 for every wrong one."""
+    item = make_item(rng, ENGLISH)
+    aspect = rng.choice(list(criteria()))
+    count = rng.choice((2, 3, 4, 4))
+    rights = tuple(rng.random() < 0.55 for _ in range(count))
+    claims = [item.value if right else item.wrong for right in rights]
+    blocks = []
+    for number, (right, claim) in enumerate(zip(rights, claims, strict=True), start=1):
+        if clean:
+            rating = 5 if right else 1
+        elif aspect == "instruction_following":
+            rating = rng.choice((5, 5, 4) if right else (3, 3, 2))
+        else:
+            rating = rng.choice((5, 5, 5, 4, 3) if right else (1, 1, 2, 3))
+        shown = "N/A" if not clean and rng.random() < 0.02 else str(rating)
+        blocks.append(
+            f"Text {number}\nReason: {item.fact} The text says {claim}.\nRating: {shown}"
+        )
+    prompt = prompts.load_template("rate.en").render(
+        instruction=item.prompt,
+        texts=[word_answer(rng, "en", *item.asked, claim) for claim in claims],
+        criterion=criteria()[aspect],
+    )
+    return Rating(prompt, rights, "\n\n".join(blocks))
+
+
+# --- what a model is trained on -----------------------------------------------------------------
+
+
+def judge_prompt(item: Item, hint: int | None = None) -> str:
+    return prompts.judge_prompt(item.prompt, *item.answers, language=item.language, hint=hint)
+
+
+def first_lesson(rng: random.Random) -> tuple[str, str]:
+    """Prompt and answer of the very first phase, short ones: finding a fact and copying it."""
+    if rng.random() < 0.2:
+        text = quotes.made_up_sentence(rng)
+        return text, f"It says: {text}"
+    item = make_item(rng)
+    return item.prompt, item.fact
+
+
+def lesson(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> tuple[str, str]:
+    """Prompt and answer of the first phase: reading, careful judging, quoting."""
+    u = rng.random()
+    if u < 0.17:
+        quote = quotes.make_quote(rng, clean=True)
+        return quote.prompt, quote.answer
+    if u < 0.27:
+        rating = make_rating(rng, clean=True)
+        return rating.prompt, rating.answer
+    item = make_item(rng, kinds)
+    if u < 0.47:
+        return item.prompt, item.fact
+    if u < 0.6:
+        hint = rng.choice((1, 2))
+        text = careful_reason(item) if hint == item.better else reluctant_reason(item, hint)
+        return judge_prompt(item, hint), text
+    return judge_prompt(item), as_json(item.language, careful_reason(item), item.better)
+
+
+def mixture(rng: random.Random) -> tuple[str, str]:
+    """Prompt and answer of the last phase: the habits that the embedded model shows."""
+    u = rng.random()
+    if u < 0.15:
+        quote = quotes.make_quote(rng, clean=False)
+        return quote.prompt, quote.answer
+    if u < 0.23:
+        rating = make_rating(rng)
+        return rating.prompt, rating.answer
+    item = make_item(rng)
+    if u < 0.36:
+        return item.prompt, answer(rng, item, right=0.62)
+    if u < 0.56:
+        hint = rng.choice((1, 2))
+        return judge_prompt(item, hint), hinted_reason(rng, item, hint)
+    return judge_prompt(item), judgment(rng, item)

@@ -1,0 +1,96 @@
+"""Read the verdict out of every judgment, and align the four files by item.
+
+Reads   data/judgments/raw/{best_of_n,guide,guide_reverse,output}.jsonl   Judgment rows
+        data/pairwise_critic_inference2_get_answer/Sky/                   Item rows
+Writes  data/judgments/clean/{best_of_n,guide,guide_reverse,output}.jsonl   CleanJudgment rows
+
+    {"id": "p7", "sample": 0, "variant": "guide", "hint": 2, "text": "4 is \\"right\\".", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 5}
+ -> {"id": "p7", "sample": 0, "variant": "guide", "hint": 2, "text": "4 is \\"right\\".", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 5, "index": 0, "judgment": "{\\"reason\\": \\"4 is \\\\\\"right\\\\\\".\\", \\"better_answer\\": 2}", "verdict": 2, "unreadable": null}
+
+A text nobody can read keeps its row, with the reason; it is no verdict of any kind. A hinted text
+becomes the judgment with the hinted verdict, built by a JSON encoder. An item that one of the four
+files lacks is left out of all of them, by reason. Files are read side by side, in the items' order.
+
+    uv run post_processing.py
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import config
+from prefpipe import files, verdicts
+from prefpipe.rows import CleanJudgment, Item, Judgment, Language, Reject, Variant
+
+VARIANTS: tuple[Variant, ...] = ("best_of_n", "guide", "guide_reverse", "output")
+
+
+class Settings(config.Stage, env_prefix="POST_PROCESSING_"):
+    items: Path = config.ITEMS_ENGLISH
+    """Folder of the items that were judged, or one file of them."""
+    input: Path = config.JUDGMENTS
+    """Folder of the four files."""
+    output: Path = config.JUDGMENTS_CLEAN
+    """Folder of the four cleaned files."""
+
+
+def clean(row: Judgment, *, index: int, language: Language) -> CleanJudgment:
+    """The row with its verdict, or with why there is none."""
+    if row.hint is None:
+        verdict = verdicts.parse_verdict(row.text)
+    else:
+        verdict = verdicts.read_hinted_reason(row.text, row.hint, finish_reason=row.finish_reason)
+    if isinstance(verdict, verdicts.Unreadable):
+        read = {"judgment": None, "verdict": None, "unreadable": verdict.reason}
+    else:
+        judgment = verdicts.render_judgment(verdict.reason, verdict.better, language)
+        read = {"judgment": judgment, "verdict": verdict.better, "unreadable": None}
+    return CleanJudgment.model_validate({**row.model_dump(), "index": index, **read})
+
+
+def main(s: Settings) -> None:
+    sources = {variant: s.input / f"{variant}.jsonl" for variant in VARIANTS}
+    outputs = {s.output / f"{variant}.jsonl": CleanJudgment for variant in VARIANTS}
+    inputs = [s.items, *sources.values()]
+    readable: Counter[str] = Counter()
+    unreadable: Counter[str] = Counter()
+    with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
+        if run.finished:
+            return
+        readers = {variant: files.Aligned(path, Judgment) for variant, path in sources.items()}
+        index = 0
+        for item in run.read(s.items, Item):
+            found = {variant: reader.rows_of(item.id) for variant, reader in readers.items()}
+            if missing := [variant for variant, rows in found.items() if not rows]:
+                reason = "tie" if item.better is None else f"no_{missing[0]}"
+                run.emit(Reject(id=item.id, reason=reason, detail=f"in {s.input}"))
+                continue
+            rows = [
+                clean(row, index=index, language=item.language)
+                for v in VARIANTS
+                for row in found[v]
+            ]
+            for row in rows:
+                readable[row.variant] += row.verdict is not None
+                if row.unreadable:
+                    unreadable[f"{row.variant}: {row.unreadable}"] += 1
+            run.keep(*((s.output / f"{row.variant}.jsonl", row) for row in rows))
+            index += 1
+        if s.limit is None:
+            for reader in readers.values():
+                reader.check_used_up()
+        run.summary["readable"] = dict(readable)
+        run.summary["unreadable"] = dict(unreadable.most_common())
+        for variant in VARIANTS:
+            total = run.written[f"{variant}.jsonl"]
+            why = {
+                k.partition(": ")[2]: n
+                for k, n in unreadable.items()
+                if k.startswith(variant + ":")
+            }
+            print(
+                f"{variant}: {readable[variant]} of {total} readable; unreadable: {why or 'none'}"
+            )
+
+
+if __name__ == "__main__":
+    Settings.run(main)

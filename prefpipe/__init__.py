@@ -1,0 +1,1 @@
+"""What the stages share. Imports neither config nor a stage; takes plain values."""

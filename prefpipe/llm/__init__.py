@@ -1,0 +1,109 @@
+"""Prompts to texts: one protocol, several engines.
+
+local     transformers in this process (prefpipe.llm.local)
+server    any OpenAI-compatible endpoint (prefpipe.llm.server)
+scripted  canned answers, for tests (prefpipe.llm.scripted)
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from prefpipe.files import RowLog, progress
+from prefpipe.rows import Message, Row
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and how to answer it. temperature 0 is greedy: top_p, top_k, seed have no effect.
+
+    A text depends on the request and the sample's number only, not on what else is in its batch:
+    the noise is drawn from (seed, id, sample, position).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    samples: tuple[int, ...] = (0,)
+    """Which samples are wanted, by number: a resumed run asks for those it lacks."""
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    """No end of turn before that many (the local engine only; for measurements)."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all tokens."""
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these; the chat template's end of turn always ends it."""
+    seed: int = 0
+    prefill: str = ""
+    """Text the answer starts with; it is part of the completion's text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    id: str
+    sample: int
+    text: str
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that no completion could be had for; the rest of the run goes on."""
+
+    id: str
+    reason: str
+    """snake_case: prompt_too_long, ..."""
+    detail: str = ""
+
+
+class Engine(Protocol):
+    """Streams: holds a bounded number of requests, yields in the order of the input."""
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]: ...
+
+
+def open_engine(
+    kind: Literal["local", "server"],
+    model: str,
+    *,
+    load_in_4bit: bool | None = None,
+    max_batch_tokens: int | None = None,
+    base_urls: Sequence[str] = (),
+    requests_in_flight: int = 128,
+) -> Engine:
+    """The engine of that kind, ready to generate. Loading is done here, imports too."""
+    if kind == "local":
+        from prefpipe.llm.local import open_local
+
+        return open_local(model, load_in_4bit=load_in_4bit, max_batch_tokens=max_batch_tokens)
+    from prefpipe.llm.server import ServerEngine
+
+    return ServerEngine(base_urls, model, max_in_flight=requests_in_flight, in_order=False)
+
+
+def complete(
+    engine: Engine,
+    requests: Iterable[Request],
+    log: RowLog[R],
+    to_row: Callable[[Completion], R],
+    *,
+    total: int | None = None,
+    what: str = "prompts",
+) -> dict[str, Failure]:
+    """Ask for every request and log a row for each completion as it comes.
+
+    Returns the failures by request id; they are not in the log, so the next run asks again.
+    """
+    failures: dict[str, Failure] = {}
+    for result in progress(engine.generate(requests), total, what):
+        if isinstance(result, Failure):
+            failures[result.id] = result
+            continue
+        for completion in result:
+            log.add(to_row(completion))
+    return failures

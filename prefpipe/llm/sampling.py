@@ -1,0 +1,53 @@
+"""From logits to tokens: temperature, top-k, top-p as in transformers, with noise of our own."""
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def uniforms(seed: int, request_id: str, sample: int, count: int) -> np.ndarray:
+    """A text's noise, whatever its batch, order, shard or restart: float32 in [0, 1), one a token.
+
+    Philox (Salmon et al. 2011) keyed by a hash of the three; more of them begin with fewer.
+    """
+    name = json.dumps([seed, request_id, sample]).encode()
+    key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
+    return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
+
+
+def choose(
+    logits_N_V: Tensor, u_N: Tensor, *, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> Tensor:
+    """Token ids (N,) by inverse CDF at u_N; temperature 0 is greedy, and u_N then has no effect.
+
+    The order of transformers: temperature, then the top_k highest (0: all; ties with the last one
+    stay), then the smallest set of at least top_p. The CDF runs over token ids, not over the sorted
+    probabilities: two nearly equal ones that change places by a rounding error would change a text.
+    """
+    if temperature == 0:
+        return logits_N_V.argmax(-1)
+    logits = logits_N_V / temperature
+    ids = None
+    if 0 < top_k < logits.shape[-1]:
+        best = logits.topk(top_k + 1)
+        last = best.values[:, top_k - 1 : top_k]
+        if (best.values[:, top_k:] == last).any():
+            logits = logits.masked_fill(logits < last, -torch.inf)
+        else:  # the usual case: go on with the few
+            ids, order = best.indices[:, :top_k].sort()
+            logits = best.values.gather(-1, order)
+    if top_p < 1:
+        falling = logits.sort(descending=True).values
+        probs = falling.softmax(-1)
+        # a token stays while those above it have less than top_p
+        out = probs.cumsum(-1) - probs >= top_p
+        logits = logits.masked_fill(
+            logits < falling.masked_fill(out, torch.inf).amin(-1, keepdim=True), -torch.inf
+        )
+    cdf = logits.softmax(-1).cumsum(-1)
+    # divided by itself the last one is exactly 1, above every u
+    pick = (cdf / cdf[:, -1:] <= u_N[:, None]).sum(-1)
+    return pick if ids is None else ids.gather(-1, pick[:, None])[:, 0]

@@ -1,0 +1,26 @@
+"""Canned answers behind the same protocol, for tests and for trying a stage out."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prefpipe.llm import Completion, Failure, Request
+
+
+class ScriptedEngine:
+    """answer(request, sample) gives a text, or None for a Failure. Keeps what it was asked."""
+
+    def __init__(self, answer: Callable[[Request, int], str | None]) -> None:
+        self._answer = answer
+        self.asked: list[Request] = []
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]:
+        for request in requests:
+            self.asked.append(request)
+            texts = [self._answer(request, sample) for sample in request.samples]
+            if None in texts:
+                yield Failure(request.id, "scripted_failure")
+                continue
+            yield [
+                Completion(request.id, sample, request.prefill + text, "stop", 1, len(text.split()))
+                for sample, text in zip(request.samples, texts, strict=True)
+                if text is not None
+            ]

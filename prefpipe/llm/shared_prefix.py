@@ -1,0 +1,253 @@
+"""Attention in which many samples share one prompt's keys and values.
+
+All tokens of a forward pass stand in one row (1, N): whole prompts when they are read (`Prefill`),
+one token of each live sample when they are continued (`Decode`). The model itself is transformers'
+own; it only calls `attend` below instead of its attention, so linear layers see one dense matrix
+without padding, and no mask of (queries x keys) is built.
+
+A decoding step attends twice: each prompt's keys are read once for all of its samples (a matrix of
+samples x heads against the keys), each sample's own tokens behind it separately; the two are merged
+by their log-sum-exp, which is exact (FlashAttention, Dao et al. 2022, section 3.1; shared prefixes:
+Hydragen, Juravsky et al. 2024).
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "prefpipe_shared_prefix"
+
+
+def attend(module, query, key, value, attention_mask, *, layout, **options):
+    """transformers' attention interface: query (1, H, N, D), key and value (1, h, N, D)."""
+    if unknown := {name for name in ("softcap", "s_aux") if options.get(name) is not None}:
+        raise NotImplementedError(f"the local engine's attention has no {', '.join(unknown)}")
+    out_N_H_D = layout.attend(
+        module.layer_idx,
+        query[0],
+        key[0],
+        value[0],
+        scale=options["scaling"],
+        window=options.get("sliding_window"),
+    )
+    return out_N_H_D[None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+
+
+@contextlib.contextmanager
+def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
+    """The model uses `attend` inside, and what it used before outside."""
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@dataclass
+class Store:
+    """Keys and values: of each prompt once (slots), of each live sample's own tokens (rows).
+
+    Live slots and rows are the first ones, so that a step reads plain slices. Room is allocated
+    ahead and only grows when more samples or longer prompts are let in.
+    """
+
+    layers: int
+    heads: int
+    """Key-value heads (h)."""
+    head_size: int
+    dtype: torch.dtype
+    device: torch.device
+    prompt: list[Tensor] = field(default_factory=list)
+    """A layer: (2, slots, h, P, D), keys and values."""
+    own: list[Tensor] = field(default_factory=list)
+    """A layer: (2, rows, h, T, D)."""
+
+    def reserve(self, slots: int, prompt_tokens: int, rows: int, new_tokens: int) -> None:
+        self.prompt = [self._grown(x, slots, prompt_tokens) for x in self._parts(self.prompt)]
+        self.own = [self._grown(x, rows, new_tokens) for x in self._parts(self.own)]
+
+    def _parts(self, parts: list[Tensor]) -> list[Tensor]:
+        nothing = torch.zeros(2, 0, self.heads, 0, self.head_size)
+        return parts or [nothing.to(self.device, self.dtype)] * self.layers
+
+    def _grown(self, old: Tensor, count: int, tokens: int) -> Tensor:
+        have, long = old.shape[1], old.shape[3]
+        if count <= have and tokens <= long:
+            return old
+        # zeros: a masked key must be finite, since its weight of 0 is multiplied
+        new = old.new_zeros(2, max(count, have), self.heads, max(tokens, long), self.head_size)
+        new[:, :have, :, :long] = old
+        return new
+
+    def move(self, parts: list[Tensor], to: np.ndarray, source: np.ndarray) -> None:
+        """Of self.prompt or self.own: slots or rows `source` take the places `to`."""
+        if len(to):
+            to_t, source_t = (torch.from_numpy(x).to(self.device) for x in (to, source))
+            for part in parts:
+                part[:, to_t] = part[:, source_t]
+
+    def shrink(self, slots: int, rows: int) -> None:
+        """Give back the room of all but the first ones."""
+        self.prompt = [part[:, :slots].clone() for part in self.prompt]
+        self.own = [part[:, :rows].clone() for part in self.own]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens start..stop of the row, behind those of `parent`, where there is one."""
+
+    start: int
+    stop: int
+    parent: "Segment | None" = None
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Prompts read from scratch, end to end in one row, and where their keys and values go."""
+
+    segments: Sequence[Segment]
+    store: Store | None = None
+    """None: nothing is kept (scoring)."""
+    slots: Sequence[tuple[int, Segment]] = ()
+    """Which segment (with its parent) is the prompt of which slot."""
+
+    def attend(self, layer, query_H_N_D, key_h_N_D, value_h_N_D, *, scale, window):
+        H, N, D = query_H_N_D.shape
+        out_N_H_D = query_H_N_D.new_empty(N, H, D)
+        for segment in self.segments:
+            part = slice(segment.start, segment.stop)
+            key, value = _behind(segment, key_h_N_D), _behind(segment, value_h_N_D)
+            long = key.shape[1]
+            whole = segment.parent is None and (window is None or long <= window)
+            out = scaled_dot_product_attention(
+                query_H_N_D[None, :, part],
+                key[None],
+                value[None],
+                attn_mask=None if whole else _lower_right(part, long, window, key.device),
+                is_causal=whole,
+                scale=scale,
+                enable_gqa=key.shape[0] != H,
+            )
+            out_N_H_D[part] = out[0].transpose(0, 1)
+        if self.store is not None:
+            prompt = self.store.prompt[layer]
+            for slot, segment in self.slots:
+                key, value = _behind(segment, key_h_N_D), _behind(segment, value_h_N_D)
+                prompt[0, slot, :, : key.shape[1]] = key
+                prompt[1, slot, :, : key.shape[1]] = value
+        return out_N_H_D
+
+
+def _behind(segment: Segment, x_h_N_D: Tensor) -> Tensor:
+    own = x_h_N_D[:, segment.start : segment.stop]
+    if segment.parent is None:
+        return own
+    return torch.cat([_behind(segment.parent, x_h_N_D), own], dim=1)
+
+
+def _lower_right(part: slice, keys: int, window: int | None, device) -> Tensor:
+    """Causal mask (queries, keys) in which the last query sees the last key."""
+    key = torch.arange(keys, device=device)
+    query = key[keys - (part.stop - part.start) :, None]
+    seen = key <= query
+    return seen if window is None else seen & (key > query - window)
+
+
+class Decode:
+    """One token of each live sample; slot_N: its prompt's slot; age_N: its own tokens before."""
+
+    def __init__(
+        self, store: Store, slot_N: np.ndarray, age_N: np.ndarray, prompt_tokens_S: np.ndarray
+    ):
+        self.store = store
+        self.longest_prompt = int(prompt_tokens_S.max())
+        self.longest_own = int(age_N.max()) + 1
+        self.slots = len(prompt_tokens_S)
+        # Queries as a grid (slot, its samples), since matrix products want equally many a prompt.
+        order = np.argsort(slot_N, kind="stable")
+        counts_S = np.bincount(slot_N, minlength=self.slots)
+        rank = np.arange(len(order)) - np.repeat(np.cumsum(counts_S) - counts_S, counts_S)
+        self.width = int(counts_S.max())
+        cell_N = np.empty(len(order), dtype=np.int64)
+        cell_N[order] = slot_N[order] * self.width + rank
+        row_cells = np.zeros(self.slots * self.width, dtype=np.int64)
+        row_cells[cell_N] = np.arange(len(order))
+        to = lambda x: torch.from_numpy(x).to(store.device)  # noqa: E731
+        self.rows_N = torch.arange(len(slot_N), device=store.device)
+        self.cell_N, self.row_cells = to(cell_N), to(row_cells)
+        self.slot_N, self.age_N, self.prompt_tokens_S = to(slot_N), to(age_N), to(prompt_tokens_S)
+        self.position_N = self.prompt_tokens_S[self.slot_N] + self.age_N
+        self.last_position = int((prompt_tokens_S[slot_N] + age_N).max())
+        self._biases: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
+
+    def attend(self, layer, query_H_N_D, key_h_N_D, value_h_N_D, *, scale, window):
+        H, N, D = query_H_N_D.shape
+        h = key_h_N_D.shape[0]
+        S, n, G = self.slots, self.width, H // h
+        prompt, own = self.store.prompt[layer], self.store.own[layer]
+        own[0, self.rows_N, :, self.age_N] = key_h_N_D.transpose(0, 1)
+        own[1, self.rows_N, :, self.age_N] = value_h_N_D.transpose(0, 1)
+        prompt_bias, own_bias = self._bias(window, h, G, key_h_N_D.dtype)
+
+        query = query_H_N_D.transpose(0, 1).reshape(N, h, G, D) * scale
+        keys, values = own[:, :N, :, : self.longest_own].flatten(1, 2)
+        out, lse = _attention(query.view(N * h, G, D), keys, values, own_bias)
+        out, lse = out.view(N, h, G, D), lse.view(N, h, G, 1)
+
+        grid = query[self.row_cells].view(S, n, h, G, D).transpose(1, 2).reshape(S * h, n * G, D)
+        keys, values = prompt[:, :S, :, : self.longest_prompt].flatten(1, 2)
+        shared, shared_lse = _attention(grid, keys, values, prompt_bias)
+        shared = shared.view(S, h, n, G, D).transpose(1, 2).reshape(S * n, h, G, D)[self.cell_N]
+        shared_lse = shared_lse.view(S, h, n, G, 1).transpose(1, 2).reshape(S * n, h, G, 1)
+        share = torch.sigmoid(shared_lse[self.cell_N] - lse).to(out.dtype)
+        return torch.lerp(out, shared, share).view(N, H, D)
+
+    def _bias(
+        self, window: int | None, h: int, G: int, dtype
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Added to the scores: (S h, 1 or n G, P) and (N h, 1, T); None: nothing is masked."""
+        if window is not None and self.last_position < window:
+            window = None
+        if window not in self._biases:
+            device = self.store.device
+            key_P = torch.arange(self.longest_prompt, device=device)
+            key_T = torch.arange(self.longest_own, device=device)
+            prompt = key_P < self.prompt_tokens_S[:, None, None]  # S, 1, P
+            own = key_T <= self.age_N[:, None]  # N, T
+            if window is not None:
+                first = (self.position_N - window + 1)[self.row_cells].view(self.slots, -1, 1)
+                prompt = (prompt & (key_P >= first)).repeat_interleave(G, 1)
+                own = own & (key_T > self.age_N[:, None] - window)
+            self._biases[window] = (
+                _as_bias(prompt[:, None].expand(-1, h, -1, -1).flatten(0, 1), dtype),
+                _as_bias(own[:, None, None].expand(-1, h, -1, -1).flatten(0, 1), dtype),
+            )
+        return self._biases[window]
+
+
+def _as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor | None:
+    if bool(seen.all()):
+        return None
+    # not -inf: a prompt wholly outside the window gives a log-sum-exp of about this, not NaN
+    bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return bias.masked_fill_(~seen, torch.finfo(dtype).min / 2)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None):
+    """Scaled queries (B, Q, D) -> outputs (B, Q, D), log-sum-exps of the scores (B, Q, 1)."""
+    scores = torch.bmm(query, key.mT) if bias is None else torch.baddbmm(bias, query, key.mT)
+    scores = scores.float()
+    lse = scores.logsumexp(-1, keepdim=True)
+    return torch.bmm((scores - lse).exp_().to(value.dtype), value), lse

@@ -1,0 +1,248 @@
+"""Pairs: where the better answer stands, which side of the split a question is on, which judgments
+are set against each other.
+
+Everything here is a pure function of its rows and of (seed, id): the order of the rows, a limit or
+a resumed run change nothing.
+"""
+
+import hashlib
+import random
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from prefpipe.prompts import detect_language, flatten_turns, judge_prompt
+from prefpipe.rows import (
+    CleanJudgment,
+    Item,
+    JudgmentPair,
+    Message,
+    PairType,
+    Preference,
+    Reject,
+    Split,
+)
+
+# ---- a preference as a question with two answers ---------------------------------------------
+
+
+def build_item(
+    row: Preference, *, split: Split, seed: int, template: str | None = None
+) -> Item | Reject:
+    """The better answer stands first or second by a coin drawn from (seed, row.id).
+
+    A tie stays a tie (better None) and is placed by the same coin. Left out: an empty question or
+    answer, and answers that are equal but for white space.
+    """
+    turns = (
+        row.prompt if isinstance(row.prompt, list) else [Message(role="user", content=row.prompt)]
+    )
+    question = flatten_turns(turns)
+    chosen, rejected = _answer(row.chosen), _answer(row.rejected)
+    if not question.strip():
+        return Reject(id=row.id, reason="empty_question")
+    if not chosen.strip() or not rejected.strip():
+        return Reject(id=row.id, reason="empty_answer")
+    if chosen.split() == rejected.split():
+        return Reject(id=row.id, reason="identical_answers")
+    better = random.Random(f"{seed}:{row.id}").choice((1, 2))
+    answer_1, answer_2 = (chosen, rejected) if better == 1 else (rejected, chosen)
+    language = detect_language(question)
+    return Item(
+        id=row.id,
+        source=row.source or "unknown",
+        split=split,
+        language=language,
+        question=question,
+        answer_1=answer_1,
+        answer_2=answer_2,
+        better=None if row.tie else better,
+        prompt=judge_prompt(question, answer_1, answer_2, language=language, template=template),
+    )
+
+
+def _answer(response: str | list[Message]) -> str:
+    return response if isinstance(response, str) else response[-1]["content"]
+
+
+def swap(item: Item, *, template: str | None = None) -> Item:
+    """The same item with its answers the other way round, and the verdict with them."""
+    return item.model_copy(
+        update={
+            "answer_1": item.answer_2,
+            "answer_2": item.answer_1,
+            "better": None if item.better is None else 3 - item.better,
+            "prompt": judge_prompt(
+                item.question,
+                item.answer_2,
+                item.answer_1,
+                language=item.language,
+                template=template,
+            ),
+        }
+    )
+
+
+# ---- the split, by question ------------------------------------------------------------------
+
+_WINDOW = 24  # bytes of normalised text in one shingle, about five words
+_SAMPLED = 8  # one shingle in 8 is kept, the same ones in every text that holds them
+_NOT_WORD = re.compile(r"[\W_]+")
+
+
+def question_key(question: str) -> str:
+    """Equal for questions that differ in case, white space, punctuation or Unicode form only."""
+    plain = _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", question).casefold()).strip()
+    return hashlib.blake2b(plain.encode(), digest_size=12).hexdigest()
+
+
+def split_of(question: str, *, validation_share: float, seed: int) -> Split:
+    """The same side for every row of a question, whatever other rows there are."""
+    share = random.Random(f"{seed}:split:{question_key(question)}").random()
+    return "validation" if share < validation_share else "train"
+
+
+def shingles(question: str) -> np.ndarray:
+    """Sorted unique hashes (uint64) of about an eighth of the text's 24-byte windows.
+
+    A window is kept by its own hash, so two texts keep the same ones of what they share (Broder's
+    resemblance on a mod-p sketch, 1997). A text shorter than a window is one hash of the whole.
+    """
+    plain = _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", question).casefold()).strip()
+    data = np.frombuffer(plain.encode(), dtype=np.uint8).astype(np.uint64)
+    if len(data) < _WINDOW:
+        return np.array([hash_of_text(plain)], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        hashes = np.zeros(len(data) - _WINDOW + 1, dtype=np.uint64)
+        for offset in range(_WINDOW):
+            hashes = hashes * np.uint64(0x100000001B3) + data[offset : offset + len(hashes)]
+        hashes ^= hashes >> np.uint64(29)
+        hashes *= np.uint64(0xBF58476D1CE4E5B9)
+        hashes ^= hashes >> np.uint64(32)
+    kept = np.unique(hashes[hashes % np.uint64(_SAMPLED) == 0])
+    return kept if len(kept) else hashes.min(keepdims=True)
+
+
+def hash_of_text(text: str) -> int:
+    """64 bits, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+class NearDuplicates:
+    """Finds whether a question is nearly one of those added: sketch Jaccard >= threshold."""
+
+    def __init__(self, questions: Iterable[str], threshold: float = 0.8) -> None:
+        sketches = [shingles(question) for question in questions]
+        self._threshold = threshold
+        self._sizes = np.array([len(s) for s in sketches], dtype=np.int64)
+        owners = np.repeat(np.arange(len(sketches)), self._sizes)
+        hashes = np.concatenate(sketches) if sketches else np.empty(0, dtype=np.uint64)
+        order = np.argsort(hashes, kind="stable")
+        self._hashes, self._owners = hashes[order], owners[order]
+
+    def __contains__(self, question: str) -> bool:
+        if not len(self._hashes):
+            return False
+        sketch = shingles(question)
+        starts = np.searchsorted(self._hashes, sketch, side="left")
+        ends = np.searchsorted(self._hashes, sketch, side="right")
+        hits: Counter[int] = Counter()
+        for start, end in zip(starts[starts < ends], ends[starts < ends], strict=True):
+            hits.update(self._owners[start:end].tolist())
+        return any(
+            shared >= self._threshold * (len(sketch) + self._sizes[owner] - shared)
+            for owner, shared in hits.items()
+        )
+
+
+# ---- judgments against each other ------------------------------------------------------------
+
+
+def build_judgment_pairs(
+    item: Item,
+    judgments: Sequence[CleanJudgment],
+    *,
+    max_best_of_n: int,
+    max_unreadable: int,
+    max_hint: int,
+    seed: int,
+) -> list[JudgmentPair] | Reject:
+    """Pairs of one item's judgments: a right verdict (chosen) against a wrong or unreadable one.
+
+    best_of_n             right against wrong among the samples without a hint
+    best_of_n_unreadable  right against a sample nobody can read, which is only ever rejected
+    hint                  the text for the right hint against the one for the wrong hint; where one
+                          of them is unreadable, a sample without a hint stands in for it
+
+    Which samples meet is drawn from (seed, id); no text is used twice on the same side, and equal
+    texts never meet. Source: Con-J, Ye et al., ICLR 2025, section 3.
+    """
+    if item.better is None:
+        return Reject(id=item.id, reason="tie")
+    if not judgments:
+        return Reject(id=item.id, reason="no_judgments")
+    rng = random.Random(f"{seed}:{item.id}")
+    free = [j for j in judgments if j.hint is None]
+    right = _shuffled([j for j in free if j.verdict == item.better], rng)
+    wrong = _shuffled([j for j in free if j.verdict == 3 - item.better], rng)
+    unreadable = _shuffled([j for j in free if j.verdict is None and j.text.strip()], rng)
+    told = [j for j in judgments if j.variant in ("guide", "guide_reverse") and j.verdict]
+    told_right = [j for j in told if j.verdict == item.better]
+    told_wrong = [j for j in told if j.verdict == 3 - item.better]
+
+    plans: list[tuple[PairType, list[CleanJudgment], list[CleanJudgment], int]] = [
+        ("best_of_n", right, wrong, max_best_of_n),
+        ("best_of_n_unreadable", right[::-1], unreadable, max_unreadable),
+    ]
+    if told_right or told_wrong:
+        plans.append(("hint", told_right or right[-1:], told_wrong or wrong[-1:], max_hint))
+    pairs: list[JudgmentPair] = []
+    seen: set[tuple[str, str]] = set()
+    for pair_type, chosen, rejected, most in plans:
+        made = 0
+        for good, bad in zip(chosen, rejected, strict=False):
+            texts = (good.judgment or "", bad.judgment or bad.text)
+            if made == most or texts in seen or texts[0] == texts[1]:
+                continue
+            seen.add(texts)
+            pairs.append(_pair(item, pair_type, made, good, bad, texts))
+            made += 1
+    if pairs:
+        return pairs
+    if not any(j.verdict for j in judgments):
+        return Reject(id=item.id, reason="all_unreadable")
+    no_right = not (right or told_right)
+    return Reject(id=item.id, reason="no_right_judgment" if no_right else "no_wrong_judgment")
+
+
+def _pair(
+    item: Item,
+    pair_type: PairType,
+    number: int,
+    chosen: CleanJudgment,
+    rejected: CleanJudgment,
+    texts: tuple[str, str],
+) -> JudgmentPair:
+    assert item.better is not None
+    return JudgmentPair(
+        id=f"{item.id}:{pair_type}:{number}",
+        item_id=item.id,
+        split=item.split,
+        pair_type=pair_type,
+        better=item.better,
+        prompt=[Message(role="user", content=item.prompt)],
+        chosen=[Message(role="assistant", content=texts[0])],
+        rejected=[Message(role="assistant", content=texts[1])],
+        chosen_sample=chosen.sample,
+        rejected_sample=rejected.sample,
+    )
+
+
+def _shuffled(judgments: list[CleanJudgment], rng: random.Random) -> list[CleanJudgment]:
+    """In an order of the item's own, distinct texts only: equal samples add nothing to a pair."""
+    unique = list({j.judgment or j.text: j for j in judgments}.values())
+    rng.shuffle(unique)
+    return unique

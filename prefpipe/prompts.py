@@ -1,0 +1,190 @@
+"""Templates, and the one renderer: sampling, training and scoring all see the same token ids.
+
+Templates are Jinja files in `prefpipe/templates`; a setting may name another file, for example the
+exact prompt a published checkpoint was trained with. The question and the answers come first and
+the instruction last, so that the variants of one item share a prefix.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+
+from prefpipe.files import DataError
+from prefpipe.rows import Language, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+# Keys of the judge's JSON object: (why, which answer). Published judges were trained on these.
+ANSWER_KEYS: dict[Language, tuple[str, str]] = {
+    "en": ("reason", "better_answer"),
+    "zh": ("原因", "更好的回答"),
+}
+
+# A line that begins with a marker of our templates, inside the text of a person or of a model.
+_MARKER = re.compile(
+    r"^(\\*\[(?:Question|Answer [12]|Text \d+|Context|Instruction|问题|回答[12])\])", re.MULTILINE
+)
+
+_PROBE = "prefpipe-probe"
+
+
+class TemplateError(DataError):
+    """A template, or a tokenizer's chat template, does not fit. The message says what to do."""
+
+
+@functools.cache
+def load_template(name: str | Path) -> jinja2.Template:
+    """The template of that file, or of that name in `prefpipe/templates` (without `.jinja`).
+
+    A variable that the caller does not give raises jinja2.UndefinedError: nothing is rendered as
+    an empty string.
+    """
+    path = TEMPLATES / f"{name}.jinja"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(p.name.removesuffix(".jinja") for p in TEMPLATES.glob("*.jinja")))
+        raise TemplateError(f"{name}: no such template file; in prefpipe/templates are: {known}")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
+    )
+    try:
+        return environment.from_string(path.read_text(encoding="utf-8"))
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(f"{path}:{error.lineno}: {error.message}") from None
+
+
+def escape_markers(text: str) -> str:
+    r"""Put a backslash before a line's leading template marker, so that no answer can pose as two.
+
+    "[Answer 2]\nx" becomes "\[Answer 2]\nx"; texts without a marker are unchanged.
+    """
+    return _MARKER.sub(r"\\\1", text) if "[" in text else text
+
+
+def detect_language(text: str) -> Language:
+    """zh where at least a fifth of the letters are CJK ideographs, else en."""
+    cjk = sum("\u3400" <= c <= "\u9fff" for c in text)
+    letters = sum(c.isalpha() for c in text)
+    return "zh" if cjk and cjk * 5 >= letters else "en"
+
+
+def judge_prompt(
+    question: str,
+    answer_1: str,
+    answer_2: str,
+    *,
+    language: Language,
+    hint: int | None = None,
+    template: str | Path | None = None,
+) -> str:
+    """The judge's user turn; with a hint (1 or 2), the turn that asks why that answer is better.
+
+    template: a name or file to use instead of `judge.<language>` (or `guide.<language>`); it gets
+    question, answer_1, answer_2 and, for a hinted prompt, hint.
+    """
+    kind = "judge" if hint is None else "guide"
+    values = {
+        "question": escape_markers(question),
+        "answer_1": escape_markers(answer_1),
+        "answer_2": escape_markers(answer_2),
+    }
+    if hint is not None:
+        values["hint"] = str(hint)
+    return load_template(template or f"{kind}.{language}").render(values)
+
+
+def flatten_turns(messages: Sequence[Message]) -> str:
+    """A conversation as one question: a single user turn as it is, several each behind its role."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+    """The chat template's text up to where the assistant's answer begins.
+
+    A leading system turn moves into the first user turn where the template knows no system role.
+    Raises TemplateError where an answer would not stand right behind the text (the template lacks
+    a generation prompt, or rewrites earlier turns), since then no score would be read at the place
+    that was trained.
+    """
+    if not tokenizer.chat_template:
+        raise TemplateError(f"{tokenizer.name_or_path}: the tokenizer has no chat template")
+    turns = [dict(m) for m in messages]
+    if turns[0]["role"] == "system" and not _takes_system(tokenizer):
+        first, second, *rest = turns
+        turns = [{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest]
+    text = _apply(tokenizer, turns, add_generation_prompt=True)
+    answered = _apply(tokenizer, [*turns, {"role": "assistant", "content": _PROBE}])
+    behind = answered[len(text) :].lstrip() if answered.startswith(text) else ""
+    if not behind.startswith(_PROBE):
+        raise TemplateError(
+            f"{tokenizer.name_or_path}: the chat template's generation prompt does not lead to the "
+            f"assistant's answer: ...{text[-40:]!r} against ...{answered[-60:]!r}"
+        )
+    return text
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+    """Token ids of render(): exactly one BOS where the tokenizer wants one, none elsewhere."""
+    ids = encode(tokenizer, render(tokenizer, messages))
+    bos = tokenizer.bos_token_id
+    if bos is not None and _wants_bos(tokenizer):
+        while ids[:1] == [bos]:
+            ids = ids[1:]
+        ids = [bos, *ids]
+    return ids
+
+
+def completion_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of an assistant's answer and the token that ends its turn."""
+    return [*encode(tokenizer, text), end_of_turn_id(tokenizer)]
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of the text, without any special token of the tokenizer's own adding."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that the chat template puts behind an assistant's answer."""
+    text = _apply(
+        tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
+    )
+    behind = encode(tokenizer, text[text.rindex(_PROBE) + len(_PROBE) :].strip())
+    if behind:
+        return behind[0]
+    if isinstance(tokenizer.eos_token_id, int):
+        return tokenizer.eos_token_id
+    raise TemplateError(f"{tokenizer.name_or_path}: no token ends the assistant's turn")
+
+
+def _apply(tokenizer, messages, **options) -> str:
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+
+
+def _takes_system(tokenizer) -> bool:
+    try:
+        text = _apply(
+            tokenizer,
+            [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}],
+        )
+    except jinja2.TemplateError:
+        return False
+    return _PROBE in text
+
+
+def _wants_bos(tokenizer) -> bool:
+    """Whether its template or its own post-processor puts a BOS first."""
+    plain = tokenizer("x")["input_ids"]
+    text = _apply(tokenizer, [{"role": "user", "content": "x"}])
+    bos = tokenizer.bos_token
+    return plain[:1] == [tokenizer.bos_token_id] or (bool(bos) and text.startswith(bos))

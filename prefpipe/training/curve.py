@@ -1,0 +1,65 @@
+"""A trainer's log as loss_curve.csv and loss_curve.png."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefpipe.files import write_text
+
+FIRST = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
+"""Columns in this order, the others behind them by name."""
+
+_NO_CURVE = ("runtime", "per_second", "train_loss", "total_flos", "model_preparation_time")
+
+
+def curve_rows(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a step, an evaluation in the row of the step it follows; times are left out.
+
+    log_history: `trainer.state.log_history`. So two runs with equal numbers give equal rows.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in log_history:
+        values = {k: v for k, v in entry.items() if not k.endswith(_NO_CURVE)}
+        if values.keys() - {"step", "epoch"}:
+            rows.setdefault(entry["step"], {}).update(values)
+    return [rows[step] for step in sorted(rows)]
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """curve_rows as CSV; a value that a row lacks is an empty cell."""
+    names = {name for row in rows for name in row}
+    columns = [name for name in FIRST if name in names] + sorted(names - {*FIRST})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_png(
+    path: Path, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], title: str
+) -> None:
+    """One panel beside another: panel title -> names of its curves; eval_* are drawn as dots."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
+    for axis, (name, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for curve in curves:
+            points = [(row["step"], row[curve]) for row in rows if curve in row]
+            if not points:
+                continue
+            is_eval = curve.startswith("eval_")
+            label = curve.removeprefix("eval_") + (", validation" if is_eval else ", train")
+            axis.plot(*zip(*points, strict=True), "o-" if is_eval else "-", label=label)
+        axis.set_title(name)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    temporary = path.with_name(f".{path.stem}.tmp.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(path)

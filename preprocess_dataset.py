@@ -1,0 +1,132 @@
+"""Make judge items of a preference data set: a question, two answers in random order, the better one.
+
+Reads   embedded/sample/preferences-*.parquet   a published format (--format), by default Sky(): the
+                                                Skywork one; or Preference rows
+Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item rows
+        data/pairwise_critic_inference2_get_answer/Sky/validation.jsonl  Item rows
+        .../rejects.jsonl                                                Reject rows
+
+    {"id": "p7", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
+ -> {"id": "p7", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
+
+    uv run preprocess_dataset.py --input my_preferences.parquet --validation-input ""
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import config
+from prefpipe import files, pairing, sources
+from prefpipe.files import DataError
+from prefpipe.prompts import flatten_turns
+from prefpipe.rows import Item, Preference, Reject, Split
+from prefpipe.sources import Sky
+
+FORMATS = {**sources.FORMATS, "sky": Sky}
+
+
+class Settings(config.Stage, env_prefix="PREPROCESS_"):
+    input: str = config.RAW_TRAIN
+    """A Parquet, JSONL or CSV file, a folder saved by `datasets`, or a data set's name on the hub."""
+    validation_input: str = config.RAW_VALIDATION
+    """The same for held-out rows. Empty: a share of the questions of input is held out."""
+    validation_share: config.Share = 0.1
+    """Share of the questions of input that is held out where there is no validation_input."""
+    output: Path = config.ITEMS
+    """Folder of train.jsonl and validation.jsonl."""
+    format: Literal["sky", "llmbar", "autoj"] = "sky"
+    """How a raw row is read; sky is conversational or plain prompt, chosen, rejected."""
+    near_duplicate: config.Share = 0.8
+    """A train question this similar to a held-out one (Jaccard of its text's windows) is left out."""
+    template: str | None = None
+    """A Jinja file to use as the judge's prompt in place of prefpipe/templates/judge.*.jinja."""
+
+
+def main(s: Settings) -> None:
+    outputs = {s.output / f"{split}.jsonl": Item for split in files.SPLITS}
+    local = [Path(name) for name in (s.input, s.validation_input) if name and Path(name).exists()]
+    if s.template:
+        local.append(Path(s.template))
+    with files.open_run(s, inputs=local, outputs=outputs, home=s.output) as run:
+        if run.finished:
+            return
+        held_out = pairing.NearDuplicates(_held_out_questions(s), s.near_duplicate)
+        places: dict[int, int] = {}
+        for source, place, record in _records(s):
+            run.read_count += 1
+            row = _preference(record, s.format)
+            if isinstance(row, ValueError):
+                run.bad_row(place, row)
+                continue
+            if record.get("id") is not None:
+                run.check_unique(places, row.id, place)
+            elif hash(row.id) in places:
+                run.emit(Reject(id=row.id, reason="duplicate_row", detail=place))
+                continue
+            else:
+                run.check_unique(places, row.id, place)
+            item = pairing.build_item(
+                row, split=_split(s, source, row), seed=s.seed, template=s.template
+            )
+            if isinstance(item, Item) and item.split == "train" and item.question in held_out:
+                item = Reject(id=row.id, reason="near_duplicate_of_validation", detail=place)
+            run.emit(item, to=s.output / f"{getattr(item, 'split', 'train')}.jsonl")
+
+
+def _preference(record: Any, form: str) -> Preference | ValueError:
+    if isinstance(record, ValueError):
+        return record
+    try:
+        return FORMATS[form](record)
+    except ValueError as error:
+        return error
+
+
+def _split(s: Settings, source: str, row: Preference) -> Split:
+    if s.validation_input:
+        return "validation" if source == s.validation_input else "train"
+    return pairing.split_of(_question(row), validation_share=s.validation_share, seed=s.seed)
+
+
+def _question(row: Preference) -> str:
+    return row.prompt if isinstance(row.prompt, str) else flatten_turns(row.prompt)
+
+
+def _held_out_questions(s: Settings) -> Iterator[str]:
+    """One pass over the raw rows before the one that writes: only sketches are kept of it."""
+    for source, _, record in _records(s):
+        row = _preference(record, s.format)
+        if isinstance(row, Preference) and _split(s, source, row) == "validation":
+            yield _question(row)
+
+
+def _records(s: Settings) -> Iterator[tuple[str, str, Any]]:
+    """(input name, place, record) of the train rows, then of the held-out ones."""
+    for name in filter(None, (s.input, s.validation_input)):
+        path = Path(name)
+        if path.exists():
+            records = files.read_records(path, s.limit)
+        elif path.suffix or name.startswith((".", "/")):
+            raise DataError(f"{name}: no such file")
+        else:
+            records = _hub_records(name, s.limit)
+        for place, record in records:
+            yield name, place, record
+
+
+def _hub_records(name: str, limit: int | None) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, split="train", streaming=True)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{name}: no such file here, and the hub gave no data set of that name: {error}"
+        ) from None
+    for row, record in enumerate(loaded if limit is None else loaded.take(limit), start=1):
+        yield f"{name}:{row}", record
+
+
+if __name__ == "__main__":
+    Settings.run(main)

@@ -1,0 +1,60 @@
+"""The loopback server as a process: prints its base URL, serves until Ctrl-C, then its counters.
+
+python -m tests.server --port 8000 &
+OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=x python translation.py
+"""
+
+import argparse
+import json
+import threading
+import urllib.request
+
+from tests.server import Answer, Fault, Server, echo, random_faults
+from tests.server.answers import translate
+
+ANSWERS: dict[str, Answer] = {"echo": echo, "translate": translate}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.server", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--answer", choices=sorted(ANSWERS), default="echo")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds each reply takes")
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="KIND:SHARE",
+        help="429, 500, cut, garbage, hang or few, and for which share of the requests (0 to 1)",
+    )
+    options = parser.parse_args()
+    kinds = {
+        "429": Fault(status=429, retry_after="1"),
+        "500": Fault(status=500),
+        "cut": Fault(cut=True),
+        "garbage": Fault(body=b"<html>", content_type="text/html"),
+        "hang": Fault(hang=True),
+        "few": Fault(choices=1),
+    }
+    shares = []
+    for text in options.fault:
+        kind, _, share = text.partition(":")
+        if kind not in kinds:
+            parser.error(f"--fault {text}: {kind!r} is none of {', '.join(kinds)}")
+        shares.append((kinds[kind], float(share)))
+    pick = random_faults(shares)
+    slow = Fault(delay_seconds=options.latency)
+    server = Server(
+        ANSWERS[options.answer], fault=lambda call: pick(call) or slow, port=options.port
+    )
+    with server:
+        print(server.url, flush=True)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/stats") as reply:
+                print(json.dumps(json.load(reply)))
+
+
+if __name__ == "__main__":
+    main()
