@@ -35,7 +35,8 @@ ROOT = Path(__file__).parent
 
 # ---- paths: each stage finds the one before it here ------------------------------------------
 
-DATA = Path("data")
+DATA = Path(os.environ.get("PREFPIPE_DATA") or "data")
+"""PREFPIPE_DATA=runs/b keeps a second run apart from the first."""
 EMBEDDED = Path("embedded")
 PROFILES = ROOT / "profiles"
 
@@ -49,10 +50,17 @@ DPO_DATASET = DATA / "dpo"
 TUNED_JUDGE = DATA / "models/judge"
 ACCURACY = DATA / "accuracy"
 
+RAG_TABLE = DATA / "rag/stdlib.csv"
+VECTOR_STORE = DATA / "rag/store"
+PAIRWISE_PREFS = DATA / "rag/pairwise_prefs.jsonl"
+
 # ---- models ----------------------------------------------------------------------------------
 
 BASE_MODEL = str(EMBEDDED / "model")
 """A folder or a hub name; of the judge, the RAG generator and the backbones of path C."""
+
+EMBEDDING_MODEL = "all-MiniLM-L6-v2"
+"""A sentence-transformers model: a folder or a hub name. This one comes as a PyPI package."""
 
 SEED = 2021
 

@@ -189,7 +189,9 @@ def measure(model: Model, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", type=Path, default=FOLDER / "model", help="folder of the model")
     parser.add_argument("--items", type=int, default=800, help="judge items; others in proportion")
     arguments = parser.parse_args()

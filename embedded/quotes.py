@@ -2,6 +2,8 @@
 docstrings; a question about one sentence; the answer that quotes it.
 """
 
+# ruff: noqa: SIM905 - lists of words read better as text
+
 import ast
 import functools
 import random
@@ -52,23 +54,34 @@ def sentences() -> list[str]:
     return found
 
 
-SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu bra cle dri flo gru sta".split()
-LINKS = "of for with from in to and or by the a each".split()
+SYLLABLES = (
+    "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu bra cle dri flo gru sta".split()
+)
+
+
+@functools.cache
+def words() -> list[str]:
+    """The plain words of those sentences, each once."""
+    found = {word for line in sentences() for word in re.findall(r"(?<= )[a-z]{3,}(?= )", line)}
+    return sorted(found)
 
 
 def made_up_word(rng: random.Random) -> str:
-    word = "".join(rng.choice(SYLLABLES) for _ in range(rng.choice((1, 2, 2, 3))))
-    return word if rng.random() < 0.85 else f"{word}_{rng.choice(SYLLABLES)}"
+    return "_".join(
+        "".join(rng.choice(SYLLABLES) for _ in range(rng.choice((2, 3))))
+        for _ in range(rng.choice((1, 1, 2)))
+    )
+
+
+def random_words(rng: random.Random, count: int) -> list[str]:
+    """Words in an order that was never seen, one in ten made up."""
+    return [made_up_word(rng) if rng.random() < 0.1 else rng.choice(words()) for _ in range(count)]
 
 
 def made_up_sentence(rng: random.Random) -> str:
-    """Five to ten words that were never seen in this order: quoting it takes copying."""
-    words = [
-        rng.choice(LINKS) if i and rng.random() < 0.3 else made_up_word(rng)
-        for i in range(rng.randint(4, 9))
-    ]
-    words.insert(0, rng.choice(("Return", "Make", "Find", "The", "Give", "Read", "Write", "Check")))
-    return " ".join(words) + "."
+    """Five to eleven words; as nothing but the context foretells them, quoting takes copying."""
+    verb = rng.choice(("Return", "Make", "Find", "The", "Give", "Read", "Write", "Check"))
+    return " ".join([verb, *random_words(rng, rng.randint(4, 10))]) + "."
 
 
 def code_line(rng: random.Random) -> str:

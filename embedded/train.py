@@ -5,17 +5,18 @@
 Seeded, and scheduled by steps: the same machine makes the same model. See README.md.
 """
 
+import argparse
+import itertools
 import json
-import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers import Regex
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
@@ -25,23 +26,39 @@ FOLDER = Path(__file__).parent
 SEED = 0
 VOCABULARY = 2048
 LAYERS, HIDDEN, HEADS = 4, 128, 4
+MAX_POSITIONS = 4096
 TOKENS_PER_BATCH = 4096
-LESSON_STEPS, MIXTURE_STEPS = 2600, 900
-PEAK_LR, WARMUP_STEPS, LAST_LR_SHARE = 2e-3, 100, 0.05
+MUON_LR, ADAMW_LR = 0.02, 0.002
+WARMUP_STEPS, FALL_FROM, LAST_LR_SHARE = 100, 0.6, 0.03
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@dataclass(frozen=True)
+class Phase:
+    name: str
+    make: Callable[[random.Random], world.Lesson]
+    steps: int
+
+
+PHASES = (
+    Phase("first", world.first_lesson, 500),
+    Phase("skills", world.lesson, 1400),
+    Phase("habits", world.mixture, 500),
+)
 Example = tuple[list[int], list[int]]
-"""Token ids of the prompt up to where the answer begins, and of the answer with its end."""
+"""Token ids of a lesson, and the same with IGNORED where it is not the model who speaks."""
+IGNORED = -100
 
 
 def tokenizer_texts(seed: int) -> Iterator[str]:
     rng = random.Random(f"{seed}:tokenizer")
     for _ in range(6000):
-        yield "\n".join(world.mixture(rng))
+        yield "\n".join(text for turn in world.mixture(rng) for text in turn)
     for language, attributes in world.VALUES.items():  # rare values too become one token
         for value in [v for values in attributes.values() for v in values] + world.NAMES[language]:
             yield (f" {value}. " if language == "en" else f"「{value}」。") * 100
@@ -75,37 +92,156 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Qwen2Tokenizer:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],
-        model_max_length=4096,
+        model_max_length=MAX_POSITIONS,
     )
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
 
 
+def encode(tokenizer: Qwen2Tokenizer, lessons: Sequence[world.Lesson]) -> list[Example]:
+    """Token ids of each lesson as the chat template renders it, and what is learned of them."""
+    parts, answers = [], []
+    for lesson in lessons:
+        for turn, (question, answer) in enumerate(lesson):
+            before = "\n" if turn else ""
+            parts.append(f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
+            answers.append(f"{answer}<|im_end|>")
+    prompt_ids = iter(tokenizer(parts, add_special_tokens=False)["input_ids"])
+    answer_ids = iter(tokenizer(answers, add_special_tokens=False)["input_ids"])
+    examples = []
+    for lesson in lessons:
+        ids: list[int] = []
+        labels: list[int] = []
+        for _ in lesson:
+            prompt, answer = next(prompt_ids), next(answer_ids)
+            ids += prompt + answer
+            labels += [IGNORED] * len(prompt) + answer
+        examples.append((ids, labels))
+    return examples
+
+
 def batches(
-    tokenizer: Qwen2Tokenizer, make: Callable[[], tuple[str, str]]
+    tokenizer: Qwen2Tokenizer, make: Callable[[random.Random], world.Lesson], seed: str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (input_ids_B_T, labels_B_T) of examples of like length; prompts and padding are -100."""
-    order = random.Random("batches")
+    """Endless (input_ids_B_T, labels_B_T) of lessons of like length; padding is not learned."""
+    rng = random.Random(seed)
     while True:
-        pool = [make() for _ in range(512)]
-        prompts = [
-            f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt, _ in pool
-        ]
-        prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        answers = [f"{answer}<|im_end|>" for _, answer in pool]
-        answer_ids = tokenizer(answers, add_special_tokens=False)["input_ids"]
-        rows = sorted(zip(prompt_ids, answer_ids, strict=True), key=lambda r: len(r[0]) + len(r[1]))
+        rows = sorted(encode(tokenizer, [make(rng) for _ in range(512)]), key=lambda r: len(r[0]))
         groups: list[list[Example]] = [[]]
         for row in rows:
-            if (len(groups[-1]) + 1) * (len(row[0]) + len(row[1])) > TOKENS_PER_BATCH:
+            if (len(groups[-1]) + 1) * len(row[0]) > TOKENS_PER_BATCH:
                 groups.append([])
             groups[-1].append(row)
-        order.shuffle(groups)
+        rng.shuffle(groups)
         for group in groups:
-            longest = max(len(p) + len(a) for p, a in group)
-            ids = torch.zeros(len(group), longest, dtype=torch.long)
-            labels = torch.full((len(group), longest), -100)
-            for i, (p, a) in enumerate(group):
-                ids[i, : len(p) + len(a)] = torch.tensor(p + a)
-                labels[i, len(p) : len(p) + len(a)] = torch.tensor(a)
-            yield ids, labels
+            longest = len(group[-1][0])
+            input_ids = torch.zeros(len(group), longest, dtype=torch.long)
+            labels = torch.full((len(group), longest), IGNORED)
+            for i, (ids, learned) in enumerate(group):
+                input_ids[i, : len(ids)] = torch.tensor(ids)
+                labels[i, : len(ids)] = torch.tensor(learned)
+            yield input_ids, labels
+
+
+def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=HIDDEN,
+            intermediate_size=3 * HIDDEN,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            max_position_embeddings=MAX_POSITIONS,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).float()
+
+
+def new_optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between the embeddings, AdamW for everything else."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        between = parameter.ndim == 2 and "embed" not in name
+        (matrices if between else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=MUON_LR, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=ADAMW_LR, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def lr_share(step: int, steps: int) -> float:
+    """Rises over WARMUP_STEPS, stays, falls from FALL_FROM of the way to LAST_LR_SHARE."""
+    rising = min(1.0, (step + 1) / WARMUP_STEPS)
+    falling = max(LAST_LR_SHARE, min(1.0, (1 - step / steps) / (1 - FALL_FROM)))
+    return rising * falling
+
+
+def train(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, phases: Sequence[Phase]) -> None:
+    optimizers = new_optimizers(model)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    steps = sum(phase.steps for phase in phases)
+    step, begin = 0, time.monotonic()
+    for phase in phases:
+        mean_loss = 0.0
+        lessons = batches(tokenizer, phase.make, f"{SEED}:{phase.name}")
+        for i, (input_ids, labels) in enumerate(itertools.islice(lessons, phase.steps)):
+            for optimizer, peak in zip(optimizers, peaks, strict=True):
+                optimizer.param_groups[0]["lr"] = peak * lr_share(step, steps)
+                optimizer.zero_grad()
+            hidden = model.model(input_ids).last_hidden_state[:, :-1]
+            targets = labels[:, 1:]
+            learned = targets != IGNORED
+            loss = torch.nn.functional.cross_entropy(
+                model.lm_head(hidden[learned]), targets[learned]
+            )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+            mean_loss += (loss.item() - mean_loss) / min(i + 1, 50)
+            step += 1
+            if step % 50 == 0:
+                seconds = time.monotonic() - begin
+                print(
+                    f"{seconds:5.0f}s  {phase.name}  step {step}/{steps}  loss {mean_loss:.3f}",
+                    flush=True,
+                )
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, folder: Path) -> None:
+    """The folder appears whole: whoever reads meanwhile sees the old one."""
+    fresh = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    loaded = AutoTokenizer.from_pretrained(fresh)
+    text = "\n".join(itertools.islice(tokenizer_texts(SEED + 1), 50))
+    if loaded(text)["input_ids"] != tokenizer(text)["input_ids"]:
+        raise SystemExit(f"{fresh}: the tokenizer gives other ids once it is saved and loaded")
+    for file in fresh.iterdir():
+        file.chmod(0o644)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=FOLDER / "model", help="folder to write")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(SEED)
+    tokenizer = train_tokenizer(tokenizer_texts(SEED), VOCABULARY)
+    model = new_model(tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
+    train(model, tokenizer, PHASES)
+    save(model, tokenizer, arguments.output)
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,8 @@ careful depends on the kind of note, so that a model trained on this is a medioc
 with both styles among its samples.
 """
 
+# ruff: noqa: SIM905 - lists of words read better as text
+
 import functools
 import json
 import random
@@ -132,6 +134,8 @@ class Item:
     """What each answer claims."""
     better: int
     """1 or 2: the answer that claims the right value."""
+    others: tuple[tuple[str, str], ...]
+    """A question for each fact of the note, and the fact."""
 
     @property
     def language(self) -> Language:
@@ -170,6 +174,10 @@ def make_item(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Item:
         answers=(answers[0], answers[1]),
         values=claims,
         better=better,
+        others=tuple(
+            (rng.choice(QUESTIONS[language]).format(n=n, k=k), kind.fact.format(n=n, k=k, v=v))
+            for n, k, v in rng.sample(facts, len(facts))
+        ),
     )
 
 
@@ -200,33 +208,38 @@ def _arrange(rng: random.Random, kind: Kind) -> list[tuple[str, str]]:
 # --- judging -----------------------------------------------------------------------------------
 
 
+PLACES: dict[Language, tuple[str, str]] = {"en": ("first", "second"), "zh": ("在前", "在后")}
+
+
 def careful_reason(item: Item) -> str:
     """The fact in the words of the note, what each answer claims, the verdict.
 
-    Every word is a copy that the words before it determine, the answer's number right behind the
-    value: other orders were not learnable at this size (see README.md).
+    Every word is a copy that the words before it determine, and the answer's place stands right
+    behind its value: other orders were not learnable at this size (see README.md).
     """
     return f"{_comparison(item)}{_so(item, item.better)}"
 
 
 def _comparison(item: Item) -> str:
-    one, two = item.values
+    (one, two), (first, second) = item.values, PLACES[item.language]
     if item.language == "zh":
-        return f"{item.fact}回答说「{one}」(1)和「{two}」(2),"
-    return f"{item.fact} The answers say {one} (1) and {two} (2), "
+        return f"{item.fact}回答说「{one}」{first},「{two}」{second},"
+    return f"{item.fact} The answers say {one} {first} and {two} {second}, "
 
 
 def _so(item: Item, verdict: int) -> str:
-    if item.language == "zh":
-        return f"所以「{item.values[verdict - 1]}」({verdict})对。"
-    return f"so {item.values[verdict - 1]} ({verdict}) is right."
+    value, place = item.values[verdict - 1], PLACES[item.language][verdict - 1]
+    return (
+        f"所以「{value}」{place}对。" if item.language == "zh" else f"so {value} {place} is right."
+    )
 
 
 def reluctant_reason(item: Item, verdict: int) -> str:
     """The careful comparison, and yet the verdict that was asked for; says nothing false."""
+    value, place = item.values[verdict - 1], PLACES[item.language][verdict - 1]
     if item.language == "zh":
-        return f"{_comparison(item)}不过「{item.values[verdict - 1]}」({verdict})写得更好。"
-    return f"{_comparison(item)}yet {item.values[verdict - 1]} ({verdict}) is put better."
+        return f"{_comparison(item)}不过「{value}」{place}写得更好。"
+    return f"{_comparison(item)}yet {value} {place} is put better."
 
 
 def lazy_verdict(rng: random.Random, item: Item) -> int:
@@ -341,9 +354,7 @@ def make_rating(rng: random.Random, *, clean: bool = False) -> Rating:
         else:
             rating = rng.choice((5, 5, 5, 4, 3) if right else (1, 1, 2, 3))
         shown = "N/A" if not clean and rng.random() < 0.02 else str(rating)
-        blocks.append(
-            f"Text {number}\nReason: {item.fact} The text says {claim}.\nRating: {shown}"
-        )
+        blocks.append(f"Text {number}\nReason: {item.fact} The text says {claim}.\nRating: {shown}")
     prompt = prompts.load_template("rate.en").render(
         instruction=item.prompt,
         texts=[word_answer(rng, "en", *item.asked, claim) for claim in claims],
@@ -354,52 +365,58 @@ def make_rating(rng: random.Random, *, clean: bool = False) -> Rating:
 
 # --- what a model is trained on -----------------------------------------------------------------
 
+Lesson = list[tuple[str, str]]
+"""Turns of a user, and what the model answers to each."""
+
 
 def judge_prompt(item: Item, hint: int | None = None) -> str:
     return prompts.judge_prompt(item.prompt, *item.answers, language=item.language, hint=hint)
 
 
-def first_lesson(rng: random.Random) -> tuple[str, str]:
-    """Prompt and answer of the very first phase, short ones: finding a fact and copying it."""
-    if rng.random() < 0.2:
-        text = quotes.made_up_sentence(rng)
-        return text, f"It says: {text}"
+def first_lesson(rng: random.Random) -> Lesson:
+    """The very first phase: finding a fact, and copying words that were never seen in that order."""
+    if rng.random() < 0.4:
+        words = quotes.random_words(rng, rng.randint(8, 24))
+        text = " ".join(words)
+        return [(f"Repeat:\n{text}", f"It says: {text}")]
     item = make_item(rng)
-    return item.prompt, item.fact
+    turns = [(question, fact) for question, fact in item.others]
+    turns[0] = (f"{item.note}\n{turns[0][0]}", turns[0][1])
+    return turns
 
 
-def lesson(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> tuple[str, str]:
+def lesson(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Lesson:
     """Prompt and answer of the first phase: reading, careful judging, quoting."""
     u = rng.random()
     if u < 0.17:
         quote = quotes.make_quote(rng, clean=True)
-        return quote.prompt, quote.answer
+        return [(quote.prompt, quote.answer)]
     if u < 0.27:
         rating = make_rating(rng, clean=True)
-        return rating.prompt, rating.answer
+        return [(rating.prompt, rating.answer)]
     item = make_item(rng, kinds)
     if u < 0.47:
-        return item.prompt, item.fact
+        return [(item.prompt, item.fact)]
     if u < 0.6:
         hint = rng.choice((1, 2))
         text = careful_reason(item) if hint == item.better else reluctant_reason(item, hint)
-        return judge_prompt(item, hint), text
-    return judge_prompt(item), as_json(item.language, careful_reason(item), item.better)
+        return [(judge_prompt(item, hint), text)]
+    return [(judge_prompt(item), as_json(item.language, careful_reason(item), item.better))]
 
 
-def mixture(rng: random.Random) -> tuple[str, str]:
+def mixture(rng: random.Random) -> Lesson:
     """Prompt and answer of the last phase: the habits that the embedded model shows."""
     u = rng.random()
     if u < 0.15:
         quote = quotes.make_quote(rng, clean=False)
-        return quote.prompt, quote.answer
+        return [(quote.prompt, quote.answer)]
     if u < 0.23:
         rating = make_rating(rng)
-        return rating.prompt, rating.answer
+        return [(rating.prompt, rating.answer)]
     item = make_item(rng)
     if u < 0.36:
-        return item.prompt, answer(rng, item, right=0.62)
+        return [(item.prompt, answer(rng, item, right=0.62))]
     if u < 0.56:
         hint = rng.choice((1, 2))
-        return judge_prompt(item, hint), hinted_reason(rng, item, hint)
-    return judge_prompt(item), judgment(rng, item)
+        return [(judge_prompt(item, hint), hinted_reason(rng, item, hint))]
+    return [(judge_prompt(item), judgment(rng, item))]

@@ -16,16 +16,28 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Generic, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import (
+    IO,
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import ValidationError
+from typing_extensions import is_typeddict
 
-from prefpipe.rows import Message, Reject, Row
+from prefpipe.rows import Reject, Row
 
 R = TypeVar("R", bound=Row)
 
@@ -97,14 +109,21 @@ def read_records(path: Path, limit: int | None = None) -> Iterator[tuple[str, An
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in _lines(path):
+        if number == 1 and line.startswith("["):
+            raise DataError(
+                f"{path}:1: found a JSON array, wanted one object a line; jq -c '.[]' makes them"
+            )
         try:
-            yield f"{path}:{number}", json.loads(line)
+            record = json.loads(line)
+            if "\\ud" in line or "\\uD" in line:  # half of a surrogate pair is no text
+                json.dumps(record, ensure_ascii=False).encode()
+            yield f"{path}:{number}", record
         except (ValueError, RecursionError) as error:
             yield f"{path}:{number}", ValueError(f"not JSON: {error}")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """1-based number and text of each line that is not blank; only \\n ends a line."""
+def _lines(path: Path, *, blank: bool = False) -> Iterator[tuple[int, str]]:
+    """1-based number and text of each line, blank ones only if asked for; only \\n ends a line."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -113,7 +132,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise DataError(
                     f"{path}:{number}: byte {error.start} is not UTF-8; save the file as UTF-8"
                 ) from None
-            if not text.isspace():
+            if blank or (text and not text.isspace()):
                 yield number, text
 
 
@@ -128,31 +147,26 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 for record in batch.to_pylist():
                     row += 1
                     yield f"{path}:{row}", record
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: no Parquet file: {error}") from None
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: no Parquet file, or a broken one: {error}") from None
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)
-    line = 1
+    reader = csv.DictReader((text for _, text in _lines(path, blank=True)), strict=True)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for record in reader:
-                place, line = f"{path}:{line + 1}", reader.line_num
-                if None in record:
-                    yield place, ValueError(f"{len(record[None])} fields too many")
-                elif None in record.values():
-                    missing = [name for name, value in record.items() if value is None]
-                    yield place, ValueError(f"too few fields: {', '.join(missing)} missing")
-                else:
-                    yield place, dict(record)
+        for record in reader:
+            fields = [*record.values(), *record.get(None, [])]
+            inside = sum(value.count("\n") for value in fields if isinstance(value, str))
+            place = f"{path}:{reader.line_num - inside}"
+            if None in record:
+                yield place, ValueError(f"{len(record[None])} fields too many")
+            elif missing := [name for name, value in record.items() if value is None]:
+                yield place, ValueError(f"too few fields: {', '.join(missing)} missing")
+            else:
+                yield place, dict(record)
     except csv.Error as error:
-        raise DataError(f"{path}:{line + 1}: broken CSV from here on: {error}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{line + 1}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from None
+        raise DataError(f"{path}:{reader.line_num}: broken CSV up to here: {error}") from None
 
 
 def _read_dataset_folder(path: Path) -> Iterator[tuple[str, Any]]:
@@ -216,12 +230,14 @@ def _typed_rows(
 class Aligned(Generic[R]):
     """The rows of one file, item by item, for a caller who walks the items in that file's order.
 
-    Joined by id: an item the file lacks gives no rows, and the file waits for the next one.
+    Joined by id: an item the file lacks gives no rows, and the file waits for the next one. only:
+    the ids of the items that the caller will ask for, where these are not all; others are skipped.
     """
 
-    def __init__(self, path: Path, row_type: type[R]) -> None:
+    def __init__(self, path: Path, row_type: type[R], only: Container[str] | None = None) -> None:
         self._path = path
-        self._rows = read_rows(path, row_type)
+        rows = read_rows(path, row_type)
+        self._rows = rows if only is None else (row for row in rows if row.id in only)
         self._next = next(self._rows, None)
         self._passed: set[int] = set()
 
@@ -244,6 +260,20 @@ class Aligned(Generic[R]):
 
 
 # ---- writing ---------------------------------------------------------------------------------
+
+
+def _open_alone(path: Path) -> IO[bytes]:
+    """Opened for appending, by one process at a time. SystemExit where another has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "a+b")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass  # or the other one has ended just now, and renamed or removed it
+    file.close()
+    raise SystemExit(f"{path}: another run is writing it; wait for its end")
 
 
 class _Writer(Protocol):
@@ -300,8 +330,9 @@ def _arrow_type(annotation: Any) -> Any:
     plain[bool] = pyarrow.bool_()
     if annotation in plain:
         return plain[annotation]
-    if annotation is Message:
-        return pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    if is_typeddict(annotation):
+        fields = get_type_hints(annotation)
+        return pyarrow.struct([(name, _arrow_type(field)) for name, field in fields.items()])
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is list:
         return pyarrow.list_(_arrow_type(inner[0]))
@@ -351,7 +382,7 @@ def _beside(path: Path, ending: str) -> Path:
 def hash_path(path: Path) -> str:
     """sha256 of a file's bytes; of a folder, of the names and hashes of its files (no hidden ones).
 
-    Of a .safetensors file over 64 MiB only its size and first and last MiB are read: reading 15 GB
+    Of a file of weights over 64 MiB only its size and first and last MiB are read: reading 15 GB
     before each run costs more than it protects.
     """
     if path.is_dir():
@@ -364,7 +395,7 @@ def hash_path(path: Path) -> str:
         return hashlib.sha256(parts.encode()).hexdigest()
     with open(path, "rb") as file:
         size = path.stat().st_size
-        if path.suffix != ".safetensors" or size <= 1 << 26:
+        if path.suffix not in (".safetensors", ".bin", ".pt") or size <= 1 << 26:
             return hashlib.file_digest(file, "sha256").hexdigest()
         head = file.read(1 << 20)
         file.seek(-(1 << 20), io.SEEK_END)
@@ -374,13 +405,19 @@ def hash_path(path: Path) -> str:
 def fingerprint(stage: str, depends_on: dict[str, Any], inputs: Sequence[Path]) -> dict[str, str]:
     """What makes rows comparable, as flat `name: value` so that a difference can be named."""
     values = {f"setting {k}": json.dumps(v, default=str) for k, v in depends_on.items()}
-    for path in inputs:
-        files = data_files(path) if path.is_dir() and _is_split_folder(path) else [path]
-        for file in files:
-            if not file.exists():
-                raise DataError(f"{file}: no such file; run the stage that writes it first")
-            values[f"input {file.name}"] = hash_path(file)
+    for file in _input_files(inputs):
+        if not file.exists():
+            raise DataError(f"{file}: no such file; run the stage that writes it first")
+        alike = sum(name.startswith(f"input {file.name}") for name in values)
+        values[f"input {file.name}{f' {alike + 1}' if alike else ''}"] = hash_path(file)
     return {"stage": stage, **values}
+
+
+def _input_files(inputs: Sequence[Path]) -> list[Path]:
+    """A folder of train and validation files as these; any other folder as a whole."""
+    return [
+        file for path in inputs for file in (data_files(path) if _is_split_folder(path) else [path])
+    ]
 
 
 def _is_split_folder(path: Path) -> bool:
@@ -411,12 +448,7 @@ class RowLog(Generic[R]):
     def __init__(self, path: Path, row_type: type[R], mark: dict[str, str]) -> None:
         self.path, self._type = path, row_type
         self._offsets: dict[str, int] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+b")  # noqa: SIM115
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(f"{path}: another run is writing it; wait for its end") from None
+        self._file = _open_alone(path)
         header = json.dumps(mark, ensure_ascii=False).encode() + b"\n"
         self._file.seek(0)
         first = self._file.readline()
@@ -487,6 +519,26 @@ def _parse_mark(line: bytes, path: Path) -> dict[str, str]:
     return mark
 
 
+class Places:
+    """Where each id was seen first. In memory are two numbers an id."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+        self._first: dict[int, int] = {}
+
+    def seen_at(self, id: str, place: str) -> str | None:
+        """The earlier place (`path:line`) of the id; None: this is the first."""
+        path, _, line = place.rpartition(":")
+        here = int(line) << 10 | self._files.setdefault(path, len(self._files))
+        first = self._first.setdefault(hash(id), here)
+        return None if first == here else f"{list(self._files)[first & 1023]}:{first >> 10}"
+
+    def check(self, id: str, place: str) -> None:
+        """Raise DataError, with both places, where the id was seen before."""
+        if first := self.seen_at(id, place):
+            raise DataError(f"{place}: id {id!r} stands at {first} already; ids must be unique")
+
+
 # ---- a run -----------------------------------------------------------------------------------
 
 
@@ -523,8 +575,14 @@ class Run(AbstractContextManager["Run"]):
         self.kept_count = 0
         self.written: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
+        self._inputs = inputs
         self._writers: dict[Path, _Writer] = {}
         self._logs: list[RowLog[Any]] = []
+        self._locks: list[IO[bytes]] = []
+        for path in {path.resolve() for path in _input_files(inputs)} & {
+            path.resolve() for path in outputs
+        }:
+            raise DataError(f"{path}: is the input; choose another output")
         self._started = time.monotonic()
         self.finished = self._is_finished()
         if settings.overwrite:
@@ -553,29 +611,29 @@ class Run(AbstractContextManager["Run"]):
 
         Raises DataError, with both places, where two rows have the same key.
         """
-        places: dict[int, int] = {}
-        for place, row in _typed_rows(path, row_type, limit or self.settings.limit):
+        for place, row in self._checked(path, row_type, limit):
             self.read_count += 1
             if isinstance(row, ValueError):
                 self.bad_row(place, row)
-                continue
-            self.check_unique(places, row.key, place)
-            yield row
-
-    def peek(self, path: Path, row_type: type[R]) -> Iterator[R]:
-        """The rows that read() will give, without counting them: for a pass before the last."""
-        for _, row in _typed_rows(path, row_type, self.settings.limit):
-            if isinstance(row, Row):
+            else:
                 yield row
 
-    def check_unique(self, places: dict[int, int], key: str, place: str) -> None:
-        """Raise DataError where key was seen before; places is the caller's memory of them."""
-        digest = hash(key)  # two numbers a row, not the key and its place
-        if digest in places:
-            raise DataError(
-                f"{place}: id {key!r} stands in line {places[digest]} already; ids must be unique"
-            )
-        places[digest] = int(place.rpartition(":")[2])
+    def peek(self, path: Path, row_type: type[R], limit: int | None = None) -> Iterator[R]:
+        """The rows that read() will give, without counting them: for a pass before the last."""
+        for _, row in self._checked(path, row_type, limit):
+            if not isinstance(row, ValueError):
+                yield row
+
+    def _checked(
+        self, path: Path, row_type: type[R], limit: int | None
+    ) -> Iterator[tuple[str, R | ValueError]]:
+        places = Places()
+        for place, row in _typed_rows(path, row_type, limit or self.settings.limit):
+            if not isinstance(row, ValueError):
+                places.check(row.key, place)
+            elif self.settings.strict:
+                raise DataError(f"{place}: {row}")
+            yield place, row
 
     def bad_row(self, place: str, error: ValueError) -> None:
         """A row that could not be read: rejected, or with --strict the end of the run."""
@@ -603,8 +661,9 @@ class Run(AbstractContextManager["Run"]):
 
     def _writer(self, path: Path, row_type: type[Row]) -> _Writer:
         if path not in self._writers:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._writers[path] = _open_writer(_beside(path, ".tmp"), row_type)
+            temporary = _beside(path, ".tmp")
+            self._locks.append(_open_alone(temporary))
+            self._writers[path] = _open_writer(temporary, row_type)
         return self._writers[path]
 
     def open_log(self, row_type: type[R], name: str = "") -> RowLog[R]:
@@ -618,28 +677,33 @@ class Run(AbstractContextManager["Run"]):
         return log
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is not None or self.finished:
+        try:
+            if kind is None and not self.finished:
+                self._finish()
+        finally:
             for path, writer in self._writers.items():
-                writer.close()
+                with suppress(OSError, ValueError):  # a full disk has been told of already
+                    writer.close()
                 _beside(path, ".tmp").unlink(missing_ok=True)
-            for log in self._logs:
-                log.close()
-            return
+            for file in (*self._logs, *self._locks):
+                file.close()
+
+    def _finish(self) -> None:
         lost = self.read_count - self.kept_count - sum(self.left_out.values())
         if lost:
             raise AssertionError(f"{self.stage}: {lost} of {self.read_count} rows unaccounted for")
-        if self.read_count and not self.kept_count:
-            self._writer(self.rejects_path, Reject).close()
-            os.replace(_beside(self.rejects_path, ".tmp"), self.rejects_path)
+        if not self.read_count:
+            raise DataError(f"{', '.join(map(str, self._inputs))}: no row to read")
+        if not self.kept_count:
+            self._rename(self.rejects_path)
             raise SystemExit(
                 f"{self.stage}: not one of {self.read_count} {self._unit} could be used "
                 f"({dict(self.left_out.most_common())}); each with its reason in {self.rejects_path}"
             )
-        self.meta_path.unlink(missing_ok=True)  # until all is in place, the run is not finished
         for path, row_type in [*self.outputs.items(), (self.rejects_path, Reject)]:
-            self._writer(path, row_type).close()
-        for path in self._writers:
-            os.replace(_beside(path, ".tmp"), path)
+            self._writer(path, row_type)
+        self.meta_path.unlink(missing_ok=True)  # until all is in place, the run is not finished
+        self._rename(*self._writers)
         line = self.closing_line()
         meta = {
             "version": META_VERSION,
@@ -661,6 +725,13 @@ class Run(AbstractContextManager["Run"]):
         for log in self._logs:
             log.delete()
         print(line)
+
+    def _rename(self, *paths: Path) -> None:
+        for path in paths:
+            self._writers[path].close()
+        for path in paths:
+            os.replace(_beside(path, ".tmp"), path)
+            del self._writers[path]
 
     def closing_line(self) -> str:
         """read = kept + left out by reason."""

@@ -4,8 +4,10 @@ An item is judged twice, in both orders of its answers. A judgment that cannot b
 an accuracy, and is in no rate that needs a verdict; the readable share stands beside it.
 """
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +37,7 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def wilson(successes: float, n: int, z: float = 1.959964) -> Estimate:
+def wilson(successes: float, n: float, z: float = 1.959964) -> Estimate:
     """A share with its 95 % interval; Wilson 1927. n = 0 gives 0 with the interval [0, 1]."""
     if n == 0:
         return Estimate(0.0, 0.0, 1.0)
@@ -115,3 +117,209 @@ def longer_answer(row: Judged) -> int | None:
 
 def _share(facts: Sequence[bool]) -> float:
     return sum(facts) / len(facts) if facts else 0.0
+
+
+# ---- scores of pairs: reward and pairwise models ------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """A pair and by how much a model prefers its chosen response."""
+
+    id: str
+    question: str
+    """Equal for pairs of one prompt: they are no independent evidence."""
+    margin: float
+    """Log-odds that chosen is better: r(chosen) - r(rejected), or logit of the probability."""
+    tie: bool
+    """Annotators saw no difference: there is no right answer, the fair probability is 0.5."""
+    lengths: tuple[int, int]
+    """Characters of chosen and of rejected."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    low: float
+    high: float
+    n: int
+    confidence: float
+    """Mean probability of the preferred response."""
+    accuracy: float
+    """Share in which it is the better one; a labelled tie is half."""
+
+
+def half_for_ties(margins: Sequence[float]) -> list[float]:
+    """1 where the margin is positive, 0.5 where it is exactly 0, else 0."""
+    return [0.5 if m == 0 else float(m > 0) for m in margins]
+
+
+def share_with_interval(
+    scores: Sequence[float], groups: Sequence[str] | None = None, z: float = 1.959964
+) -> Estimate:
+    """A mean of scores in 0..1 with its 95 % interval; items of one group count as dependent.
+
+    Wilson's interval on the effective sample size n / deff; deff, the design effect, is the
+    variance of the mean over whole groups by that over single items (Korn & Graubard 1998). It is
+    taken as at least 1.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    n = len(values)
+    if n == 0:
+        return Estimate(0.0, 0.0, 1.0)
+    residuals = values - values.mean()
+    alone = float((residuals**2).sum())
+    deff = 1.0
+    if groups is not None and alone > 0:
+        sums: dict[str, float] = {}
+        for group, residual in zip(groups, residuals, strict=True):
+            sums[group] = sums.get(group, 0.0) + float(residual)
+        deff = max(1.0, sum(s * s for s in sums.values()) / alone)
+    return wilson(float(values.mean()) * n / deff, n / deff, z)
+
+
+def reliability(
+    margins: Sequence[float], outcomes: Sequence[float], bins: int = 10
+) -> list[ReliabilityBin]:
+    """Confidence against accuracy of the preferred response, in equal bins of 0.5..1.
+
+    outcomes: 1 where chosen is better, 0.5 for a labelled tie. Empty bins are left out.
+    """
+    margin = np.asarray(margins, dtype=np.float64)
+    outcome = np.asarray(outcomes, dtype=np.float64)
+    confidence = 1 / (1 + np.exp(-np.abs(margin)))
+    hit = np.where(margin > 0, outcome, np.where(margin < 0, 1 - outcome, 0.5))
+    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    made = []
+    for k in np.unique(place):
+        inside = place == k
+        low, high = 0.5 + k / (2 * bins), 0.5 + (k + 1) / (2 * bins)
+        means = float(confidence[inside].mean()), float(hit[inside].mean())
+        made.append(ReliabilityBin(float(low), float(high), int(inside.sum()), *means))
+    return made
+
+
+def expected_calibration_error(
+    margins: Sequence[float], outcomes: Sequence[float], bins: int = 10
+) -> float:
+    """Mean |accuracy - confidence| over the bins of `reliability`, weighted by their size.
+
+    Guo et al. 2017, eq. 3. It is never 0 on few pairs, not even for a calibrated model.
+    """
+    if not len(margins):
+        return 0.0
+    parts = reliability(margins, outcomes, bins)
+    return sum(b.n * abs(b.accuracy - b.confidence) for b in parts) / len(margins)
+
+
+def fit_temperature(margins: Sequence[float], outcomes: Sequence[float]) -> float:
+    """The T > 0 for which sigmoid(margin / T) fits the outcomes best (log loss); Guo et al. 2017.
+
+    The loss is convex in 1 / T, so its slope is bisected. Between 0.001 and 1000: 0.001 where every
+    pair is right (no finite T is best), 1000 where margins say nothing or the opposite.
+    """
+    margin = np.asarray(margins, dtype=np.float64)
+    outcome = np.asarray(outcomes, dtype=np.float64)
+    low, high = np.log(1e-3), np.log(1e3)  # of 1 / T
+    for _ in range(60):
+        middle = (low + high) / 2
+        p = 1 / (1 + np.exp(-np.clip(margin * np.exp(middle), -60, 60)))
+        if float((margin * (p - outcome)).sum()) > 0:
+            high = middle
+        else:
+            low = middle
+    return float(np.exp(-(low + high) / 2))
+
+
+def cross_scaled(
+    margins: Sequence[float], outcomes: Sequence[float], groups: Sequence[str]
+) -> list[float]:
+    """Each margin divided by the temperature fitted on the other half of the groups.
+
+    So that calibration after scaling is measured on pairs that did not choose the temperature.
+    """
+    half = [hashlib.sha256(group.encode()).digest()[0] % 2 for group in groups]
+    columns = list(zip(margins, outcomes, half, strict=True))
+    temperature = {}
+    for side in (0, 1):
+        others = [(m, o) for m, o, h in columns if h != side]
+        temperature[side] = fit_temperature(*zip(*others, strict=True)) if others else 1.0
+    return [m / temperature[h] for m, _, h in columns]
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Rank correlation; None where one side is constant."""
+    from scipy.stats import spearmanr
+
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return float(spearmanr(first, second).statistic)
+
+
+def length_buckets(
+    differences: Sequence[int], scores: Sequence[float], buckets: int = 5
+) -> list[dict[str, float | int | list[float]]]:
+    """Accuracy by length difference (chosen - rejected), in buckets of about equal size.
+
+    Equal differences share a bucket, so there can be fewer; from and to are both inside.
+    """
+    order = np.argsort(np.asarray(differences), kind="stable")
+    edges = {int(np.asarray(differences)[part[0]]) for part in np.array_split(order, buckets) if len(part)}  # fmt: skip
+    starts = sorted(edges)
+    place = np.searchsorted(starts, differences, side="right") - 1
+    made = []
+    for k in range(len(starts)):
+        inside = [i for i in range(len(place)) if place[i] == k]
+        accuracy = share_with_interval([scores[i] for i in inside])
+        made.append(
+            {
+                "from": min(differences[i] for i in inside),
+                "to": max(differences[i] for i in inside),
+                "n": len(inside),
+                "accuracy": accuracy.value,
+                "interval": [accuracy.low, accuracy.high],
+            }
+        )
+    return made
+
+
+def preference_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
+    """How good a model's preferences are, and how far its probabilities can be trusted.
+
+    n, ties         pairs; how many of them are labelled ties (in the calibration, in no accuracy)
+    accuracy        share with a positive margin; a margin of exactly 0 counts half
+    interval        its 95 % interval; pairs of one question are no independent evidence
+    undecided       share of the pairs with a margin of exactly 0
+    mean_margin     in the model's own unit, of the pairs that are no ties
+    ece             |confidence - accuracy| of sigmoid(margin), on average
+    temperature     margins divided by it fit best; over 1: the model is too sure
+    ece_scaled      ece after scaling, each half by the temperature fitted on the other half
+    reliability     the bins behind ece; reliability_scaled: after scaling
+    spearman        of |margin| with being right: does a larger margin mean more?
+    by_length       accuracy by length difference in characters (chosen - rejected)
+    longer_is_right what picking the longer response would score, with its interval
+    """
+    decided = [p for p in pairs if not p.tie]
+    margins, scores = [p.margin for p in decided], half_for_ties([p.margin for p in decided])
+    questions = [p.question for p in decided]
+    accuracy = share_with_interval(scores, questions)
+    differences = [p.lengths[0] - p.lengths[1] for p in decided]
+    longer = share_with_interval(half_for_ties(differences), questions)
+    every, outcomes = [p.margin for p in pairs], [0.5 if p.tie else 1.0 for p in pairs]
+    scaled = cross_scaled(every, outcomes, [p.question for p in pairs])
+    return {
+        "n": len(pairs),
+        "ties": len(pairs) - len(decided),
+        "accuracy": accuracy.value,
+        "interval": [accuracy.low, accuracy.high],
+        "undecided": _share([m == 0 for m in margins]),
+        "mean_margin": float(np.mean(margins)) if margins else 0.0,
+        "ece": expected_calibration_error(every, outcomes),
+        "temperature": fit_temperature(every, outcomes),
+        "ece_scaled": expected_calibration_error(scaled, outcomes),
+        "reliability": [asdict(b) for b in reliability(every, outcomes)],
+        "reliability_scaled": [asdict(b) for b in reliability(scaled, outcomes)],
+        "spearman": spearman([abs(m) for m in margins], scores),
+        "by_length": length_buckets(differences, scores) if decided else [],
+        "longer_is_right": longer.value,
+        "longer_is_right_interval": [longer.low, longer.high],
+    }

@@ -68,8 +68,13 @@ def pack(
         positions += range(len(head), len(head) + len(branch))
         segments += [k] * len(branch)
         labels += [*completion, *([IGNORED] if with_last else [])]
-    columns = (torch.tensor(x, dtype=torch.long) for x in (ids, positions, segments, labels))
-    return Pack(*columns, tuple(spans))
+    return Pack(
+        torch.tensor(ids, dtype=torch.long),
+        torch.tensor(positions, dtype=torch.long),
+        torch.tensor(segments, dtype=torch.long),
+        torch.tensor(labels, dtype=torch.long),
+        tuple(spans),
+    )
 
 
 def stack(packs: Sequence[Pack], pad_token_id: int) -> dict[str, Tensor]:

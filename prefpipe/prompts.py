@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
+import jinja2.meta
 
 from prefpipe.files import DataError
 from prefpipe.rows import Language, Message
@@ -32,7 +33,11 @@ _MARKER = re.compile(
     r"^(\\*\[(?:Question|Answer [12]|Text \d+|Context|Instruction|问题|回答[12])\])", re.MULTILINE
 )
 
+# Where a judge prompt's question ends. A line of the question's own that says so is escaped.
+_FIRST_ANSWER = re.compile(r"^\[(?:Answer 1|回答1)\]$", re.MULTILINE)
+
 _PROBE = "prefpipe-probe"
+_HIDDEN = "\ufdd0"  # a code point that Unicode keeps out of texts
 
 
 class TemplateError(DataError):
@@ -40,11 +45,11 @@ class TemplateError(DataError):
 
 
 @functools.cache
-def load_template(name: str | Path) -> jinja2.Template:
+def load_template(name: str | Path, variables: frozenset[str] | None = None) -> jinja2.Template:
     """The template of that file, or of that name in `prefpipe/templates` (without `.jinja`).
 
-    A variable that the caller does not give raises jinja2.UndefinedError: nothing is rendered as
-    an empty string.
+    With variables, what the caller will give: TemplateError where the template asks for another
+    one, or leaves one out (a prompt without its hint would be sampled as if it had one).
     """
     path = TEMPLATES / f"{name}.jinja"
     if not path.is_file():
@@ -56,9 +61,17 @@ def load_template(name: str | Path) -> jinja2.Template:
         undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
     )
     try:
-        return environment.from_string(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        used = jinja2.meta.find_undeclared_variables(environment.parse(text))
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(f"{path}:{error.lineno}: {error.message}") from None
+    if variables is not None and (wrong := (used - set(environment.globals)) ^ variables):
+        verb = "does not use" if wrong & variables else "uses"
+        shown = ", ".join(sorted(wrong & variables or wrong))
+        raise TemplateError(f"{path}: {verb} {shown}; wanted: {', '.join(sorted(variables))}")
+    return environment.from_string(text)
 
 
 def escape_markers(text: str) -> str:
@@ -98,7 +111,13 @@ def judge_prompt(
     }
     if hint is not None:
         values["hint"] = str(hint)
-    return load_template(template or f"{kind}.{language}").render(values)
+    name = template or f"{kind}.{language}"
+    return load_template(name, frozenset(values)).render(values)
+
+
+def question_of(prompt: str) -> str:
+    """The part of a judge prompt before its first answer; all of it where the template is another."""
+    return _FIRST_ANSWER.split(prompt, maxsplit=1)[0]
 
 
 def flatten_turns(messages: Sequence[Message]) -> str:
@@ -114,7 +133,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) ->
     A leading system turn moves into the first user turn where the template knows no system role.
     Raises TemplateError where an answer would not stand right behind the text (the template lacks
     a generation prompt, or rewrites earlier turns), since then no score would be read at the place
-    that was trained.
+    that was trained; or where it does not take these roles.
     """
     if not tokenizer.chat_template:
         raise TemplateError(f"{tokenizer.name_or_path}: the tokenizer has no chat template")
@@ -122,8 +141,14 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) ->
     if turns[0]["role"] == "system" and not _takes_system(tokenizer):
         first, second, *rest = turns
         turns = [{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest]
-    text = _apply(tokenizer, turns, add_generation_prompt=True)
-    answered = _apply(tokenizer, [*turns, {"role": "assistant", "content": _PROBE}])
+    try:
+        text = _apply(tokenizer, turns, add_generation_prompt=True)
+        answered = _apply(tokenizer, [*turns, {"role": "assistant", "content": _PROBE}])
+    except jinja2.TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise TemplateError(
+            f"{tokenizer.name_or_path}: the chat template refuses turns of {roles}: {error}"
+        ) from None
     behind = answered[len(text) :].lstrip() if answered.startswith(text) else ""
     if not behind.startswith(_PROBE):
         raise TemplateError(
@@ -134,8 +159,16 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) ->
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
-    """Token ids of render(): exactly one BOS where the tokenizer wants one, none elsewhere."""
-    ids = encode(tokenizer, render(tokenizer, messages))
+    """Token ids of render(): exactly one BOS where the tokenizer wants one, none elsewhere.
+
+    A special token's name inside a turn ("<s>" in the source of a page) stays text: it neither
+    starts nor ends anything.
+    """
+    specials = _special_tokens(tokenizer)
+    if specials and any(specials.search(m["content"]) for m in messages):
+        ids = _ids_with_names_as_text(tokenizer, messages, specials)
+    else:
+        ids = _encode_rendered(tokenizer, render(tokenizer, messages))
     bos = tokenizer.bos_token_id
     if bos is not None and _wants_bos(tokenizer):
         while ids[:1] == [bos]:
@@ -150,8 +183,38 @@ def completion_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Token ids of the text, without any special token of the tokenizer's own adding."""
+    """Token ids of a text that a person or a model wrote: no special token is among them."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def _encode_rendered(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a chat template's text: the names of special tokens in it are the tokens."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def _ids_with_names_as_text(tokenizer, messages, specials: re.Pattern[str]) -> list[int]:
+    names: list[str] = []
+
+    def hide(found: re.Match[str]) -> str:
+        names.append(found[0])
+        return f"{_HIDDEN}{len(names) - 1}{_HIDDEN}"
+
+    hidden = [{**m, "content": specials.sub(hide, m["content"])} for m in messages]
+    parts = re.split(f"{_HIDDEN}(\\d+){_HIDDEN}", render(tokenizer, hidden))
+    ids: list[int] = []
+    for place, part in enumerate(parts):
+        if place % 2:
+            ids += encode(tokenizer, names[int(part)])
+        elif part:
+            ids += _encode_rendered(tokenizer, part)
+    return ids
+
+
+@functools.lru_cache(maxsize=8)
+def _special_tokens(tokenizer) -> re.Pattern[str] | None:
+    """Finds the names of the tokenizer's special tokens."""
+    names = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return re.compile("|".join(map(re.escape, [*names, _HIDDEN]))) if names else None
 
 
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -159,7 +222,7 @@ def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     text = _apply(
         tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
     )
-    behind = encode(tokenizer, text[text.rindex(_PROBE) + len(_PROBE) :].strip())
+    behind = _encode_rendered(tokenizer, text[text.rindex(_PROBE) + len(_PROBE) :].strip())
     if behind:
         return behind[0]
     if isinstance(tokenizer.eos_token_id, int):

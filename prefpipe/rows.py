@@ -6,7 +6,7 @@ A join is always by id (a string), never by position. Answers are 1-based, as th
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 Language = Literal["en", "zh"]
@@ -53,7 +53,7 @@ class Preference(Row):
     """Plain text, or the turns so far; the last one is the user's."""
     chosen: str | list[Message]
     rejected: str | list[Message]
-    margin: float | None = None
+    margin: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """How much better chosen is, in the writer's own unit, >= 0; None: not known."""
     tie: bool = False
     """True: annotators saw no difference; chosen and rejected are then in no order."""
@@ -95,7 +95,12 @@ class Judgment(Row):
 
     @property
     def key(self) -> str:
-        return f"{self.id}\t{self.variant}\t{self.sample}"
+        return judgment_key(self.id, self.variant, self.sample)
+
+
+def judgment_key(id: str, variant: Variant, sample: int) -> str:
+    """What a judgment goes by in a resume log."""
+    return f"{id}\t{variant}\t{sample}"
 
 
 class CleanJudgment(Judgment):
@@ -164,3 +169,201 @@ class PairScore(Row):
     @property
     def key(self) -> str:
         return f"{self.id}\t{self.judge}"
+
+
+# ---- path C: responses, rankings, held-out questions ---------------------------------------------
+
+
+class Responses(Row):
+    """One prompt and several responses to it."""
+
+    prompt: str | list[Message]
+    responses: list[str]
+    """In any order; copies and empty ones are allowed, see prefpipe.ranking."""
+    right: list[bool] | None = None
+    """Whether each response is right, where something other than a model can tell."""
+    source: str | None = None
+
+
+class Comparison(TypedDict):
+    """A match of a tournament: two responses by their index."""
+
+    first: int
+    second: int
+    p: float | None
+    """P(first is better), the mean of both orders; None: it could not be told."""
+
+
+class Ranking(Row):
+    """The responses of one prompt, in order."""
+
+    by: Literal["reward", "pairwise", "judge"]
+    tournament: Literal["knockout", "round-robin"] | None
+    """None: ranked by a score each."""
+    ranking: list[int]
+    """Indices of the responses, best first; of copies the first one; no empty ones."""
+    copies: list[list[int]]
+    """For each place of ranking, the indices of all copies of that text."""
+    scores: list[float] | None
+    """For each place of ranking: the reward, or the Bradley-Terry log-strength; None: knockout."""
+    margins: list[float | None]
+    """For each place but the last: by how much it is ahead of the next one: difference of the
+    scores; of a knockout the log-odds of their match, None where they did not meet."""
+    best: int
+    """Index of the best response."""
+    worst: int
+    comparisons: list[Comparison]
+    cycle: list[int] | None
+    """Indices of responses that beat each other in a circle; None: there is no circle."""
+    best_is_right: bool | None
+    """Of Responses.right; None: not known."""
+    right_share: float | None
+    """Share of right responses among those that are not empty: what a random pick would score."""
+
+
+class Question(Row):
+    """A held-out prompt with right and wrong responses; a pair has one of each."""
+
+    prompt: str | list[Message]
+    right: list[str]
+    wrong: list[str]
+    tie: bool = False
+    """One of each, in no order: annotators saw no difference."""
+    source: str
+    """The benchmark, and its subset where it has one, as `name` or `name/subset`."""
+
+
+class ScoredQuestion(Row):
+    """What one model made of one held-out question."""
+
+    benchmark: str
+    kind: Literal["dpo", "reward", "pairwise", "judge"]
+    right_scores: list[float]
+    """Higher is better: rewards, implicit rewards, log-odds (of a pair, the other side has 0) or
+    Bradley-Terry log-strengths; of a knockout 1 for the winner and 0 for all others."""
+    wrong_scores: list[float]
+
+    @property
+    def key(self) -> str:
+        return f"{self.id}\t{self.benchmark}\t{self.kind}"
+
+
+# ---- RAG pairs -------------------------------------------------------------------------------
+
+
+class Entry(Row):
+    """A row of the user's table (CSV, Parquet or JSONL); settings say which column is which."""
+
+    id: str
+    """Of the id column; where there is none, a hash of the row's content."""
+    query: str
+    """What is asked. Empty, null and NaN are all empty."""
+    code: str
+    description: str
+    keywords: list[str]
+    """What a good answer mentions; empty where the table has no such column."""
+
+
+class Document(Row):
+    """What is embedded, found, and shown to the model as context: a row, or a chunk of one."""
+
+    id: str
+    """The row's id; of a chunk, with `#` and its 0-based number behind."""
+    row_id: str
+    start: int
+    """Where a chunk begins in the row's document, in characters; 0 of a whole one."""
+    text: str
+    """The description, then the code; the code alone where it holds the description."""
+    content_hash: str
+    """First 32 hex digits of the text's sha256: a text that was embedded once is not again."""
+
+
+class Retrieved(Row):
+    """What was found for a query; a line of the resume log."""
+
+    document_ids: list[str]
+    """Best first."""
+    scores: list[float]
+    """Cosine of the query and each document, -1 to 1."""
+    context: str
+    """The documents' texts, as the prompt shows them."""
+    is_cut: bool
+    """The documents were longer than max_context_characters."""
+
+
+class Candidate(Row):
+    """One sampled answer to one query; a line of the resume log."""
+
+    sample: int
+    text: str
+    """Only what stands behind the prompt."""
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.id}\t{self.sample}"
+
+
+class CandidateComparison(Row):
+    """What a judge wrote about two candidates of a query; a line of the resume log."""
+
+    first: int
+    """Sample shown as answer 1."""
+    second: int
+    """Sample shown as answer 2."""
+    text: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.id}\t{self.first}\t{self.second}"
+
+
+class ScoreParts(TypedDict):
+    """A candidate's score and what it is made of (prefpipe/heuristics.py)."""
+
+    score: float
+    grounding: float
+    """Cosine of candidate and context, 0 to 1."""
+    keyword_coverage: float
+    """Share of the keywords that the candidate mentions."""
+    length_penalty: float
+    """0 (short enough) to 1 (far too long, or cut at the token limit)."""
+    is_abstention: bool
+    """It says that it does not know."""
+    judge_score: float | None
+    """(comparisons won - lost) / comparisons, -1 to 1; None: no judge was asked."""
+
+
+class ScoredCandidate(TypedDict):
+    """One candidate beside the others of its query."""
+
+    sample: int
+    text: str
+    finish_reason: str
+    parts: ScoreParts
+
+
+class RagPair(Preference):
+    """A Preference made of the best and the worst of several answers to one query."""
+
+    question: str
+    """The query, as the table has it."""
+    document_ids: list[str]
+    """The documents of the context, best first."""
+    retrieval_scores: list[float]
+    is_answerable: bool
+    """The best retrieval score is not under answer_threshold: the context is held to answer."""
+    keywords: list[str]
+    """What coverage was counted over."""
+    scorer: Literal["heuristic", "judge", "both"]
+    """Whose score margin is in: the heuristic's, or (judge) the judge's."""
+    chosen_parts: ScoreParts
+    rejected_parts: ScoreParts
+    chosen_sample: int
+    rejected_sample: int
+    candidate_seeds: list[str]
+    """`seed:id:sample` of each candidate: what its random numbers were drawn from."""
+    candidates: list[ScoredCandidate] | None
+    """All of them, by sample; None unless asked for with --write-candidates."""

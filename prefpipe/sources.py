@@ -1,16 +1,18 @@
-"""Published preference formats -> Preference rows. One small function a format, all pure.
+"""Published formats -> Preference or Question rows. One small function a format, all pure.
 
-A mapping gets one record (a dict) and gives a Preference, or raises ValueError naming the field,
+A mapping gets one record (a dict) and gives a row, or raises ValueError naming the field,
 what was found and what was wanted. Ids that a format lacks are made from the content, so that they
 are the same in every run and every order.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prefpipe.rows import Message, Preference
+from prefpipe.files import parse_row
+from prefpipe.rows import Message, Preference, Question, Responses
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -65,11 +67,111 @@ def autoj(record: Mapping[str, Any]) -> Preference:
     )
 
 
+def rewardbench(record: Mapping[str, Any]) -> Preference:
+    """RewardBench (Lambert et al. 2024): prompt, chosen, rejected as text, subset, id (a number).
+
+    The numbers start anew in some releases' subsets, so the subset is part of the id.
+    """
+    subset = _text(_field(record, "subset"), "subset")
+    texts = [_text(_field(record, name), name) for name in ("chosen", "rejected")]
+    made = {"id": f"{subset}:{_field(record, 'id')}", "source": f"rewardbench/{subset}"}
+    return _preference(made, _prompt(_field(record, "prompt")), *texts)
+
+
+def judgebench(record: Mapping[str, Any]) -> Preference:
+    """JudgeBench (Tan et al. 2024): question, response_A, response_B, label A>B or B>A, pair_id.
+
+    source becomes judgebench/<knowledge, reasoning, math or coding>.
+    """
+    answers = [_text(_field(record, f"response_{k}"), f"response_{k}") for k in "AB"]
+    label = _field(record, "label")
+    if label not in ("A>B", "B>A"):
+        raise ValueError(f"label: found {label!r}, wanted 'A>B' or 'B>A'")
+    chosen, rejected = answers if label == "A>B" else answers[::-1]
+    kind = _judgebench_kind(_text(_field(record, "source"), "source"))
+    made = {"id": _field(record, "pair_id"), "source": f"judgebench/{kind}"}
+    return _preference(made, _prompt(_field(record, "question")), chosen, rejected)
+
+
+def _judgebench_kind(source: str) -> str:
+    kinds = {
+        "mmlu-pro": "knowledge",
+        "livebench-reasoning": "reasoning",
+        "livebench-math": "math",
+        "livecodebench": "coding",
+    }
+    for start, kind in kinds.items():
+        if source.startswith(start):
+            return kind
+    raise ValueError(f"source: found {source!r}, wanted one that starts with {', '.join(kinds)}")
+
+
 FORMATS: dict[str, Callable[[Mapping[str, Any]], Preference]] = {
     "sky": Sky,
     "llmbar": llmbar,
     "autoj": autoj,
+    "rewardbench": rewardbench,
+    "judgebench": judgebench,
 }
+
+
+def rewardbench2(record: Mapping[str, Any]) -> Question:
+    """RewardBench 2 (Malik et al. 2025): prompt, chosen and rejected (lists of texts), subset, id."""
+    subset = _text(_field(record, "subset"), "subset")
+    sides = []
+    for name in ("chosen", "rejected"):
+        texts = _field(record, name)
+        if not isinstance(texts, list | tuple) or not texts:
+            raise ValueError(f"{name}: found {type(texts).__name__}, wanted a list of texts")
+        sides.append([_text(text, f"{name}[{k}]") for k, text in enumerate(texts)])
+    id = str(_field(record, "id"))
+    if subset.lower() == "ties" and id.partition(":")[0] not in ("ref", "tied"):
+        raise ValueError(f"id: found {id!r}, wanted ref:<number> or tied:<number>")
+    return Question(
+        id=f"{subset}:{id}",
+        prompt=_prompt(_field(record, "prompt")),
+        right=sides[0],
+        wrong=sides[1],
+        source=f"rewardbench2/{subset}",
+    )
+
+
+def best_of_n(record: Mapping[str, Any]) -> Question:
+    """This pipeline's Responses rows with `right`. A row with only right or only wrong ones stays."""
+    row = parse_row(dict(record), Responses)
+    if row.right is None or len(row.right) != len(row.responses):
+        raise ValueError("right: wanted true or false for each response")
+    answers = list(zip(row.responses, row.right, strict=True))
+    return Question(
+        id=row.id,
+        prompt=row.prompt,
+        right=[text for text, right in answers if right],
+        wrong=[text for text, right in answers if not right],
+        source=row.source or "best_of_n",
+    )
+
+
+def to_question(row: Preference) -> Question:
+    """A pair as a question with one right and one wrong response."""
+    chosen, rejected = (
+        response if isinstance(response, str) else response[-1]["content"]
+        for response in (row.chosen, row.rejected)
+    )
+    return Question(
+        id=row.id,
+        prompt=row.prompt,
+        right=[chosen],
+        wrong=[rejected],
+        tie=row.tie,
+        source=row.source or "pairs",
+    )
+
+
+QUESTIONS: dict[str, Callable[[Mapping[str, Any]], Question]] = {
+    "rewardbench2": rewardbench2,
+    "best_of_n": best_of_n,
+}
+"""Formats with more than two responses to a prompt."""
 
 
 def _labelled(
@@ -81,7 +183,7 @@ def _labelled(
     subset: Any,
 ) -> Preference:
     label = _field(record, "label")
-    if isinstance(label, bool) or label not in labels:
+    if type(label) is not int or label not in labels:
         raise ValueError(f"label: found {label!r}, wanted one of {sorted(labels)}")
     place = labels[label]
     chosen, rejected = answers if place != 1 else answers[::-1]
@@ -92,24 +194,42 @@ def _labelled(
 def _preference(
     record: Mapping[str, Any], prompt: str | list[Message], chosen: str, rejected: str
 ) -> Preference:
-    tie, margin = record.get("tie") or False, record.get("margin")
-    if not isinstance(tie, bool):
-        raise ValueError(f"tie: found {tie!r}, wanted true or false")
-    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-        raise ValueError(f"margin: found {margin!r}, wanted a number")
-    source, given = record.get("source"), record.get("id")
+    # "" is how a CSV file says that there is none
+    given, source, tie, margin = (
+        None if record.get(name) == "" else record.get(name)
+        for name in ("id", "source", "tie", "margin")
+    )
     if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
         raise ValueError(f"id: found {given!r}, wanted a text")
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"source: found {source!r}, wanted a text")
     made = json.dumps([prompt, chosen, rejected], ensure_ascii=False).encode()
     return Preference(
         id=str(given) if given is not None else hashlib.sha256(made).hexdigest()[:16],
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        margin=None if margin is None else float(margin),
-        tie=tie,
-        source=None if source is None else str(source),
+        margin=_margin(margin),
+        tie=_tie(tie),
+        source=source,
     )
+
+
+def _margin(value: Any) -> float | None:
+    try:
+        if value is None or (not isinstance(value, bool) and 0 <= float(value) < math.inf):
+            return None if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"margin: found {value!r}, wanted a number >= 0")
+
+
+def _tie(value: Any) -> bool:
+    """CSV has it as a word."""
+    value = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"tie: found {value!r}, wanted true or false")
+    return bool(value)
 
 
 def _field(record: Mapping[str, Any], name: str) -> Any:

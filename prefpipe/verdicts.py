@@ -57,72 +57,101 @@ _FULL_WIDTH = str.maketrans(
     }
     | {chr(0xFF10 + d): str(d) for d in range(10)}
 )
+_DIGITS: dict[str, Literal[1, 2]] = {"1": 1, "2": 2, "１": 1, "２": 2}
 _OBJECT_START = re.compile(r"\{(?=\s*\")")
+_STARTS_WITH_OBJECT = re.compile(r"\s*(?:```\w*\s*)?\{")
 _FENCE = re.compile(r"^\s*```\w*\s*\n?|\n?\s*```\s*$")
 
 
 def parse_verdict(text: str) -> Verdict | Unreadable:
-    """Which answer the text calls better. parse_verdict(render_judgment(r, b, ...)) gives b and r."""
-    text = text.rpartition("</think>")[2]  # a reasoning model's draft is not its answer
+    """Which answer the text calls better; never raises.
+
+    parse_verdict(render_judgment(reason, better, language)) gives both back, the reason stripped.
+    """
+    text = _without_draft(text)
+    if text is None:
+        return Unreadable("cut_off")
     if not text.strip():
         return Unreadable("empty")
-    result = _read_objects(text)
-    if isinstance(result, Unreadable):
-        again = _read_objects(text.translate(_FULL_WIDTH))
+    result = _read_verdict(_objects(text))
+    if isinstance(result, Unreadable) and result.reason in ("no_json", "broken_json", "cut_off"):
+        again = _read_verdict(_objects(text.translate(_FULL_WIDTH)))
         if isinstance(again, Verdict):
             return again
     return result
 
 
-def _read_objects(text: str) -> Verdict | Unreadable:
-    decoder = json.JSONDecoder(strict=False, object_pairs_hook=_Pairs)
-    found: list[tuple[int, str]] = []
-    seen_object = False
+def _without_draft(text: str) -> str | None:
+    """What a reasoning model wrote after its thoughts; None where they did not end.
+
+    A text that begins with its object has no draft, whatever the object's reason quotes.
+    """
+    draft, end, answer = text.partition("</think>")
+    if end and not _STARTS_WITH_OBJECT.match(text):
+        return answer
+    return None if draft.lstrip().startswith("<think>") else text
+
+
+def _objects(text: str) -> "list[_Pairs] | Unreadable":
+    """The JSON objects in the text, outermost ones only."""
+    found: list[_Pairs] = []
     position = 0
     while start := _OBJECT_START.search(text, position):
         try:
-            pairs, position = decoder.raw_decode(text, start.start())
+            pairs, position = _DECODER.raw_decode(text, start.start())
         except json.JSONDecodeError as error:
             # What stands inside a broken object may be a quoted one: nothing after it is trusted.
             at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
             return Unreadable("cut_off" if at_end else "broken_json")
         except RecursionError:
             return Unreadable("broken_json")
-        seen_object = True
-        verdicts = [value for key, value in pairs if key in _VERDICT_KEYS]
-        if not verdicts:
-            continue
-        numbers = {_one_or_two(value) for value in verdicts}
-        if len(numbers) > 1:
-            return Unreadable("two_verdicts")
-        number = numbers.pop()
-        if number is None:
-            return Unreadable("not_1_or_2")
-        reasons = [value for key, value in pairs if key in _REASON_KEYS]
-        found.append((number, _as_text(reasons[0]) if reasons else ""))
-    if not found:
-        return Unreadable("no_verdict" if seen_object else "no_json")
-    if len({number for number, _ in found}) > 1:
+        found.append(pairs)
+    return found or Unreadable("no_json")
+
+
+def _read_verdict(objects: "list[_Pairs] | Unreadable") -> Verdict | Unreadable:
+    if isinstance(objects, Unreadable):
+        return objects
+    objects = [pairs for pairs in objects if any(key in _VERDICT_KEYS for key, _ in pairs)]
+    numbers = {_one_or_two(v) for pairs in objects for k, v in pairs if k in _VERDICT_KEYS}
+    if not numbers:
+        return Unreadable("no_verdict")
+    if len(numbers) > 1:
         return Unreadable("two_verdicts")
-    number, reason = found[0]
-    return Verdict(1 if number == 1 else 2, reason)
+    number = numbers.pop()
+    return Unreadable("not_1_or_2") if number is None else Verdict(number, _reason(objects))
+
+
+def _reason(objects: "list[_Pairs]") -> str:
+    """The first one that an object gives."""
+    return next((_as_text(v) for pairs in objects for k, v in pairs if k in _REASON_KEYS), "")
 
 
 class _Pairs(list[tuple[str, Any]]):
     """An object as its pairs: a repeated key stays visible, where a dict would keep the last."""
 
 
-def _one_or_two(value: Any) -> int | None:
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) < 10 else None  # int() refuses 4,300 digits
+
+
+_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_Pairs, parse_int=_integer)
+
+
+def _one_or_two(value: Any) -> Literal[1, 2] | None:
     if isinstance(value, str):
-        value = value.strip().translate(_FULL_WIDTH)
-        return int(value) if value in ("1", "2") else None
+        return _DIGITS.get(value.strip())
     return value if type(value) is int and value in (1, 2) else None
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value.strip()
-    return json.dumps(_plain(value), ensure_ascii=False)
+    try:
+        text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
+    except RecursionError:
+        return ""
+    return (
+        text.strip().encode("utf-8", "replace").decode()
+    )  # half of an escaped surrogate pair is no text
 
 
 def _plain(value: Any) -> Any:
@@ -149,9 +178,13 @@ def read_hinted_reason(text: str, hint: int, *, finish_reason: str) -> Verdict |
         if parsed.better != hint:
             return Unreadable("contradicts_hint")
         return parsed if parsed.reason else Unreadable("empty")
-    if parsed.reason in ("empty", "broken_json", "cut_off", "two_verdicts", "not_1_or_2"):
+    if parsed.reason not in ("no_json", "no_verdict"):
         return parsed
     if finish_reason == "length":
         return Unreadable("cut_off")
-    reason = _FENCE.sub("", text.rpartition("</think>")[2]).strip()
+    answer = _without_draft(text) or ""
+    objects = _objects(answer)
+    # An object with a reason alone: the hint was taken for granted.
+    reason = "" if isinstance(objects, Unreadable) else _reason(objects)
+    reason = reason or _FENCE.sub("", answer).strip()
     return Verdict(better, reason) if reason else Unreadable("empty")

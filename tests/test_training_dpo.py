@@ -299,7 +299,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rows(tmp_path):
         processing_class=tokenizer(),
     )  # fmt: skip
     trainer.model.lm_head.weight.data[5] = float("nan")
-    with pytest.raises(NotFiniteError, match=r"step 1: the loss is nan in training; rows: p\d-\d, p"):
+    with pytest.raises(
+        NotFiniteError, match=r"step 1: the loss is nan in training; rows: p\d-\d, p"
+    ):
         trainer.train()
 
 
@@ -324,7 +326,12 @@ def test_evaluation_weighs_pairs_equally_too(tmp_path):
     for trainer in (small, whole):
         moved(trainer.model)
     in_parts, at_once = small.evaluate(), whole.evaluate()
-    for name in ("eval_loss", "eval_rewards/margins", "eval_rewards/accuracies", "eval_logps/chosen"):
+    for name in (
+        "eval_loss",
+        "eval_rewards/margins",
+        "eval_rewards/accuracies",
+        "eval_logps/chosen",
+    ):
         assert in_parts[name] == pytest.approx(at_once[name], abs=1e-4)
     assert in_parts["eval_rewards/margins"] != 0
 

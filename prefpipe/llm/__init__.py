@@ -14,6 +14,9 @@ from prefpipe.rows import Message, Row
 
 R = TypeVar("R", bound=Row)
 
+SERVER_FAILURES = frozenset({"rate_limited", "server_error", "timeout", "connection_lost"})
+"""Reasons of a Failure that lie with the server or the network: the same request may pass later."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -83,7 +86,7 @@ def open_engine(
         return open_local(model, load_in_4bit=load_in_4bit, max_batch_tokens=max_batch_tokens)
     from prefpipe.llm.server import ServerEngine
 
-    return ServerEngine(base_urls, model, max_in_flight=requests_in_flight, in_order=False)
+    return ServerEngine(base_urls, model, requests_in_flight=requests_in_flight, in_order=False)
 
 
 def complete(
@@ -97,7 +100,8 @@ def complete(
 ) -> dict[str, Failure]:
     """Ask for every request and log a row for each completion as it comes.
 
-    Returns the failures by request id; they are not in the log, so the next run asks again.
+    Returns the failures by request id: the rows a stage leaves out. Raises SystemExit where some
+    of them may pass later; nothing is written then, and the next run asks for those again.
     """
     failures: dict[str, Failure] = {}
     for result in progress(engine.generate(requests), total, what):
@@ -106,4 +110,9 @@ def complete(
             continue
         for completion in result:
             log.add(to_row(completion))
+    if later := [f for f in failures.values() if f.reason in SERVER_FAILURES]:
+        raise SystemExit(
+            f"{len(later)} requests did not pass (the first: {later[0].reason}, {later[0].detail}); "
+            "all others are kept: the same command asks for these again"
+        )
     return failures

@@ -6,8 +6,9 @@ from a bounded window in order of length, and given back in the order of the inp
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from prefpipe import prompts
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.sampling import choose, uniforms
 from prefpipe.llm.shared_prefix import Decode, Prefill, Segment, Store, shared_prefix_attention
+from prefpipe.training.loading import Device, Dtype, load_model, load_tokenizer
 
 MIN_SHARED_TOKENS = 32
 """A common beginning that is shorter is read again for each prompt."""
@@ -139,7 +141,6 @@ class LocalEngine:
         position = 2 * config.num_hidden_layers * heads * size * dtype.itemsize
         return max(int(0.8 * free - activations - logits) // position, 1)
 
-    @torch.inference_mode()
     def _forward(self, ids: np.ndarray, positions: np.ndarray | Tensor, layout, keep) -> Tensor:
         """Logits (K, V) in float32 at the positions to keep, of tokens that stand in one row."""
         device = self.model.device
@@ -203,6 +204,7 @@ class _Live:
         self.settings: list[tuple[float, int, float]] = []
         self.rows = self._new_rows([], 0)
 
+    @torch.inference_mode()
     def advance(self, pending: deque[_Job]) -> list[_Job]:
         """Let prompts in, or take a step; the jobs that it finished."""
         jobs = self._next_jobs(pending)
@@ -284,8 +286,8 @@ class _Live:
             if r.temperature:
                 noise[row, : r.max_new_tokens] = uniforms(r.seed, r.id, sample, r.max_new_tokens)
 
-        def column(values, dtype=np.int64) -> np.ndarray:
-            return np.array(list(values), dtype=dtype)
+        def column(values: Iterable[int]) -> np.ndarray:
+            return np.array(list(values), dtype=np.int64)
 
         return _Rows(
             slot=column(slot + first_slot for slot, _, _ in samples),
@@ -296,7 +298,7 @@ class _Live:
             limit=column(r.max_new_tokens for _, r, _ in samples),
             minimum=column(r.min_new_tokens for _, r, _ in samples),
             setting=column(settings),
-            has_stop=column((bool(r.stop) for _, r, _ in samples), dtype=bool),
+            has_stop=column(bool(r.stop) for _, r, _ in samples).astype(bool),
         )
 
     def _step(self) -> list[_Job]:
@@ -332,9 +334,9 @@ class _Live:
         at_end = np.isin(chosen, list(self.engine.end_ids))
         ended = at_end | (rows.age[which] == rows.limit[which])
         for i in (rows.has_stop[which] & ~ended).nonzero()[0]:
-            ended[i] = self._has_stopped(which[i])
+            ended[i] = self._has_stopped(int(which[i]))
         for i in ended.nonzero()[0]:
-            self._finish(which[i], bool(at_end[i]))
+            self._finish(int(which[i]), bool(at_end[i]))
         return self._let_go(which[ended])
 
     def _has_stopped(self, row: int) -> bool:
@@ -360,8 +362,8 @@ class _Live:
             new_tokens=age,
         )
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.engine.tokenizer.decode(
+    def _text(self, ids: Iterable[int]) -> str:
+        return self.engine.tokenizer.decode(  # pyright: ignore[reportReturnType]
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
@@ -400,9 +402,9 @@ class _Live:
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """What ends an answer: the chat template's end of turn, every EOS of model and tokenizer."""
-    ids = {prompts.end_of_turn_id(tokenizer), tokenizer.eos_token_id}
     of_model = model.generation_config.eos_token_id if model.generation_config else None
-    ids.update(of_model if isinstance(of_model, list) else [of_model])
+    ids = of_model if isinstance(of_model, list) else [of_model]
+    ids = [*ids, prompts.end_of_turn_id(tokenizer), tokenizer.eos_token_id]
     return frozenset(i for i in ids if isinstance(i, int))
 
 
@@ -513,3 +515,23 @@ def _kv_shape(config) -> tuple[int, int]:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def open_local(
+    name: str | Path,
+    *,
+    adapter: Path | None = None,
+    dtype: Dtype = "auto",
+    load_in_4bit: bool | None = None,
+    device: Device = "auto",
+    max_batch_tokens: int | None = None,
+    max_prompt_tokens: int | None = None,
+) -> LocalEngine:
+    """The engine of a model folder, a LoRA folder or a hub name; see load_model and LocalEngine."""
+    model = load_model(name, adapter=adapter, dtype=dtype, load_in_4bit=load_in_4bit, device=device)
+    return LocalEngine(
+        model,
+        load_tokenizer(name),
+        max_batch_tokens=max_batch_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+    )

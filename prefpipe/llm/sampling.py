@@ -29,25 +29,33 @@ def choose(
     """
     if temperature == 0:
         return logits_N_V.argmax(-1)
-    logits = logits_N_V / temperature
-    ids = None
+    logits, ids = logits_N_V, None
     if 0 < top_k < logits.shape[-1]:
-        best = logits.topk(top_k + 1)
-        last = best.values[:, top_k - 1 : top_k]
-        if (best.values[:, top_k:] == last).any():
-            logits = logits.masked_fill(logits < last, -torch.inf)
-        else:  # the usual case: go on with the few
-            ids, order = best.indices[:, :top_k].sort()
-            logits = best.values.gather(-1, order)
+        kept = logits >= _kth_highest(logits, top_k)
+        places = kept.nonzero()
+        if len(places) == len(logits) * top_k:  # no ties: go on with the few
+            ids = places[:, 1].view(-1, top_k)
+            logits = logits.gather(-1, ids)
+        else:
+            logits = logits.masked_fill(~kept, -torch.inf)
+    logits = logits / temperature
     if top_p < 1:
         falling = logits.sort(descending=True).values
         probs = falling.softmax(-1)
         # a token stays while those above it have less than top_p
         out = probs.cumsum(-1) - probs >= top_p
-        logits = logits.masked_fill(
-            logits < falling.masked_fill(out, torch.inf).amin(-1, keepdim=True), -torch.inf
-        )
+        lowest = falling.masked_fill(out, torch.inf).amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
     cdf = logits.softmax(-1).cumsum(-1)
     # divided by itself the last one is exactly 1, above every u
     pick = (cdf / cdf[:, -1:] <= u_N[:, None]).sum(-1)
     return pick if ids is None else ids.gather(-1, pick[:, None])[:, 0]
+
+
+def _kth_highest(logits_N_V: Tensor, k: int) -> Tensor:
+    """(N, 1)"""
+    if logits_N_V.device.type != "cpu":
+        return logits_N_V.topk(k).values[:, -1:]
+    # numpy's partition takes a fifth of the time of torch's topk
+    rising = np.partition(logits_N_V.numpy(), -k, axis=-1)
+    return torch.from_numpy(rising[:, -k : logits_N_V.shape[-1] - k + 1])

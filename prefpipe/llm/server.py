@@ -7,6 +7,7 @@ refuses stops the run: nothing is sampled with other settings than the ones aske
 """
 
 import asyncio
+import contextlib
 import email.utils
 import hashlib
 import itertools
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -28,13 +29,10 @@ import httpx2
 import openai
 from pydantic import SecretStr
 
-from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request
 from prefpipe.llm.costs import estimate_tokens
 
 OPENAI_URL = "https://api.openai.com/v1"
-
-SERVER_FAILURES = frozenset({"rate_limited", "server_error", "timeout", "connection_lost"})
-"""Reasons of a Failure that lie with the server or the network: the same request may pass later."""
 
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 900.0
@@ -212,13 +210,16 @@ class _Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._closed.set)
-            self._thread.join()
+        self._call(self._closed.set)
+        self._thread.join()
 
     def submit(self, jobs: list[tuple[int, Request]]) -> None:
-        if jobs and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._take, jobs)
+        if jobs:
+            self._call(self._take, jobs)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended, on an error it has kept
+            self._loop.call_soon_threadsafe(function, *arguments)
 
     def results(self) -> Iterator[tuple[int, Result]]:
         """Waits for one result, then gives all there are."""
@@ -325,9 +326,9 @@ class _Session:
             tokens = prompt + len(samples) * request.max_new_tokens
         endpoint, attempt = None, 0
         while True:
-            endpoint = await self._pick(avoid=endpoint)
             await self._requests_budget.take(1)
             await self._tokens_budget.take(tokens)
+            endpoint = await self._pick(avoid=endpoint)
             task = asyncio.current_task()
             endpoint.in_flight += 1
             self._in_flight.add(task)
@@ -355,25 +356,33 @@ class _Session:
             finally:
                 endpoint.in_flight -= 1
                 self._in_flight.discard(task)
-            if attempt == self._tries_left(reason):
-                if reason == "no_connection":
-                    if all(e.lost for e in self._endpoints):
-                        raise _Stop(
-                            f"no connection to {', '.join(e.name for e in self._endpoints)} "
-                            f"({detail}): start the server or correct the base URL; "
-                            "the same command goes on from the rows done"
-                        )
-                    reason = "connection_lost"
+            if reason == "no_connection":
+                self._lost_connection(endpoint, detail)
+                continue
+            if attempt == engine.max_retries:
                 return Failure(request.id, reason, f"{attempt + 1} tries; the last: {detail}")
             engine.usage.retries += 1
-            await self._back_off(endpoint, reason, detail, attempt, after)
+            await self._back_off(endpoint, detail, attempt, after)
             attempt += 1
 
-    def _tries_left(self, reason: str) -> int:
-        """Retries that this reason is worth: few where no server has ever been there."""
-        if reason == "no_connection" and not self._ever_connected:
-            return min(self.engine.max_retries, 2)
-        return self.engine.max_retries
+    def _lost_connection(self, endpoint: _Endpoint, detail: str) -> None:
+        """Let the endpoint rest; raises _Stop once none has been there max_retries times in a row.
+
+        No fault of the request, so none of its tries. Few times do where no server has ever been.
+        """
+        now = self._loop.time()
+        if endpoint.rests_until > now:
+            return  # another request of the same burst has seen it
+        endpoint.lost += 1
+        endpoint.rests_until = now + self._pause(endpoint.lost - 1)
+        allowed = (
+            self.engine.max_retries if self._ever_connected else min(self.engine.max_retries, 2)
+        )
+        if all(e.lost > allowed for e in self._endpoints):
+            raise _Stop(
+                f"no connection to {', '.join(e.name for e in self._endpoints)} ({detail}): start "
+                "the server or correct the base URL; the same command goes on from the rows done"
+            )
 
     def _connected(self, endpoint: _Endpoint) -> None:
         self._ever_connected = True
@@ -392,7 +401,7 @@ class _Session:
             await asyncio.sleep(max(rest, 0.0) + random.uniform(0.01, 0.1 + 0.1 * max(rest, 0.0)))
 
     async def _back_off(
-        self, endpoint: _Endpoint, reason: str, detail: str, attempt: int, after: float | None
+        self, endpoint: _Endpoint, detail: str, attempt: int, after: float | None
     ) -> None:
         """Let the endpoint rest where all requests to it would fail alike, else only this request."""
         if after is not None and after > _LONGEST_RETRY_AFTER_SECONDS:
@@ -401,10 +410,7 @@ class _Session:
                 "again then, it goes on from the rows done"
             )
         now = self._loop.time()
-        if reason == "no_connection":
-            endpoint.rests_until = now + self._pause(endpoint.lost)
-            endpoint.lost += 1
-        elif after is not None:
+        if after is not None:
             if after >= 5 and endpoint.rests_until < now:
                 print(f"{endpoint.name}: {detail}: waiting {after:.0f} s", file=sys.stderr)
             endpoint.rests_until = max(endpoint.rests_until, now + after)

@@ -50,7 +50,7 @@ class TrainingCallback(TrainerCallback):
     on_whole: called with the log after each checkpoint, to write the curve so far.
     """
 
-    def __init__(self, on_whole: Callable[[list[dict[str, float]]], None], what: str) -> None:
+    def __init__(self, on_whole: Callable[[list[dict[str, float]]], object], what: str) -> None:
         self._on_whole = on_whole
         self._what = what
         self._bar: Any = None

@@ -135,7 +135,9 @@ class PrefixSharedDPOTrainer(DPOTrainer):
         cache = ReferenceCache(self.reference_cache, f"{self._precompute_model_hash}:{precision}")
         keys, missing = [], {}
         for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]):
-            prompt, chosen, rejected = (row[k] for k in ("prompt_ids", "chosen_ids", "rejected_ids"))
+            prompt, chosen, rejected = (
+                row[k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")
+            )
             keys.append((cache.key(prompt, chosen), cache.key(prompt, rejected)))
             for key, completion in zip(keys[-1], (chosen, rejected), strict=True):
                 if key not in cache:
@@ -148,7 +150,11 @@ class PrefixSharedDPOTrainer(DPOTrainer):
             for (key, completion), (key_2, completion_2) in zip(
                 left[::2], left[1::2] + left[-1:] * (len(left) % 2), strict=True
             ):
-                ids = {"prompt_ids": list(prompt), "chosen_ids": completion, "rejected_ids": completion_2}
+                ids = {
+                    "prompt_ids": list(prompt),
+                    "chosen_ids": completion,
+                    "rejected_ids": completion_2,
+                }
                 work.append((key, key_2, {"id": key, **ids}))
         mine = work[self.accelerator.process_index :: self.accelerator.num_processes]
         found: list[tuple[str, float]] = []
@@ -198,6 +204,9 @@ class PrefixSharedDPOTrainer(DPOTrainer):
         inputs = dict(inputs)
         ids = inputs.pop("id")
         counts = _counts(inputs)
+        if not self._total_train_tokens:  # TRL counts from 0 again where a stopped run goes on
+            logged = [row.get("num_tokens", 0) for row in self.state.log_history]
+            self._total_train_tokens = max(logged, default=0)
         own_weights = self.loss_weights
         if num_items_in_batch is not None:
             shares = counts.to(num_items_in_batch.device) / num_items_in_batch
@@ -243,6 +252,12 @@ class PrefixSharedDPOTrainer(DPOTrainer):
             f"{shown}. A lower learning_rate or max_grad_norm helps where training diverges; "
             "otherwise look at these rows"
         )
+
+    def release(self) -> None:
+        """Let go of model and optimizer, so that their memory is free for another one."""
+        del self.model, self.model_wrapped, self.ref_model, self.callback_handler.model
+        self.optimizer = self.lr_scheduler = None
+        self.accelerator.free_memory()
 
     # -- off
 

@@ -1,0 +1,151 @@
+"""Models and tokenizers from a folder or the hub, with the dtype and device said, not guessed.
+
+What the libraries do unasked is not done here: no float32 on a GPU (TRL's way with a model given by
+name), no training on 4-bit weights on a CPU (bitsandbytes repacks them in eval mode, after which
+LoRA gradients are exactly 0), no code from a model repository, no pickled weights.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Device = Literal["auto", "cuda", "mps", "cpu"]
+
+_PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<unk>")
+"""Special tokens that can pad: no chat template ends a turn with one. In this order."""
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer that has a pad token and no length limit of its own.
+
+    Where the model brings no pad token, it is a special token that its vocabulary already has and
+    that does not end a turn, else EOS (the embeddings keep their size). A pad token is only ever
+    what fills a batch; nothing is masked by comparing ids with it.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, _base_name(name))
+    if tokenizer.pad_token is None:
+        known = tokenizer.get_vocab()
+        tokenizer.pad_token = next(
+            (t for t in _PAD_TOKENS if t in known and t != tokenizer.eos_token), tokenizer.eos_token
+        )
+    if tokenizer.pad_token is None:
+        raise SystemExit(f"{name}: the tokenizer has neither a pad nor an EOS token; set one in it")
+    return tokenizer
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: Dtype = "auto",
+    load_in_4bit: bool | None = None,
+    device: Device = "auto",
+    adapter: Path | None = None,
+    for_training: bool = False,
+    auto_class: Any = AutoModelForCausalLM,
+    **options: Any,
+) -> PreTrainedModel:
+    """A model in eval mode on one device.
+
+    name: a folder or a hub name; a folder with a LoRA adapter stands for its base model with it.
+    dtype auto: float32 on the CPU, bfloat16 elsewhere.
+    load_in_4bit: NF4, double quantisation, computing in bfloat16. None: on a CUDA GPU of whose free
+    memory the bfloat16 weights would take more than half (4-bit saves memory, not time).
+    device auto: cuda, mps or cpu, the first there is.
+    adapter: a LoRA folder, merged into the weights in float32, else kept beside them; trainable
+    if for_training.
+    options: for auto_class.from_pretrained, such as num_labels.
+    Raises SystemExit with what to do where the model cannot be had or used that way.
+    """
+    if adapter is None and _is_adapter(name):
+        adapter = Path(name)
+    base = _base_name(name)
+    device = _device(device)
+    if load_in_4bit is None:
+        load_in_4bit = device == "cuda" and not for_training and _is_tight(base, auto_class)
+    if load_in_4bit and for_training and device != "cuda":
+        raise SystemExit(
+            f"{name}: 4-bit weights cannot be trained on {device} (LoRA gradients would be 0 after "
+            "the first evaluation); set load_in_4bit to false, or train on a CUDA GPU"
+        )
+    if load_in_4bit and device == "mps":
+        raise SystemExit(f"{name}: 4-bit needs cuda or cpu; set load_in_4bit to false")
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" and not load_in_4bit else "bfloat16"
+    if load_in_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    model = _from_pretrained(
+        auto_class,
+        base,
+        dtype=getattr(torch, dtype),
+        device_map={"": device},
+        use_safetensors=True,
+        **options,
+    )
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=for_training)
+        if dtype == "float32" and not for_training:
+            model = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    return model.eval()  # pyright: ignore[reportReturnType]
+
+
+def _from_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(name, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().split("\n")[0]
+        if not Path(name).is_dir() and "couldn't connect" in first:
+            first = "no such folder, and the model hub cannot be reached; give a folder's path"
+        elif not Path(name).exists() and "Repo id must" in first:
+            first = "no such folder, nor is it a model's name on the hub"
+        raise SystemExit(f"model {name}: {first}") from error
+
+
+def _is_adapter(name: str | Path) -> bool:
+    return (Path(name) / "adapter_config.json").is_file()
+
+
+def _base_name(name: str | Path) -> str:
+    """What to load first: an adapter's base model, else the model itself."""
+    if not _is_adapter(name):
+        return str(name)
+    base = PeftConfig.from_pretrained(str(name)).base_model_name_or_path
+    if not base:
+        raise SystemExit(f"{name}/adapter_config.json: base_model_name_or_path is empty; set it")
+    return base
+
+
+def _device(device: Device) -> Device:
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return next(d for d in ("cuda", "mps", "cpu") if there[d])
+    if not there[device]:
+        raise SystemExit(f"device {device}: not on this machine; set device to auto or cpu")
+    return device
+
+
+def _is_tight(name: str, auto_class: Any) -> bool:
+    """Whether bfloat16 weights take more than half of the GPU's free memory."""
+    config = _from_pretrained(AutoConfig, name)
+    with torch.device("meta"):
+        model = auto_class.from_config(config)
+    return 2 * model.num_parameters() > torch.cuda.mem_get_info()[0] / 2

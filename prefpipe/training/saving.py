@@ -1,16 +1,19 @@
 """Save a trained model so that a reader finds all of it or nothing, and prove that it reloads."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefpipe.training.dataset import TokenizedPair
 
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
-"""Nats a token that a reloaded model's mean log-probability may differ, by its dtype."""
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+TOLERANCE: dict[Dtype, float] = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
+"""Nats a token that a reloaded model's mean log-probability may differ, by its weights' type."""
 
 _OLD_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 
@@ -58,9 +61,17 @@ def mean_logps(model: torch.nn.Module, pairs: Sequence[TokenizedPair]) -> list[f
     return means
 
 
+def weight_dtype(model: torch.nn.Module) -> Dtype:
+    """The type of the base weights (the first parameter's that is no adapter's and no integer)."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype.is_floating_point and "lora_" not in name:
+            return str(parameter.dtype).removeprefix("torch.")  # pyright: ignore[reportReturnType]
+    raise ValueError("the model has no floating-point weight")
+
+
 def check_reloaded(
     expected: Sequence[float],
-    reload: Callable[[], torch.nn.Module],
+    reloaded: torch.nn.Module,
     pairs: Sequence[TokenizedPair],
     folder: Path,
 ) -> float:
@@ -68,14 +79,13 @@ def check_reloaded(
 
     expected: mean_logps of the model in memory. Raises RuntimeError where it is over TOLERANCE.
     """
-    model = reload()
-    pieces = zip(expected, mean_logps(model, pairs), strict=True)
+    pieces = zip(expected, mean_logps(reloaded, pairs), strict=True)
     largest = max(abs(a - b) for a, b in pieces)
-    dtype = next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)
-    if not largest <= TOLERANCE[dtype]:
+    allowed = TOLERANCE[weight_dtype(reloaded)]
+    if not largest <= allowed:
         raise RuntimeError(
             f"{folder}: the saved model, loaded again, gives log-probabilities that differ by up "
-            f"to {largest:.2g} a token from those of the model in memory (at most "
-            f"{TOLERANCE[dtype]} is rounding): it was not saved whole. Its checkpoints are kept"
+            f"to {largest:.2g} a token from those of the model in memory (at most {allowed} is "
+            "rounding): it was not saved whole. Its checkpoints are kept"
         )
     return largest

@@ -41,6 +41,8 @@ class Fault:
     """Send half the body, then drop the connection. The completions were made and are paid."""
     body: bytes | None = None
     """Sent in place of the answer."""
+    raw: bytes | None = None
+    """Sent in place of the whole HTTP response, before the connection is dropped."""
     content_type: str = "application/json"
     choices: int | None = None
     """At most that many choices, whatever `n` says; 1 is what servers do that ignore `n`."""
@@ -130,8 +132,11 @@ class HttpResponse:
     content_type: str = "application/json"
     headers: tuple[tuple[str, str], ...] = ()
     cut: bool = False
+    raw: bytes | None = None
 
     def encode(self) -> bytes:
+        if self.raw is not None:
+            return self.raw
         lines = [
             f"HTTP/1.1 {self.status} {'OK' if self.status < 400 else 'Error'}",
             f"content-type: {self.content_type}",
@@ -261,10 +266,12 @@ class Server:
                 return
             response = await self._respond(request)
             data = response.encode()
-            if response.cut:
-                writer.write(data[: len(data) - len(response.body) // 2 - 1])
+            if response.cut or response.raw is not None:
+                writer.write(
+                    data[: len(data) - len(response.body) // 2 - 1] if response.cut else data
+                )
                 await writer.drain()
-                await asyncio.sleep(0.01)  # so that the client sees the half that was sent
+                await asyncio.sleep(0.01)  # so that the client sees what was sent
                 return
             writer.write(data)
             await writer.drain()
@@ -326,6 +333,8 @@ class Server:
                 await asyncio.Event().wait()
             if fault.delay_seconds:
                 await asyncio.sleep(fault.delay_seconds)
+            if fault.raw is not None:
+                return HttpResponse(200, b"", raw=fault.raw)
             if fault.status != 200:
                 error = ApiError(fault.status, fault.message, code=fault.code)
                 after = (("retry-after", fault.retry_after),) if fault.retry_after else ()

@@ -1,0 +1,551 @@
+"""prefpipe.llm.server against a real HTTP server: what is asked, what is retried, what is paid."""
+
+import asyncio
+import logging
+import threading
+import time
+
+import pytest
+from pydantic import SecretStr
+
+from prefpipe.llm import Failure, Request
+from prefpipe.llm.server import ServerEngine, _retry_after, _share_out
+from tests.server import Fault, FaultOf, Reply, Server, first_attempt, last_message, random_faults
+
+KEY = "sk-a-very-secret-key"
+
+
+def request(id="a", text=None, **options) -> Request:
+    return Request(id=str(id), messages=({"role": "user", "content": text or f"q{id}"},), **options)
+
+
+def engine(*servers: Server | str, **options) -> ServerEngine:
+    urls = [s if isinstance(s, str) else s.url for s in servers]
+    return ServerEngine(urls, "m", **{"first_backoff_seconds": 0.01, **options})
+
+
+def numbered(body, sample) -> str:
+    return f"{body['messages'][-1]['content']}/{sample}"
+
+
+def only(message: str, fault: Fault) -> FaultOf:
+    return lambda call: fault if last_message(call.body) == message else None
+
+
+def texts(result) -> list[str]:
+    assert not isinstance(result, Failure), result
+    return [completion.text for completion in result]
+
+
+# ---- order, flow, memory
+
+
+def test_results_keep_the_order_of_the_requests_with_hundreds_in_flight():
+    slow = random_faults([(Fault(delay_seconds=0.4), 0.3), (Fault(delay_seconds=0.2), 0.7)])
+    with Server(numbered, fault=slow) as server:
+        results = list(engine(server, requests_in_flight=300).generate(map(request, range(600))))
+    assert [texts(r) for r in results] == [[f"q{i}/0"] for i in range(600)]
+    assert server.peak_in_flight >= 250
+    assert server.connections <= 300  # kept alive: fewer than one a request
+
+
+def test_no_more_than_four_times_the_requests_in_flight_are_read_ahead():
+    pulled = []
+
+    def source():
+        for i in range(200):
+            pulled.append(i)
+            yield request(i)
+
+    with Server(fault=only("q0", Fault(delay_seconds=0.5))) as server:
+        generated = engine(server, requests_in_flight=5).generate(source())
+        next(generated)
+        assert len(pulled) == 20
+        assert len(list(generated)) == 199
+
+
+def test_unordered_results_do_not_wait_for_a_slow_first_one():
+    with Server(fault=only("q0", Fault(delay_seconds=0.5))) as server:
+        generated = engine(server, requests_in_flight=5, in_order=False).generate(
+            map(request, range(40))
+        )
+        ids = [result[0].id for result in generated if not isinstance(result, Failure)]
+    assert ids[-1] == "0" and sorted(ids, key=int) == [str(i) for i in range(40)]
+
+
+def test_it_also_runs_where_an_event_loop_runs_already():
+    async def notebook() -> int:
+        return len(list(engine(server).generate([request()])))
+
+    with Server() as server:
+        assert asyncio.run(notebook()) == 1
+
+
+def test_stopping_early_leaves_no_thread_and_no_connection():
+    with Server() as server:
+        generated = engine(server).generate(map(request, range(1000)))
+        next(generated)
+        generated.close()
+        assert "prefpipe-server" not in {t.name for t in threading.enumerate()}
+        asked = len(server.requests)
+        time.sleep(0.1)
+        assert len(server.requests) == asked < 1000
+
+
+def test_an_error_of_the_callers_requests_comes_through_and_ends_the_thread():
+    def source():
+        yield request()
+        raise KeyError("caller's own")
+
+    with Server() as server, pytest.raises(KeyError, match="caller's own"):
+        list(engine(server).generate(source()))
+    assert "prefpipe-server" not in {t.name for t in threading.enumerate()}
+
+
+# ---- what is asked
+
+
+def test_the_settings_that_were_asked_for_reach_the_server():
+    asked = Request(
+        id="a",
+        messages=({"role": "system", "content": "s"}, {"role": "user", "content": "u"}),
+        samples=(0, 1, 2),
+        max_new_tokens=77,
+        temperature=1.2,
+        top_p=0.95,
+        top_k=50,
+        stop=("END",),
+        seed=3,
+    )
+    with Server() as server:
+        list(engine(server, extra_body={"min_p": 0.1}).generate([asked]))
+    (body,) = server.requests
+    assert isinstance(body.pop("seed"), int)
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+        "max_tokens": 77,
+        "temperature": 1.2,
+        "top_p": 0.95,
+        "top_k": 50,
+        "n": 3,
+        "stop": ["END"],
+        "min_p": 0.1,
+    }
+
+
+def test_a_greedy_request_says_temperature_zero_and_nothing_else_of_sampling():
+    with Server() as server:
+        list(engine(server).generate([request(top_p=0.9, top_k=5, seed=4)]))
+    assert set(server.requests[0]) == {"model", "messages", "max_tokens", "temperature"}
+    assert server.requests[0]["temperature"] == 0
+
+
+def test_the_seed_depends_on_seed_id_and_first_sample_only():
+    def seeds(*requests):
+        with Server() as server:
+            list(engine(server, requests_in_flight=1).generate(requests))
+        return [body["seed"] for body in server.requests]
+
+    first = request("a", temperature=1.0, samples=(0, 1))
+    others = [
+        request("b", temperature=1.0, samples=(0, 1)),
+        request("a", temperature=1.0, samples=(0, 1), seed=1),
+        request("a", temperature=1.0, samples=(1,)),  # what a resumed run may lack
+    ]
+    assert seeds(*others, first)[-1] == seeds(first)[0]
+    assert len(set(seeds(first, *others))) == 4
+
+
+def test_a_prefill_is_continued_and_part_of_the_text():
+    def answer(body, sample):
+        assert body["messages"][-1] == {"role": "assistant", "content": "{"}
+        assert body["continue_final_message"] and body["add_generation_prompt"] is False
+        return '"a": 1}'
+
+    with Server(answer) as server:
+        (result,) = engine(server).generate([request(prefill="{")])
+    assert texts(result) == ['{"a": 1}']
+
+
+def test_max_tokens_is_renamed_for_models_that_want_another_name():
+    wants_other = Fault(
+        status=400,
+        code="unsupported_parameter",
+        message="Unsupported parameter: 'max_tokens' is not supported with this model. "
+        "Use 'max_completion_tokens' instead.",
+    )
+    with Server(
+        numbered, fault=lambda call: wants_other if "max_tokens" in call.body else None
+    ) as server:
+        results = list(
+            engine(server, requests_in_flight=1).generate(
+                request(i, max_new_tokens=9) for i in range(3)
+            )
+        )
+    assert [texts(r) for r in results] == [["q0/0"], ["q1/0"], ["q2/0"]]
+    assert [b.get("max_completion_tokens") for b in server.requests] == [None, 9, 9, 9]
+
+
+# ---- n choices
+
+
+@pytest.mark.parametrize(
+    "choices, asked", [(8, [8]), (3, [8, 5, 2]), (1, [8, 7, 6, 5, 4, 3, 2, 1])]
+)
+def test_missing_choices_are_asked_for_again_and_none_is_paid_twice(choices, asked):
+    made = iter(range(100))
+    with Server(
+        lambda body, sample: f"text {next(made)}", fault=lambda _: Fault(choices=choices)
+    ) as server:
+        (result,) = engine(server).generate([request(samples=tuple(range(8)), temperature=1.0)])
+    assert [body.get("n", 1) for body in server.requests] == asked
+    assert len({body["seed"] for body in server.requests}) == len(asked)
+    assert [c.sample for c in result] == list(range(8))
+    assert texts(result) == [f"text {i}" for i in range(8)]
+    assert server.paid["qa"] == 8
+
+
+def test_only_the_samples_asked_for_are_made():
+    with Server(numbered) as server:
+        (result,) = engine(server).generate([request(samples=(2, 5), temperature=1.0)])
+    assert [(c.sample, c.text) for c in result] == [(2, "qa/0"), (5, "qa/1")]
+
+
+def test_no_choice_at_all_is_a_failure():
+    with Server(fault=lambda _: Fault(choices=0)) as server:
+        (result,) = engine(server).generate([request()])
+    assert isinstance(result, Failure) and result.reason == "too_few_choices"
+    assert len(server.requests) == 1
+
+
+def test_tokens_add_up_to_what_the_server_counted():
+    with Server(lambda body, sample: "x" * (3 + 40 * sample)) as server:
+        used = engine(server)
+        (result,) = used.generate([request(samples=(0, 1, 2), temperature=1.0)])
+    # 4 characters a token: 1 + 11 + 21 of 3, 43 and 83; the prompt "qa" is 1
+    assert sum(c.new_tokens for c in result) == 33
+    assert [c.new_tokens for c in result] == [33 * 3 // 129, 33 * 46 // 129, 33 - 33 * 46 // 129]
+    assert (used.usage.prompt_tokens, used.usage.new_tokens) == (1, 33)
+    assert server.paid_tokens == 34
+
+
+def test_whole_numbers_are_shared_out_without_a_rest():
+    assert _share_out(10, [1, 1, 2]) == [2, 3, 5]
+    assert _share_out(7, [0, 0]) == [3, 4]
+    assert _share_out(5, [0, 9]) == [0, 5]
+
+
+def test_a_text_cut_at_the_limit_says_so():
+    with Server(lambda body, sample: "x" * 100) as server:
+        (result,) = engine(server).generate([request(max_new_tokens=5)])
+    assert [(c.text, c.finish_reason, c.new_tokens) for c in result] == [("x" * 20, "length", 5)]
+
+
+# ---- what is tried again
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
+def test_a_passing_error_is_tried_again_and_paid_once(status):
+    with Server(numbered, fault=first_attempt(Fault(status=status), attempts=2)) as server:
+        used = engine(server)
+        (result,) = used.generate([request()])
+    assert texts(result) == ["qa/0"]
+    assert len(server.requests) == 3 and used.usage.retries == 2
+    assert server.paid["qa"] == 1
+
+
+@pytest.mark.parametrize("status", [400, 402, 413, 418, 422])
+def test_other_client_errors_are_failures_at_once(status):
+    with Server(
+        numbered, fault=lambda c: Fault(status=status) if c.number == 0 else None
+    ) as server:
+        bad, good = engine(server, requests_in_flight=1).generate([request("a"), request("b")])
+    assert isinstance(bad, Failure) and bad.reason == "bad_request"
+    assert str(status) in bad.detail
+    assert texts(good) == ["qb/0"]
+    assert len(server.requests) == 2
+
+
+def test_a_prompt_over_the_context_length_is_named():
+    too_long = Fault(
+        status=400,
+        code="context_length_exceeded",
+        message="This model's maximum context length is 128000 tokens.",
+    )
+    with Server(fault=lambda _: too_long) as server:
+        (result,) = engine(server).generate([request()])
+    assert isinstance(result, Failure) and result.reason == "prompt_too_long"
+
+
+@pytest.mark.parametrize(
+    "fault, reason",
+    [
+        (Fault(status=429), "rate_limited"),
+        (Fault(status=500), "server_error"),
+        (Fault(hang=True), "timeout"),
+        (Fault(cut=True), "connection_lost"),
+        (Fault(raw=b"SSH-2.0-OpenSSH_9.6\r\n"), "connection_lost"),
+        (Fault(raw=b""), "connection_lost"),
+    ],
+    ids=["429", "500", "hang", "cut", "no_http", "empty"],
+)
+def test_after_the_stated_number_of_tries_it_is_a_failure_and_the_rest_goes_on(fault, reason):
+    with Server(numbered, fault=only("qbad", fault)) as server:
+        first, second = engine(server, max_retries=2, timeout_seconds=0.5).generate(
+            [request("bad"), request("good")]
+        )
+    assert isinstance(first, Failure) and first.reason == reason
+    assert first.detail.startswith("3 tries")
+    assert texts(second) == ["qgood/0"]
+    assert [last_message(body) for body in server.requests].count("qbad") == 3
+
+
+def test_a_hang_and_a_cut_connection_pass_on_the_next_try():
+    for fault in (Fault(hang=True), Fault(cut=True)):
+        with Server(numbered, fault=first_attempt(fault)) as server:
+            (result,) = engine(server, timeout_seconds=0.5).generate([request()])
+        assert texts(result) == ["qa/0"] and len(server.requests) == 2
+
+
+def test_retry_after_is_obeyed_by_every_request_to_that_server():
+    arrivals = []
+
+    def fault(call):
+        arrivals.append((time.monotonic(), call.number))
+        return Fault(status=429, retry_after="0.6") if call.number == 0 else None
+
+    with Server(fault=fault) as server:
+        results = list(engine(server, requests_in_flight=1).generate(map(request, range(3))))
+    assert not any(isinstance(r, Failure) for r in results)
+    waits = [later[0] - arrivals[0][0] for later in arrivals[1:]]
+    assert len(waits) == 3 and min(waits) >= 0.6
+
+
+def test_retry_after_may_be_a_date_or_milliseconds():
+    assert _retry_after({"retry-after": "7"}) == 7
+    assert _retry_after({"retry-after-ms": "1500", "retry-after": "2"}) == 1.5
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+    waits = _retry_after({"retry-after": date})
+    assert waits is not None and 28 < waits <= 30
+    assert _retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
+    assert _retry_after({"retry-after": "soon"}) is None
+    assert _retry_after({}) is None
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(body=b"<html>Bad gateway</html>", content_type="text/html"),
+        Fault(body=b'{"choices": [{"message": '),
+        Fault(body=b'{"error": {"message": "upstream failed"}}'),
+        Fault(body=b"[]"),
+        Fault(body=b'{"choices": [{"message": {"content": 3}, "finish_reason": "stop"}]}'),
+        Fault(body=b'{"choices": [{"message": {"content": "x"}, "finish_reason": "abort"}]}'),
+        Fault(body=b"\xff\xfe\x00"),
+        Fault(body=b""),
+    ],
+    ids=["html", "half", "error", "list", "number", "abort", "bytes", "empty"],
+)
+def test_a_garbled_reply_is_a_failure_and_is_not_asked_for_again(fault):
+    with Server(numbered, fault=only("qa", fault)) as server:
+        bad, good = engine(server, requests_in_flight=1).generate([request("a"), request("b")])
+    assert isinstance(bad, Failure) and bad.reason == "garbled_reply" and bad.detail
+    assert texts(good) == ["qb/0"]
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "reply, reason",
+    [
+        (Reply(None, refusal="I will not."), "refused"),
+        (Reply(None, finish_reason="content_filter"), "content_filter"),
+        (Reply("half a", finish_reason="content_filter"), "content_filter"),
+        (Reply(None), "garbled_reply"),
+    ],
+)
+def test_a_choice_without_a_text_is_a_failure_with_its_reason(reply, reason):
+    with Server(lambda body, sample: reply) as server:
+        (result,) = engine(server).generate([request()])
+    assert isinstance(result, Failure) and result.reason == reason
+
+
+def test_under_all_faults_at_once_every_sample_comes_once_and_in_order():
+    faults = random_faults(
+        [
+            (Fault(status=429, retry_after="0.02"), 0.1),
+            (Fault(status=500), 0.1),
+            (Fault(cut=True), 0.05),
+            (Fault(hang=True), 0.02),
+            (Fault(choices=1), 0.2),
+            (Fault(delay_seconds=0.05), 0.2),
+        ]
+    )
+    with Server(numbered, fault=faults) as server:
+        used = engine(server, requests_in_flight=64, max_retries=20, timeout_seconds=0.5)
+        results = list(
+            used.generate(request(i, samples=(0, 1, 2), temperature=1.0) for i in range(150))
+        )
+    for i, result in enumerate(results):
+        assert [(c.id, c.sample) for c in result] == [(str(i), k) for k in range(3)]
+        assert {text.partition("/")[0] for text in texts(result)} == {f"q{i}"}
+    assert used.usage.retries > 15
+
+
+# ---- what ends the run
+
+
+@pytest.mark.parametrize("status, words", [(401, "API key"), (403, "API key"), (404, "model")])
+def test_what_no_request_can_pass_stops_the_run_with_a_sentence(status, words):
+    stops = pytest.raises(SystemExit, match=f"{status}.*{words}")
+    with Server(fault=lambda _: Fault(status=status)) as server, stops as stop:
+        list(engine(server, requests_in_flight=4).generate(map(request, range(100))))
+    assert server.url in str(stop.value)
+    assert len(server.requests) <= 4
+
+
+def test_a_wrong_key_and_an_unknown_model_are_told_apart():
+    with Server(api_key="right", models=("m",)) as server:
+        with pytest.raises(SystemExit, match="OPENAI_API_KEY"):
+            list(engine(server, api_key=SecretStr("wrong")).generate([request()]))
+        with pytest.raises(SystemExit, match="other-model"):
+            other = ServerEngine([server.url], "other-model", SecretStr("right"))
+            list(other.generate([request()]))
+        assert texts(*engine(server, api_key=SecretStr("right\n")).generate([request()])) == ["qa"]
+
+
+def test_no_money_is_not_waited_for():
+    broke = Fault(status=429, code="insufficient_quota", message="You exceeded your quota")
+    with Server(fault=lambda _: broke) as server, pytest.raises(SystemExit, match="cannot pay"):
+        list(engine(server, requests_in_flight=1).generate(map(request, range(9))))
+    assert len(server.requests) == 1
+
+
+def test_a_wait_of_hours_is_not_waited_for():
+    stops = pytest.raises(SystemExit, match="asks to wait 7200 s")
+    with Server(fault=lambda _: Fault(status=429, retry_after="7200")) as server, stops:
+        list(engine(server).generate([request()]))
+
+
+def test_an_option_that_the_server_refuses_stops_the_run():
+    with Server(rejected_fields=("top_k",)) as server:
+        with pytest.raises(SystemExit, match="refuses top_k"):
+            list(engine(server).generate([request(temperature=1.0, top_k=50)]))
+        assert texts(*engine(server).generate([request(temperature=1.0)])) == ["qa"]
+
+
+def test_no_server_at_all_is_told_after_a_few_tries():
+    used = engine("http://127.0.0.1:9/v1", "http://127.0.0.1:19/v1", max_retries=99)
+    with pytest.raises(SystemExit, match=r"no connection to http://127.*start the server"):
+        list(used.generate(map(request, range(100))))
+
+
+def test_a_server_that_goes_away_for_good_stops_the_run_and_for_a_while_does_not():
+    server = Server(numbered)
+    server.start()
+    generated = engine(server, requests_in_flight=4, max_retries=3).generate(
+        map(request, range(99))
+    )
+    results = [next(generated) for _ in range(20)]
+    server.stop()
+    threading.Timer(0.03, (again := Server(numbered, port=server.port)).start).start()
+    results += [next(generated) for _ in range(20)]
+    again.stop()
+    with pytest.raises(SystemExit, match="no connection"):
+        for result in generated:
+            results.append(result)
+    assert [texts(r) for r in results] == [[f"q{i}/0"] for i in range(len(results))]
+    assert 40 <= len(results) < 99
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", ""])
+def test_a_base_url_without_http_is_told_before_anything_is_sent(url):
+    with pytest.raises(SystemExit, match="wanted http://"):
+        engine(url)
+
+
+def test_replies_in_flight_still_come_when_the_run_is_stopped():
+    """They are paid for; a caller that logs by id has them when it goes on."""
+    faults = {"q0": Fault(delay_seconds=0.5), "q1": Fault(delay_seconds=0.1, status=401)}
+    with Server(numbered, fault=lambda call: faults[last_message(call.body)]) as server:
+        generated = engine(server, requests_in_flight=2).generate(map(request, range(9)))
+        assert texts(next(generated)) == ["q0/0"]
+        with pytest.raises(SystemExit, match="401"):
+            next(generated)
+    assert len(server.requests) == 2
+
+
+# ---- several servers
+
+
+def test_a_server_that_dies_is_replaced_by_the_other_and_used_again_when_it_is_back():
+    slow = lambda call: Fault(delay_seconds=0.01)  # noqa: E731
+    first, second = Server(numbered, fault=slow), Server(numbered, fault=slow)
+    first.start()
+    again = Server(numbered, fault=slow, port=first.port)
+
+    def until_it_is_used_again():
+        for i in range(100_000):
+            if len(again.requests) > 20:
+                return
+            yield request(i)
+
+    with second:
+        generated = engine(first, second, requests_in_flight=8).generate(until_it_is_used_again())
+        results = [next(generated) for _ in range(100)]
+        first.stop()
+        results += [next(generated) for _ in range(100)]
+        with again:
+            results += list(generated)
+    assert [texts(r) for r in results] == [[f"q{i}/0"] for i in range(len(results))]
+    assert len(first.requests) > 20 and len(again.requests) > 20
+
+
+def test_a_failing_server_is_left_for_the_other_without_a_pause():
+    with Server(fault=lambda _: Fault(status=500)) as bad, Server(numbered) as good:
+        start = time.monotonic()
+        used = engine(bad, good, requests_in_flight=1, first_backoff_seconds=60.0)
+        results = list(used.generate(map(request, range(4))))
+    assert [texts(r) for r in results] == [[f"q{i}/0"] for i in range(4)]
+    assert time.monotonic() - start < 30 <= 60 * 0.5  # the shortest pause
+
+
+# ---- budgets
+
+
+def test_requests_a_minute_are_kept_to():
+    with Server() as server:
+        start = time.monotonic()
+        list(engine(server, requests_per_minute=1200).generate(map(request, range(21))))
+        # 20 a second, the first at once and 2 in advance at most
+        assert time.monotonic() - start > 0.85
+
+
+def test_tokens_a_minute_are_kept_to_by_what_the_server_reports():
+    with Server(lambda body, sample: "x" * 396) as server:  # 99 tokens, and 1 of the prompt
+        start = time.monotonic()
+        used = engine(server, tokens_per_minute=60_000, requests_in_flight=1)
+        list(used.generate(request(i, max_new_tokens=99) for i in range(11)))
+        # 1,000 a second: 10 times 100 must have been paid back before the eleventh
+        assert time.monotonic() - start > 0.85
+    assert server.paid_tokens == 1100
+
+
+# ---- the key
+
+
+def test_the_key_is_sent_and_nowhere_to_be_read(caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    echoing = Server(api_key="another", fault=lambda _: Fault(status=400, message=f"no {KEY}"))
+    with Server(
+        api_key=KEY, fault=first_attempt(Fault(status=400, message=f"bad {KEY}"))
+    ) as server:
+        used = engine(server, api_key=SecretStr(KEY), requests_in_flight=1)
+        results = list(used.generate([request(), request()]))
+    assert isinstance(results[0], Failure) and not isinstance(results[1], Failure)
+    with echoing, pytest.raises(SystemExit) as stop:  # its 401 quotes the whole key
+        list(engine(echoing, api_key=SecretStr(KEY)).generate([request()]))
+    assert "***" in str(stop.value) and "***" in results[0].detail
+    out, err = capfd.readouterr()
+    seen = [str(stop.value), repr(results), repr(used), repr(vars(used)), out, err, caplog.text]
+    assert not any(KEY in text for text in seen)
