@@ -18,7 +18,7 @@ is log p(tuned) - log p(base), Rafailov et al. 2023, eq. 5.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,20 +43,26 @@ class Settings(config.EngineStage, env_prefix="ACCURACY_"):
     pairs: Path = config.DPO_DATASET / "validation.parquet"
     """Held-out judgment pairs."""
     benchmark: list[str] = []
-    """More sets to judge, each as name=path; name is the format: llmbar, autoj or sky."""
+    """More sets to judge, each as name=path; name is the format, as of preprocess_dataset.py."""
+    template: str | None = None
+    """The judge's prompt where preprocess_dataset.py was given one: the same file."""
     output: Path = config.ACCURACY
     """Folder of accuracy.json and of the rows behind it."""
 
 
 def main(s: Settings, engines: dict[Judge, Any] | None = None) -> None:
-    sets = {"validation": s.items, **dict(_parse_benchmark(entry) for entry in s.benchmark)}
+    sets = {"validation": s.items, **parse_benchmarks(s.benchmark)}
     outputs = {
         s.output / "judgments.jsonl": EvaluatedJudgment,
         s.output / "pair_scores.jsonl": PairScore,
     }
-    inputs = [*sets.values(), s.pairs, *config.local_folders(s.base, s.tuned)]
+    inputs = [*sets.values(), *config.local_folders(s.base, s.tuned)]
+    inputs += [s.pairs] if s.engine == "local" else []
+    inputs += [Path(s.template)] if s.template else []
     with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output) as run:
         if run.finished:
+            if not (s.output / "accuracy.json").is_file():
+                raise SystemExit(f"{s.output}: accuracy.json is gone; --overwrite makes it again")
             print((s.output / "table.txt").read_text(encoding="utf-8"), end="")
             return
         judgments = run.open_log(EvaluatedJudgment)
@@ -66,14 +72,14 @@ def main(s: Settings, engines: dict[Judge, Any] | None = None) -> None:
             items_left = [a for a in asked_items(s, run, sets) if a.key(judge) not in judgments]
             pairs_left = [
                 pair
-                for pair in run.peek(s.pairs, JudgmentPair)
-                if s.engine == "local" and f"{pair.id}\t{judge}" not in scores
+                for pair in (run.peek(s.pairs, JudgmentPair) if s.engine == "local" else ())
+                if f"{pair.id}\t{judge}" not in scores
             ]
-            if not items_left and not pairs_left:
-                continue
-            engine = engines[judge] if engines else s.open_engine(model)
-            failures |= judge_items(s, judge, items_left, engine, judgments)
-            score_pairs(judge, pairs_left, engine, scores)
+            if items_left or pairs_left:
+                engine = engines[judge] if engines else s.open_engine(model)
+                failures |= judge_items(s, judge, items_left, engine, judgments)
+                score_pairs(judge, pairs_left, engine, scores)
+                del engine  # two models need not be in memory at once
         report = {
             "judging": report_judging(s, run, sets, judgments, failures),
             "pairs": report_pairs(s, run, scores),
@@ -113,6 +119,7 @@ def _items(s: Settings, run: files.Run, name: str, path: Path) -> Iterator[Item 
     if name == "validation":
         yield from run.peek(path, Item)
         return
+    places = files.Places()
     for place, record in files.read_records(path, s.limit):
         try:
             if isinstance(record, ValueError):
@@ -123,15 +130,22 @@ def _items(s: Settings, run: files.Run, name: str, path: Path) -> Iterator[Item 
                 raise DataError(f"{place}: {error}") from None
             yield Reject(id=place, reason="bad_row", detail=str(error))
             continue
-        yield pairing.build_item(row, split="validation", seed=s.seed)
+        places.check(row.id, place)
+        yield pairing.build_item(row, split="validation", seed=s.seed, template=s.template)
 
 
-def _parse_benchmark(entry: str) -> tuple[str, Path]:
-    name, _, path = entry.partition("=")
-    if name not in sources.FORMATS or not path:
-        known = ", ".join(sources.FORMATS)
-        raise SystemExit(f"--benchmark {entry}: wanted name=path, name one of: {known}")
-    return name, Path(path)
+def parse_benchmarks(entries: list[str]) -> dict[str, Path]:
+    """name=path, each name once. SystemExit where one is not."""
+    sets: dict[str, Path] = {}
+    for entry in entries:
+        name, _, path = entry.partition("=")
+        if name not in sources.FORMATS or not path:
+            known = ", ".join(sources.FORMATS)
+            raise SystemExit(f"--benchmark {entry}: wanted name=path, name one of: {known}")
+        if name in sets:
+            raise SystemExit(f"--benchmark {entry}: {name} is given twice; run the stage for each")
+        sets[name] = Path(path)
+    return sets
 
 
 # ---- judging -----------------------------------------------------------------------------------
@@ -149,7 +163,8 @@ def judge_items(
 
     def requests() -> Iterator[llm.Request]:
         for a in asked:
-            item = a.item if a.order == "given" else pairing.swap(a.item)
+            swapped = pairing.swap(a.item, template=s.template)
+            item = a.item if a.order == "given" else swapped
             yield llm.Request(
                 id=a.request_id(),
                 messages=(Message(role="user", content=item.prompt),),
@@ -179,6 +194,8 @@ def judge_items(
             }
         )
 
+    if not asked:
+        return {}
     return llm.complete(engine, requests(), log, to_row, total=len(asked), what=judge)
 
 
@@ -235,7 +252,7 @@ def compare(
             source: {
                 "n": len(places),
                 **{
-                    judge: metrics.judge_report([rows[k] for k in places], seed=seed)["accuracy"]
+                    judge: _mean(metrics.order_scores([rows[k] for k in places]))
                     for judge, rows in judged.items()
                 },
             }
@@ -292,9 +309,13 @@ def report_pairs(
             facts[kind]["implicit_reward"].append(gains["tuned"] > gains["base"])
     return {
         kind: {"n": len(columns["implicit_reward"])}
-        | {name: sum(values) / len(values) for name, values in columns.items()}
+        | {name: _mean(values) for name, values in columns.items()}
         for kind, columns in facts.items()
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 # ---- the table ---------------------------------------------------------------------------------
@@ -316,8 +337,8 @@ def render_table(report: dict[str, Any]) -> str:
         base, tuned = both["base"], both["tuned"]
         lines.append(_line(f"{name}: n = {base['n']}", "base judge", "tuned judge"))
         for field, words in LINES.items():
-            cells = [f"{judge[field]:.3f}" for judge in (base, tuned)]
-            if field == "accuracy":
+            cells = [_share(judge[field]) for judge in (base, tuned)]
+            if field == "accuracy" and base["interval"]:
                 cells = [
                     f"{cell} [{judge['interval'][0]:.3f}, {judge['interval'][1]:.3f}]"
                     for cell, judge in zip(cells, (base, tuned), strict=True)
@@ -325,7 +346,7 @@ def render_table(report: dict[str, Any]) -> str:
             lines.append(_line(f"  {words}", *cells))
         lines.append(
             f"  McNemar p {both['mcnemar_p']:.2g}; always the longer answer: "
-            f"{base['longer_is_right']:.3f}; ties left out of accuracy: {base['ties']}"
+            f"{_share(base['longer_is_right'])}; ties left out of accuracy: {base['ties']}"
         )
     if pairs := report["pairs"]:
         shares = pairs["all"]
@@ -338,6 +359,11 @@ def render_table(report: dict[str, Any]) -> str:
             lines.append(_line(f"  {words}", *cells))
         lines.append(f"  implicit reward accuracy: {shares['implicit_reward']:.3f}")
     return "\n".join(lines) + "\n"
+
+
+def _share(value: float | None) -> str:
+    """- where there was nothing to take a share of."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _line(*cells: str) -> str:

@@ -7,6 +7,7 @@ the embedded chain, which runs on any machine; a profile holds the recipe of a p
 """
 
 import difflib
+import errno
 import inspect
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -48,6 +49,10 @@ JUDGMENTS = DATA / "judgments/raw"
 JUDGMENTS_CLEAN = DATA / "judgments/clean"
 DPO_DATASET = DATA / "dpo"
 TUNED_JUDGE = DATA / "models/judge"
+REWARD_MODEL = DATA / "models/reward"
+PAIRWISE_MODEL = DATA / "models/pairwise"
+RESPONSES = DATA / "responses.jsonl"
+RANKING = DATA / "ranking"
 ACCURACY = DATA / "accuracy"
 
 RAG_TABLE = DATA / "rag/stdlib.csv"
@@ -70,6 +75,10 @@ _SHORT = re.compile(r"^--([a-z])(=.*)?$")
 Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole, 0 to 1; never a percentage."""
 Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Temperature = Annotated[float, Field(ge=0)]
+"""0 is greedy."""
+TopP = Annotated[float, Field(gt=0, le=1)]
 
 
 class Stage(BaseSettings):
@@ -162,12 +171,17 @@ class Stage(BaseSettings):
             main(cls.from_command_line())
         except DataError as error:
             raise SystemExit(f"{cls.stage_name()}: {error}") from None
-        except KeyboardInterrupt:
-            print(f"{cls.stage_name()}: stopped; the same command goes on", file=sys.stderr)
-            raise SystemExit(130) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
+        except OSError as error:
+            if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise  # no path of a person's
+            where = f"{error.filename}: " if error.filename else ""
+            raise SystemExit(f"{cls.stage_name()}: {where}{error.strerror}") from None
+        except KeyboardInterrupt:
+            print(f"{cls.stage_name()}: stopped; the same command goes on", file=sys.stderr)
+            raise SystemExit(130) from None
         raise SystemExit(0)
 
     @classmethod
@@ -194,7 +208,7 @@ class EngineStage(Stage):
     engine: Literal["local", "server"] = "local"
     """local: in this process; server: an OpenAI-compatible endpoint at base_urls."""
     load_in_4bit: bool | None = None
-    """4-bit NF4 weights; None: where there is a GPU and the model has over 3 billion parameters."""
+    """4-bit NF4 weights; None: where bfloat16 ones would take over half of the GPU's free memory."""
     max_new_tokens: Positive = 160
     """Tokens a text may have; one that is longer is cut, and marked so."""
     max_batch_tokens: Positive | None = None
@@ -225,9 +239,185 @@ class ModelStage(EngineStage):
     """A folder (a model, or a LoRA adapter with its base named inside) or a hub name."""
 
 
+WhichCheckpoint = Literal["last", "best"]
+
+
+class TrainingStage(Stage):
+    """What both stages take that train a preference model: data, model, optimizer, checkpoints."""
+
+    no_effect_on_rows: ClassVar[frozenset[str]] = frozenset({"keep_checkpoints"})
+
+    input: str = RAW_TRAIN
+    """Preferences: a Parquet, JSONL or CSV file, a folder saved by `datasets`, or a name on the hub."""
+    validation_input: str = RAW_VALIDATION
+    """The same for held-out rows. Empty: a share of the questions of input is held out."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the questions of input that is held out where there is no validation_input."""
+    format: Literal["sky", "llmbar", "autoj", "rewardbench", "judgebench"] = "sky"
+    """How a row is read; sky: prompt, chosen, rejected, as text or turns, and Preference rows."""
+    near_duplicate: Share = 0.8
+    """A train question this similar to a held-out one (Jaccard of its text's windows) is left out."""
+    ties: Literal["drop", "half"] = "drop"
+    """Ties in training: left out, or trained as half a win for each side. Held out, they are kept."""
+    model: str = BASE_MODEL
+    """A folder or a hub name: the backbone."""
+    method: Literal["full", "lora"] = "full"
+    """full: all weights; lora: a low-rank adapter on frozen ones."""
+    load_in_4bit: bool = False
+    """4-bit NF4 weights under the adapter (lora, on a GPU). It saves memory, not time."""
+    bf16: bool | None = None
+    """bfloat16 arithmetic; None: on a GPU that has it."""
+    attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
+    """flex_attention skips the empty blocks of packed pairs; CUDA only."""
+    lora_r: Positive = 16
+    """Rank of the adapter."""
+    lora_alpha: Positive = 32
+    """The adapter's output is scaled by lora_alpha / lora_r."""
+    lora_dropout: Share = 0.0
+    """Share of the adapter's inputs that are dropped in training."""
+    lora_target_modules: list[str] = ["all-linear"]
+    """Names of the layers that get an adapter; all-linear: each but the head."""
+    merge_adapter: bool = False
+    """Save the base with the adapter added in, as one model, instead of the adapter (lora)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """At its highest, after the warm-up."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training pairs."""
+    max_length: Positive = 1024
+    """Most tokens of a row."""
+    batch_pairs: Positive = 16
+    """Pairs in memory at once."""
+    gradient_accumulation_steps: Positive = 1
+    """Batches an optimizer step; each pair of a step weighs the same."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises."""
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """How the learning rate falls afterwards."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """A longer gradient is shortened to this."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them."""
+    prefix_sharing: bool = True
+    """Run each prompt once for all of its pairs in a batch; same numbers, fewer tokens."""
+    pairs_per_pack: Positive = 5
+    """Pairs that may stand behind one copy of their prompt."""
+    save_steps: Positive = 50
+    """Steps between two checkpoints; the held-out loss is measured at each, and at the end."""
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints that are kept, the best one beside them."""
+    checkpoint: WhichCheckpoint = "last"
+    """Which weights are saved at the end; best: of the lowest held-out loss."""
+    early_stopping: Positive | None = None
+    """Stop after this many evaluations without a lower held-out loss, and keep the best weights."""
+    worst: Positive = 50
+    """Held-out pairs that the model is most wrong about, written out for reading."""
+
+    def check(self, on_cuda: bool) -> None:
+        """Exit with a sentence where the settings cannot work together, or not on this machine."""
+        if self.load_in_4bit and self.method == "full":
+            raise SystemExit("load_in_4bit: 4-bit weights cannot be trained; set --method lora")
+        if self.load_in_4bit and not on_cuda:
+            raise SystemExit("load_in_4bit: training on 4-bit weights needs a CUDA GPU; leave it out")
+        if self.merge_adapter and self.method == "full":
+            raise SystemExit("merge_adapter: there is no adapter with --method full; leave it out")
+        if self.attn_implementation == "flex_attention" and not on_cuda:
+            raise SystemExit(
+                "attn_implementation: flex_attention cannot train without CUDA; use sdpa"
+            )
+        if (Path(self.model) / "adapter_config.json").exists():
+            raise SystemExit(
+                f"model: {self.model} is an adapter; train it with --merge-adapter, and go on from "
+                "that"
+            )
+
+    def inputs(self) -> list[Path]:
+        """What the run depends on, where it is a file or folder here."""
+        named = [Path(name) for name in (self.input, self.validation_input) if name]
+        return [path for path in named if path.exists()] + local_folders(self.model)
+
+    def trainer_arguments(self, folder: Path, bf16: bool) -> dict[str, Any]:
+        """What TRL's configurations take, whichever trainer's it is."""
+        import torch
+
+        best = self.checkpoint == "best" or self.early_stopping is not None
+        return {
+            "output_dir": str(folder),
+            "num_train_epochs": self.epochs,
+            "per_device_train_batch_size": self.batch_pairs,
+            "per_device_eval_batch_size": self.batch_pairs,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": self.scheduler,
+            "warmup_steps": self.warmup_share,
+            "weight_decay": self.weight_decay,
+            "max_grad_norm": self.max_grad_norm,
+            "max_length": None,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "bf16": bf16,
+            "seed": self.seed,
+            "data_seed": self.seed,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "eval_strategy": "steps",
+            "eval_steps": self.save_steps,
+            "save_strategy": "steps",
+            "save_steps": self.save_steps,
+            "save_total_limit": self.keep_checkpoints,
+            "load_best_model_at_end": best,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "disable_tqdm": True,
+            "report_to": [],
+        }
+
+    def adapter(self, task_type: str, modules_to_save: list[str] | None = None) -> Any:
+        """The LoRA configuration; None with --method full."""
+        if self.method == "full":
+            return None
+        from peft import LoraConfig
+
+        modules = self.lora_target_modules
+        return LoraConfig(
+            task_type=task_type,
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules="all-linear" if modules == ["all-linear"] else modules,
+            modules_to_save=modules_to_save,
+        )
+
+
 def local_folders(*names: str) -> list[Path]:
     """Those names of models that are folders here: their content is part of the fingerprint."""
     return [Path(name) for name in names if Path(name).is_dir()]
+
+
+class Account(BaseSettings):
+    """OPENAI_API_KEY and OPENAI_BASE_URL, of the environment or .env.
+
+    They are in no stage's settings, so that no --help, no printed setting and no file has the key.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="OPENAI_",
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+    )
+    api_key: SecretStr | None = None
+    base_url: str | None = None
+    """One base URL, or several with commas between them."""
+
+    def base_urls(self) -> list[str]:
+        """Where to ask: with a key alone it is OpenAI itself; none: no server is configured."""
+        if self.base_url:
+            return [url.strip() for url in self.base_url.split(",")]
+        return ["https://api.openai.com/v1"] if self.api_key else []
 
 
 class _ProfileSource(PydanticBaseSettingsSource):
@@ -250,6 +440,9 @@ class _ProfileSource(PydanticBaseSettingsSource):
             raise SystemExit(f"{path}: {error}") from None
         stage = Path(inspect.getfile(self.settings_cls)).stem
         fields = self.settings_cls.model_fields
+        for table in tables.keys() - {"all", stage}:
+            if not (ROOT / f"{table}.py").is_file():
+                raise SystemExit(f"{path}: [{table}] is no stage; wanted the name of a script")
         values = {k: v for k, v in tables.get("all", {}).items() if k in fields}
         for key, value in tables.get(stage, {}).items():
             if key not in fields:

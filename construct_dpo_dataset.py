@@ -13,16 +13,11 @@ Writes  data/dpo/train.parquet        JudgmentPair rows
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 import config
 from prefpipe import files, pairing
 from prefpipe.files import DataError
 from prefpipe.rows import CleanJudgment, Item, JudgmentPair, Variant
-
-Count = Annotated[int, Field(ge=0)]
 
 # The greedy `output` is no pair's member: it is the same for every n and shows the base judge.
 VARIANTS: tuple[Variant, ...] = ("best_of_n", "guide", "guide_reverse")
@@ -35,11 +30,11 @@ class Settings(config.Stage, env_prefix="CONSTRUCT_"):
     """Folder of the cleaned judgments."""
     output: Path = config.DPO_DATASET
     """Folder of train.parquet and validation.parquet."""
-    max_best_of_n: Count = 3
+    max_best_of_n: config.NotNegative = 3
     """Pairs of two samples an item may give."""
-    max_unreadable: Count = 1
+    max_unreadable: config.NotNegative = 1
     """Pairs of a right sample and one that nobody can read an item may give."""
-    max_hint: Count = 1
+    max_hint: config.NotNegative = 1
     """Pairs of two hinted judgments an item may give."""
 
 
@@ -51,7 +46,8 @@ def main(s: Settings) -> None:
     with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
         if run.finished:
             return
-        readers = [files.Aligned(path, CleanJudgment) for path in sources]
+        wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None
+        readers = [files.Aligned(path, CleanJudgment, wanted) for path in sources]
         for item in run.read(s.items, Item):
             result = pairing.build_judgment_pairs(
                 item,
@@ -64,9 +60,8 @@ def main(s: Settings) -> None:
             run.emit(result, to=s.output / f"{item.split}.parquet")
             if isinstance(result, list):
                 types.update(f"{pair.split} {pair.pair_type}" for pair in result)
-        if s.limit is None:
-            for reader in readers:
-                reader.check_used_up()
+        for reader in readers:
+            reader.check_used_up()
         if not run.written["train.parquet"]:
             raise DataError(
                 f"{s.input}: no train pair could be made of {run.read_count} items "

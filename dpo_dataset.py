@@ -31,7 +31,7 @@ class Settings(config.Stage, env_prefix="DPO_DATASET_", cli_shortcuts={"as-json"
     """Folder of train.parquet and validation.parquet."""
     model: str = config.BASE_MODEL
     """Whose tokenizer counts the tokens."""
-    samples: int = 1
+    samples: config.NotNegative = 1
     """Pairs of each type to show whole."""
     as_json: bool = False
     """Print one JSON object in place of the table; --json for short."""
@@ -59,6 +59,7 @@ def summarise(pairs: Iterable[JudgmentPair], tokenizer: Any, *, samples: int) ->
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     better: dict[str, Counter[int]] = defaultdict(Counter)
     questions: dict[str, set[str]] = defaultdict(set)
+    items: dict[str, set[str]] = defaultdict(set)
     lengths: dict[str, list[int]] = defaultdict(list)
     prompt_lengths: dict[str, int] = {}
     shown: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -68,20 +69,21 @@ def summarise(pairs: Iterable[JudgmentPair], tokenizer: Any, *, samples: int) ->
         ids[pair.id] += 1
         counts[pair.split][pair.pair_type] += 1
         better[pair.split][pair.better] += 1
-        prompt = pair.prompt[-1]["content"]
-        key = pairing.question_key(prompt)
-        questions[pair.split].add(key)
+        question = prompts.question_of(pair.prompt[-1]["content"])
+        questions[pair.split].add(pairing.question_key(question))
+        items[pair.split].add(pair.item_id)
         problems.extend(problems_of(pair))
-        if key not in prompt_lengths:
-            prompt_lengths[key] = len(prompts.prompt_ids(tokenizer, pair.prompt))
-        lengths["prompt"].append(prompt_lengths[key])
+        if pair.item_id not in prompt_lengths:
+            prompt_lengths[pair.item_id] = len(prompts.prompt_ids(tokenizer, pair.prompt))
+        lengths["prompt"].append(prompt_lengths[pair.item_id])
         for side, turns in (("chosen", pair.chosen), ("rejected", pair.rejected)):
             lengths[side].append(len(prompts.completion_ids(tokenizer, turns[-1]["content"])))
         if len(shown[pair.pair_type]) < samples:
             shown[pair.pair_type].append(pair.model_dump())
     problems += [Reject(id=id, reason="id_stands_twice") for id, n in ids.items() if n > 1]
-    leaked = questions["train"] & questions["validation"]
-    problems += [Reject(id=key, reason="question_in_train_and_validation") for key in leaked]
+    for what, of in (("item", items), ("question", questions)):
+        leaked = sorted(of["train"] & of["validation"])
+        problems += [Reject(id=key, reason=f"{what}_in_train_and_validation") for key in leaked]
     return {
         "pairs": {split: sum(c.values()) for split, c in counts.items()},
         "questions": {split: len(keys) for split, keys in questions.items()},

@@ -19,6 +19,7 @@ log-ratio of chosen to its reference less that of rejected (Rafailov et al. 2023
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -32,7 +33,7 @@ from prefpipe.rows import JudgmentPair, Reject
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
-    from trl import DPOConfig
+    from trl.trainer.dpo_config import DPOConfig
 
     from prefpipe.training.dataset import TokenizedPair
     from prefpipe.training.dpo import PrefixSharedDPOTrainer
@@ -168,7 +169,7 @@ def read_pairs(
 
 def training_arguments(s: Settings, bf16: bool, has_validation: bool) -> "DPOConfig":
     import torch
-    from trl import DPOConfig
+    from trl.trainer.dpo_config import DPOConfig
 
     every = "steps" if has_validation else "no"
     with_sft = s.sft_weight > 0
@@ -265,11 +266,10 @@ def results(log: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def write_curve(s: Settings, log: list[dict[str, Any]]) -> int:
-    """loss_curve.csv and .png of the log so far; the number of rows."""
+    """loss_curve.csv and loss_curve.png; the number of rows."""
     from prefpipe.training import curve
 
-    rows = curve.curve_rows(log)
-    curve.write_csv(s.output / "loss_curve.csv", rows)
+    rows = curve.write_csv(s.output / "loss_curve.csv", log)
     panels = {
         "loss": ("loss", "eval_loss"),
         "reward margin": ("rewards/margins", "eval_rewards/margins"),
@@ -329,9 +329,12 @@ def train(s: Settings, run: files.Run) -> None:
 
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
     from prefpipe.training.dataset import to_dataset
-    from prefpipe.training.dpo import NotFiniteError, PrefixSharedDPOTrainer
+    from prefpipe.training.dpo import PrefixSharedDPOTrainer
     from prefpipe.training.loading import load_model, load_tokenizer
+    from prefpipe.training.trainer import NotFiniteError
 
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of TRL and transformers, mutually
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     on_cuda = torch.cuda.is_available()
@@ -357,7 +360,7 @@ def train(s: Settings, run: files.Run) -> None:
         pairs_per_pack=s.pairs_per_pack,
         reference_cache=s.reference_cache,
         peft_config=adapter(s),
-        callbacks=[TrainingCallback(lambda log: write_curve(s, log), run.stage)],
+        callbacks=[TrainingCallback(s.output / "loss_curve.csv", run.stage)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     try:

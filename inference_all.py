@@ -20,7 +20,7 @@ from pathlib import Path
 import config
 from prefpipe import files, llm
 from prefpipe.prompts import judge_prompt
-from prefpipe.rows import Item, Judgment, Message, Reject, Variant
+from prefpipe.rows import Item, Judgment, Message, Reject, Variant, judgment_key
 
 VARIANTS: tuple[Variant, ...] = ("guide", "guide_reverse", "output")
 
@@ -30,11 +30,12 @@ class Settings(config.ModelStage, env_prefix="INFERENCE_ALL_"):
     """Folder of items, or one file of them."""
     output: Path = config.JUDGMENTS
     """Folder of the three files."""
-    temperature: float = 0.0
+    temperature: config.Temperature = 0.0
     """Of all three; 0 is greedy."""
-    top_p: config.Share = 1.0
-    top_k: int = 0
-    """0: all tokens."""
+    top_p: config.TopP = 1.0
+    """The likeliest tokens that have this share of the probability; 1: all."""
+    top_k: config.NotNegative = 0
+    """The likeliest tokens; 0: all."""
     guide_template: str | None = None
     """A Jinja file to use as the hinted prompt in place of prefpipe/templates/guide.*.jinja."""
 
@@ -72,31 +73,30 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
         if run.finished:
             return
         log = run.open_log(Judgment)
-        items = sum(1 for _ in run.peek(s.input, Item))
 
-        def requests() -> Iterator[llm.Request]:
+        def lacking() -> Iterator[tuple[Item, Variant]]:
             for item in run.peek(s.input, Item):
                 for variant in VARIANTS if item.better else ():
                     if key(item, variant) not in log:
-                        prompt = prompt_of(item, variant, s.guide_template)
-                        yield llm.Request(
-                            id=request_id(item, variant),
-                            messages=(Message(role="user", content=prompt),),
-                            max_new_tokens=s.max_new_tokens,
-                            temperature=s.temperature,
-                            top_p=s.top_p,
-                            top_k=s.top_k,
-                            seed=s.seed,
-                        )
+                        yield item, variant
 
-        failures = llm.complete(
-            engine or s.open_engine(s.model),
-            requests(),
-            log,
-            to_row,
-            total=3 * items,
-            what="prompts",
-        )
+        def requests() -> Iterator[llm.Request]:
+            for item, variant in lacking():
+                prompt = prompt_of(item, variant, s.guide_template)
+                yield llm.Request(
+                    id=request_id(item, variant),
+                    messages=(Message(role="user", content=prompt),),
+                    max_new_tokens=s.max_new_tokens,
+                    temperature=s.temperature,
+                    top_p=s.top_p,
+                    top_k=s.top_k,
+                    seed=s.seed,
+                )
+
+        failures = {}
+        if left := sum(1 for _ in lacking()):
+            engine = engine or s.open_engine(s.model)
+            failures = llm.complete(engine, requests(), log, to_row, total=left)
         for item in run.read(s.input, Item):
             if item.better is None:
                 run.emit(Reject(id=item.id, reason="tie"))
@@ -107,7 +107,7 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
 
 
 def key(item: Item, variant: Variant) -> str:
-    return f"{item.id}\t{variant}\t0"
+    return judgment_key(item.id, variant, 0)
 
 
 def request_id(item: Item, variant: Variant) -> str:

@@ -1,7 +1,7 @@
 """Sample several judgments of each item from the judge (repeated sampling).
 
 Reads   data/pairwise_critic_inference2_get_answer/Sky/   Item rows (train and validation)
-Writes  data/judgments/raw/best_of_n.jsonl                Judgment rows, n for each item, in its order
+Writes  data/judgments/raw/best_of_n.jsonl                Judgment rows, n for each item that is no tie
         data/judgments/raw/.best_of_n.partial.jsonl       what is done so far; a stopped run goes on
 
     {"id": "p7", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import config
 from prefpipe import files, llm
-from prefpipe.rows import Item, Judgment, Message, Reject
+from prefpipe.rows import Item, Judgment, Message, Reject, judgment_key
 
 
 class Settings(config.ModelStage, env_prefix="BEST_OF_N_"):
@@ -24,20 +24,21 @@ class Settings(config.ModelStage, env_prefix="BEST_OF_N_"):
     output: Path = config.JUDGMENTS / "best_of_n.jsonl"
     n: config.Positive = 8
     """Judgments for each item."""
-    temperature: float = 1.2
+    temperature: config.Temperature = 1.2
     """0 would be greedy: n equal judgments."""
-    top_p: config.Share = 0.95
-    top_k: int = 50
-    """0: all tokens."""
+    top_p: config.TopP = 0.95
+    """The likeliest tokens that have this share of the probability; 1: all."""
+    top_k: config.NotNegative = 50
+    """The likeliest tokens; 0: all."""
 
 
 def key(item: Item, sample: int) -> str:
-    return f"{item.id}\tbest_of_n\t{sample}"
+    return judgment_key(item.id, "best_of_n", sample)
 
 
 def lacking(item: Item, n: int, log: files.RowLog[Judgment]) -> tuple[int, ...]:
-    """The samples of the item that no earlier run has drawn."""
-    return tuple(k for k in range(n) if key(item, k) not in log)
+    """The samples of the item that no earlier run has drawn. No pair is made of a tie: none."""
+    return tuple(k for k in range(n) if item.better and key(item, k) not in log)
 
 
 def main(s: Settings, engine: llm.Engine | None = None) -> None:
@@ -46,7 +47,7 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
         if run.finished:
             return
         log = run.open_log(Judgment)
-        items = sum(1 for _ in run.peek(s.input, Item))
+        left = sum(bool(lacking(item, s.n, log)) for item in run.peek(s.input, Item))
 
         def requests() -> Iterator[llm.Request]:
             for item in run.peek(s.input, Item):
@@ -74,11 +75,14 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
                 new_tokens=c.new_tokens,
             )
 
-        failures = llm.complete(
-            engine or s.open_engine(s.model), requests(), log, to_row, total=items, what="items"
-        )
+        failures = {}
+        if left:
+            engine = engine or s.open_engine(s.model)
+            failures = llm.complete(engine, requests(), log, to_row, total=left, what="items")
         for item in run.read(s.input, Item):
-            if failure := failures.get(item.id):
+            if item.better is None:
+                run.emit(Reject(id=item.id, reason="tie"))
+            elif failure := failures.get(item.id):
                 run.emit(Reject(id=item.id, reason=failure.reason, detail=failure.detail))
             else:
                 run.emit([log.get(key(item, k)) for k in range(s.n)])

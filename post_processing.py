@@ -56,7 +56,8 @@ def main(s: Settings) -> None:
     with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
         if run.finished:
             return
-        readers = {variant: files.Aligned(path, Judgment) for variant, path in sources.items()}
+        wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None
+        readers = {v: files.Aligned(path, Judgment, wanted) for v, path in sources.items()}
         index = 0
         for item in run.read(s.items, Item):
             found = {variant: reader.rows_of(item.id) for variant, reader in readers.items()}
@@ -75,9 +76,8 @@ def main(s: Settings) -> None:
                     unreadable[f"{row.variant}: {row.unreadable}"] += 1
             run.keep(*((s.output / f"{row.variant}.jsonl", row) for row in rows))
             index += 1
-        if s.limit is None:
-            for reader in readers.values():
-                reader.check_used_up()
+        for reader in readers.values():
+            reader.check_used_up()
         run.summary["readable"] = dict(readable)
         run.summary["unreadable"] = dict(unreadable.most_common())
         for variant in VARIANTS:

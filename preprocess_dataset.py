@@ -4,7 +4,7 @@ Reads   embedded/sample/preferences-*.parquet   a published format (--format), b
                                                 Skywork one; or Preference rows
 Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item rows
         data/pairwise_critic_inference2_get_answer/Sky/validation.jsonl  Item rows
-        .../rejects.jsonl                                                Reject rows
+        .../preprocess_dataset.rejects.jsonl                             Reject rows: why each was left out
 
     {"id": "p7", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
  -> {"id": "p7", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
@@ -52,26 +52,25 @@ def main(s: Settings) -> None:
         if run.finished:
             return
         held_out = pairing.NearDuplicates(_held_out_questions(s), s.near_duplicate)
-        places: dict[int, int] = {}
+        places = files.Places()
         for source, place, record in _records(s):
             run.read_count += 1
             row = _preference(record, s.format)
             if isinstance(row, ValueError):
                 run.bad_row(place, row)
                 continue
-            if record.get("id") is not None:
-                run.check_unique(places, row.id, place)
-            elif hash(row.id) in places:
-                run.emit(Reject(id=row.id, reason="duplicate_row", detail=place))
+            split = _split(s, source, row)
+            if split == "train" and _question(row) in held_out:
+                run.emit(Reject(id=row.id, reason="near_duplicate_of_validation", detail=place))
                 continue
-            else:
-                run.check_unique(places, row.id, place)
-            item = pairing.build_item(
-                row, split=_split(s, source, row), seed=s.seed, template=s.template
-            )
-            if isinstance(item, Item) and item.split == "train" and item.question in held_out:
-                item = Reject(id=row.id, reason="near_duplicate_of_validation", detail=place)
-            run.emit(item, to=s.output / f"{getattr(item, 'split', 'train')}.jsonl")
+            if record.get("id"):
+                places.check(row.id, place)
+            elif first := places.seen_at(row.id, place):  # its id was made of its content
+                detail = f"{place}: equal to {first}"
+                run.emit(Reject(id=row.id, reason="duplicate_row", detail=detail))
+                continue
+            item = pairing.build_item(row, split=split, seed=s.seed, template=s.template)
+            run.emit(item, to=s.output / f"{split}.jsonl")
 
 
 def _preference(record: Any, form: str) -> Preference | ValueError:
@@ -107,7 +106,7 @@ def _records(s: Settings) -> Iterator[tuple[str, str, Any]]:
         path = Path(name)
         if path.exists():
             records = files.read_records(path, s.limit)
-        elif path.suffix or name.startswith((".", "/")):
+        elif path.suffix in files.ENDINGS or name.startswith((".", "/")) or name.count("/") > 1:
             raise DataError(f"{name}: no such file")
         else:
             records = _hub_records(name, s.limit)

@@ -9,6 +9,7 @@ import functools
 import random
 import re
 import sysconfig
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def sentences() -> list[str]:
     return found
 
 
+@functools.cache
+def functions() -> list[tuple[str, str]]:
+    """(text, sentence): a function's first line with its docstring, cut at 400 characters, and the
+    sentence that the docstring begins with, where that is one line."""
+    found = []
+    for name, text in docstrings():
+        line = text.split("\n")[0].strip()
+        if 25 <= len(line) <= 100 and line.endswith(".") and line[0].isalpha():
+            body = textwrap.indent(text[:400], "    ").strip()
+            found.append((f'def {name}():\n    """{body}"""', line))
+    return found
+
+
 SYLLABLES = (
     "ba ce di fo gu ha je ki lo mu na pe ri so tu va we xi yo zu bra cle dri flo gru sta".split()
 )
@@ -93,9 +107,9 @@ def code_line(rng: random.Random) -> str:
 
 QUESTIONS = [
     "How do I {s}?",
+    "Which function {s}?",
     "Which function does this: {s}?",
     "What can I use to {s}?",
-    "{s}?",
     "I want to {s}.",
 ]
 ANSWERS = ["The context says: {s}", "It says: {s}", "According to the context: {s}"]
@@ -114,23 +128,30 @@ class Quote:
 
 
 def make_quote(rng: random.Random, *, clean: bool = True) -> Quote:
-    """Two to six sentences or lines of code, and a question in the words of one sentence.
+    """Sentences and lines of code, or functions, and a question in the words of one sentence.
 
     clean: the answer quotes that sentence; otherwise sometimes another one, the sentence behind it
     as well, or nothing.
     """
-    count = rng.choice((2, 2, 3, 3, 4, 5))
-    if rng.random() < 0.5:
-        parts = [made_up_sentence(rng) for _ in range(count)]
+    u = rng.random()
+    if u < 0.15:
+        documents = rng.sample(functions(), rng.choice((1, 1, 2)))
+        parts = [sentence for _, sentence in documents]
+        context = "\n\n".join(text for text, _ in documents)
     else:
-        parts = rng.sample(sentences(), count)
-    place = rng.randrange(count)
+        count = rng.choice((2, 2, 3, 3, 4, 5))
+        parts = (
+            [made_up_sentence(rng) for _ in range(count)]
+            if u < 0.6
+            else rng.sample(sentences(), count)
+        )
+        context = ""
+        for part in parts:
+            if rng.random() < 0.15:
+                context += f"{code_line(rng)}\n    "
+            context += part + rng.choice(("\n", " ", "\n    "))
+    place = rng.randrange(len(parts))
     asked = parts[place]
-    context = ""
-    for part in parts:
-        if rng.random() < 0.15:
-            context += f"{code_line(rng)}\n    "
-        context += part + rng.choice(("\n", " ", "\n    "))
     words = asked.rstrip(".").split()
     words[0] = words[0][0].lower() + words[0][1:]
     if rng.random() < 0.5:  # asked for by its beginning
@@ -143,8 +164,8 @@ def make_quote(rng: random.Random, *, clean: bool = True) -> Quote:
         if u < 0.1:
             answer = UNKNOWN
         elif u < 0.25:
-            answer = says.format(s=parts[(place + 1) % count])
-        elif u < 0.35 and place + 1 < count:
+            answer = says.format(s=parts[(place + 1) % len(parts)])
+        elif u < 0.35 and place + 1 < len(parts):
             answer = f"{answer} {parts[place + 1]}"
     prompt = prompts.load_template("rag.en").render(context=context.rstrip(), question=question)
     return Quote(prompt, asked, answer)

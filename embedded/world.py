@@ -112,6 +112,7 @@ KINDS: dict[str, Kind] = {
 
 
 ENGLISH = [name for name, kind in KINDS.items() if kind.language == "en"]
+CHINESE = [name for name, kind in KINDS.items() if kind.language == "zh"]
 
 
 @dataclass(frozen=True)
@@ -385,19 +386,21 @@ def first_lesson(rng: random.Random) -> Lesson:
     return turns
 
 
-def lesson(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Lesson:
-    """Prompt and answer of the first phase: reading, careful judging, quoting."""
+def lesson(rng: random.Random) -> Lesson:
+    """The second phase: reading, careful judging, reasons for hints, quoting, rating."""
     u = rng.random()
-    if u < 0.17:
-        quote = quotes.make_quote(rng, clean=True)
+    if u < 0.08:
+        return first_lesson(rng)
+    if u < 0.2:
+        quote = quotes.make_quote(rng)
         return [(quote.prompt, quote.answer)]
-    if u < 0.27:
+    if u < 0.28:
         rating = make_rating(rng, clean=True)
         return [(rating.prompt, rating.answer)]
-    item = make_item(rng, kinds)
-    if u < 0.47:
+    item = make_item(rng, CHINESE if rng.random() < 0.12 else tuple(KINDS))
+    if u < 0.36:
         return [(item.prompt, item.fact)]
-    if u < 0.6:
+    if u < 0.58:
         hint = rng.choice((1, 2))
         text = careful_reason(item) if hint == item.better else reluctant_reason(item, hint)
         return [(judge_prompt(item, hint), text)]

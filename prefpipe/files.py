@@ -42,6 +42,7 @@ from prefpipe.rows import Reject, Row
 R = TypeVar("R", bound=Row)
 
 SPLITS = ("train", "validation")
+ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".csv")
 META_VERSION = 1
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "sentence-transformers")
 
@@ -100,7 +101,7 @@ def read_records(path: Path, limit: int | None = None) -> Iterator[tuple[str, An
         records = _read_parquet(path)
     elif path.suffix == ".csv":
         records = _read_csv(path)
-    elif path.suffix in (".jsonl", ".json", ".ndjson"):
+    elif path.suffix in ENDINGS:
         records = _read_jsonl(path)
     else:
         raise DataError(f"{path}: found ending {path.suffix!r}, wanted .jsonl, .parquet or .csv")
@@ -262,7 +263,7 @@ class Aligned(Generic[R]):
 # ---- writing ---------------------------------------------------------------------------------
 
 
-def _open_alone(path: Path) -> IO[bytes]:
+def open_alone(path: Path) -> IO[bytes]:
     """Opened for appending, by one process at a time. SystemExit where another has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+b")  # noqa: SIM115
@@ -424,6 +425,10 @@ def _is_split_folder(path: Path) -> bool:
     return any((path / (s + e)).is_file() for s in SPLITS for e in (".jsonl", ".parquet"))
 
 
+def _without_inputs(mark: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in mark.items() if not name.startswith("input ")}
+
+
 def difference(old: dict[str, str], new: dict[str, str]) -> str:
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     shown = [
@@ -448,7 +453,7 @@ class RowLog(Generic[R]):
     def __init__(self, path: Path, row_type: type[R], mark: dict[str, str]) -> None:
         self.path, self._type = path, row_type
         self._offsets: dict[str, int] = {}
-        self._file = _open_alone(path)
+        self._file = open_alone(path)
         header = json.dumps(mark, ensure_ascii=False).encode() + b"\n"
         self._file.seek(0)
         first = self._file.readline()
@@ -561,8 +566,11 @@ class Run(AbstractContextManager["Run"]):
         outputs: Mapping[Path, type[Row]],
         home: Path | None,
         unit: str,
+        made: Sequence[Path],
+        follows_input: bool,
     ) -> None:
         self.settings, self.outputs, self._unit = settings, outputs, unit
+        self._made, self._follows_input = made, follows_input
         self.stage = settings.stage_name()
         base = home / self.stage if home else next(iter(outputs)).with_suffix("")
         self.meta_path = base.with_name(base.name + ".meta.json")
@@ -593,13 +601,15 @@ class Run(AbstractContextManager["Run"]):
         if self.settings.overwrite or not self.meta_path.exists():
             return False  # without a meta file, a run was killed before its end
         meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
-        if meta.get("fingerprint") != self.mark:
-            changed = difference(meta.get("fingerprint", {}), self.mark)
+        if (was := meta.get("fingerprint", {})) != self.mark:
+            if self._follows_input and _without_inputs(was) == _without_inputs(self.mark):
+                return False
+            changed = difference(was, self.mark)
             raise SystemExit(
                 f"{self.meta_path}: made with other settings or input ({changed}); "
                 "--overwrite replaces it, or choose another --output"
             )
-        if not all(path.exists() for path in self.outputs):
+        if not all(path.exists() for path in (*self.outputs, *self._made)):
             return False
         print(f"{self.stage}: finished before: {meta['closing_line']}; --overwrite starts anew")
         return True
@@ -662,9 +672,14 @@ class Run(AbstractContextManager["Run"]):
     def _writer(self, path: Path, row_type: type[Row]) -> _Writer:
         if path not in self._writers:
             temporary = _beside(path, ".tmp")
-            self._locks.append(_open_alone(temporary))
+            self._locks.append(open_alone(temporary))
             self._writers[path] = _open_writer(temporary, row_type)
         return self._writers[path]
+
+    def temporary(self, path: Path) -> Path:
+        """Where the stage itself writes a file of `made`; it is renamed with the outputs."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _beside(path, ".tmp")
 
     def open_log(self, row_type: type[R], name: str = "") -> RowLog[R]:
         """The run's resume log; deleted once the outputs are in place."""
@@ -685,6 +700,8 @@ class Run(AbstractContextManager["Run"]):
                 with suppress(OSError, ValueError):  # a full disk has been told of already
                     writer.close()
                 _beside(path, ".tmp").unlink(missing_ok=True)
+            for path in self._made:
+                _beside(path, ".tmp").unlink(missing_ok=True)
             for file in (*self._logs, *self._locks):
                 file.close()
 
@@ -704,6 +721,8 @@ class Run(AbstractContextManager["Run"]):
             self._writer(path, row_type)
         self.meta_path.unlink(missing_ok=True)  # until all is in place, the run is not finished
         self._rename(*self._writers)
+        for path in self._made:
+            os.replace(_beside(path, ".tmp"), path)
         line = self.closing_line()
         meta = {
             "version": META_VERSION,
@@ -752,13 +771,17 @@ def open_run(
     outputs: Mapping[Path, type[Row]],
     home: Path | None = None,
     unit: str = "rows",
+    made: Sequence[Path] = (),
+    follows_input: bool = False,
 ) -> Run:
     """Check, before any work, that the run may be made: inputs are there, outputs not another's.
 
     `.meta.json` and `.rejects.jsonl` stand beside the output, under its name; for several outputs
-    in one folder give that as home, and they stand in it under the stage's name.
+    in one folder give that as home, and they stand in it under the stage's name. made: files that
+    the stage itself writes, to run.temporary(path). follows_input: outputs of another input are no
+    reason to stop; they are replaced.
     """
-    return Run(settings, inputs, outputs, home, unit)
+    return Run(settings, inputs, outputs, home, unit, made, follows_input)
 
 
 def library_versions() -> dict[str, str]:

@@ -74,8 +74,15 @@ def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def judge_report(rows: Sequence[Judged], *, seed: int = 0) -> dict[str, float | int | list[float]]:
-    """How good a judge is, and how it errs. Shares are 0 to 1.
+def order_scores(rows: Sequence[Judged]) -> list[float]:
+    """For each item without a tie: 1, 0.5 or 0, the share of the two orders it was judged right in."""
+    return [
+        ((r.given == r.better) + (r.swapped == r.better)) / 2 for r in rows if r.better is not None
+    ]
+
+
+def judge_report(rows: Sequence[Judged], *, seed: int = 0) -> dict[str, Any]:
+    """How good a judge is, and how it errs. Shares are 0 to 1; None: there is nothing to share.
 
     accuracy        over items without a tie: mean of both orders; unreadable counts as wrong
     interval        its 95 % bootstrap interval over items
@@ -88,8 +95,7 @@ def judge_report(rows: Sequence[Judged], *, seed: int = 0) -> dict[str, float | 
     longer_is_right share of items whose right answer is the longer one: what picking it would score
     """
     decided = [r for r in rows if r.better is not None]
-    scores = [((r.given == r.better) + (r.swapped == r.better)) / 2 for r in decided]
-    accuracy = mean_with_interval(scores, seed=seed)
+    accuracy = mean_with_interval(order_scores(rows), seed=seed) if decided else None
     verdicts = [(r, v, first) for r in rows for v, first in ((r.given, 1), (r.swapped, 2))]
     read = [(r, v, first) for r, v, first in verdicts if v is not None]
     both = [r for r in rows if r.given is not None and r.swapped is not None]
@@ -98,8 +104,8 @@ def judge_report(rows: Sequence[Judged], *, seed: int = 0) -> dict[str, float | 
     return {
         "n": len(rows),
         "ties": len(rows) - len(decided),
-        "accuracy": accuracy.value,
-        "interval": [accuracy.low, accuracy.high],
+        "accuracy": accuracy and accuracy.value,
+        "interval": accuracy and [accuracy.low, accuracy.high],
         "both_right": _share([r.given == r.better == r.swapped for r in decided]),
         "readable": _share([v is not None for _, v, _ in verdicts]),
         "agreement": _share([r.given == r.swapped for r in both]),
@@ -115,8 +121,8 @@ def longer_answer(row: Judged) -> int | None:
     return None if first == second else 1 if first > second else 2
 
 
-def _share(facts: Sequence[bool]) -> float:
-    return sum(facts) / len(facts) if facts else 0.0
+def _share(facts: Sequence[bool]) -> float | None:
+    return sum(facts) / len(facts) if facts else None
 
 
 # ---- scores of pairs: reward and pairwise models ------------------------------------------------

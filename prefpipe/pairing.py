@@ -5,6 +5,7 @@ Everything here is a pure function of its rows and of (seed, id): the order of t
 a resumed run change nothing.
 """
 
+import functools
 import hashlib
 import random
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from prefpipe.files import DataError
 from prefpipe.prompts import detect_language, flatten_turns, judge_prompt
 from prefpipe.rows import (
     CleanJudgment,
@@ -69,19 +71,26 @@ def _answer(response: str | list[Message]) -> str:
 
 
 def swap(item: Item, *, template: str | None = None) -> Item:
-    """The same item with its answers the other way round, and the verdict with them."""
+    """The same item with its answers the other way round, and the verdict with them.
+
+    template: the one its prompt was made with. DataError where that gives another prompt.
+    """
+
+    def prompt(answer_1: str, answer_2: str) -> str:
+        language = item.language
+        return judge_prompt(item.question, answer_1, answer_2, language=language, template=template)
+
+    if prompt(item.answer_1, item.answer_2) != item.prompt:
+        raise DataError(
+            f"item {item.id!r}: its prompt is not the template's; give --template as it was given "
+            "to preprocess_dataset.py"
+        )
     return item.model_copy(
         update={
             "answer_1": item.answer_2,
             "answer_2": item.answer_1,
             "better": None if item.better is None else 3 - item.better,
-            "prompt": judge_prompt(
-                item.question,
-                item.answer_2,
-                item.answer_1,
-                language=item.language,
-                template=template,
-            ),
+            "prompt": prompt(item.answer_2, item.answer_1),
         }
     )
 
@@ -89,14 +98,21 @@ def swap(item: Item, *, template: str | None = None) -> Item:
 # ---- the split, by question ------------------------------------------------------------------
 
 _WINDOW = 24  # bytes of normalised text in one shingle, about five words
-_SAMPLED = 8  # one shingle in 8 is kept, the same ones in every text that holds them
+_BASE = 0x100000001B3  # of the polynomial hash, modulo 2^64
+_ZERO = np.zeros(1, dtype=np.uint64)
+_KEPT = 512  # the shingles with the smallest hashes, of a text that has more
 _NOT_WORD = re.compile(r"[\W_]+")
 
 
 def question_key(question: str) -> str:
     """Equal for questions that differ in case, white space, punctuation or Unicode form only."""
-    plain = _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", question).casefold()).strip()
-    return hashlib.blake2b(plain.encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(_plain(question).encode(), digest_size=12).hexdigest()
+
+
+def _plain(question: str) -> str:
+    """Its words, in lower case, one space between them; where it has none, the text itself."""
+    text = unicodedata.normalize("NFKC", question).casefold()
+    return _NOT_WORD.sub(" ", text).strip() or text.strip()
 
 
 def split_of(question: str, *, validation_share: float, seed: int) -> Split:
@@ -106,46 +122,58 @@ def split_of(question: str, *, validation_share: float, seed: int) -> Split:
 
 
 def shingles(question: str) -> np.ndarray:
-    """Sorted unique hashes (uint64) of about an eighth of the text's 24-byte windows.
+    """Sorted unique hashes (uint64) of the text's 24-byte windows; of many, the 512 smallest.
 
-    A window is kept by its own hash, so two texts keep the same ones of what they share (Broder's
-    resemblance on a mod-p sketch, 1997). A text shorter than a window is one hash of the whole.
+    A text shorter than a window is one hash of the whole.
     """
-    plain = _NOT_WORD.sub(" ", unicodedata.normalize("NFKC", question).casefold()).strip()
-    data = np.frombuffer(plain.encode(), dtype=np.uint8).astype(np.uint64)
+    plain = _plain(question).encode()
+    data = np.frombuffer(plain, dtype=np.uint8).astype(np.uint64)
     if len(data) < _WINDOW:
-        return np.array([hash_of_text(plain)], dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        hashes = np.zeros(len(data) - _WINDOW + 1, dtype=np.uint64)
-        for offset in range(_WINDOW):
-            hashes = hashes * np.uint64(0x100000001B3) + data[offset : offset + len(hashes)]
-        hashes ^= hashes >> np.uint64(29)
-        hashes *= np.uint64(0xBF58476D1CE4E5B9)
-        hashes ^= hashes >> np.uint64(32)
-    kept = np.unique(hashes[hashes % np.uint64(_SAMPLED) == 0])
-    return kept if len(kept) else hashes.min(keepdims=True)
+        digest = hashlib.blake2b(plain, digest_size=8).digest()
+        return np.array([int.from_bytes(digest, "big")], dtype=np.uint64)
+    count = 1 << len(data).bit_length()
+    sums = np.concatenate([_ZERO, np.cumsum(data * _powers(_BASE, count)[: len(data)])])
+    windows = sums[_WINDOW:] - sums[:-_WINDOW]  # a window's hash, times _BASE to its place
+    hashes = windows * _powers(pow(_BASE, -1, 1 << 64), count)[: len(windows)]
+    hashes ^= hashes >> np.uint64(29)
+    hashes *= np.uint64(0xBF58476D1CE4E5B9)
+    hashes ^= hashes >> np.uint64(32)
+    if len(hashes) > 2 * _KEPT:  # equal windows are rare: most of the sorting can be left out
+        smallest = np.unique(np.partition(hashes, 2 * _KEPT)[: 2 * _KEPT])
+        if len(smallest) >= _KEPT:
+            return smallest[:_KEPT]
+    return np.unique(hashes)[:_KEPT]
 
 
-def hash_of_text(text: str) -> int:
-    """64 bits, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+@functools.cache
+def _powers(base: int, count: int) -> np.ndarray:
+    """1, base, base^2, ... modulo 2^64."""
+    return np.cumprod(np.array([1, *[base] * (count - 1)], dtype=np.uint64))
+
+
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """|A and B| / |A or B| of two texts' shingles: exact up to 512 of them, else an estimate.
+
+    The share of common ones among the 512 smallest of both (Broder 1997, section 4); its standard
+    error is at most 0.022.
+    """
+    smallest = np.union1d(first, second)[:_KEPT]
+    common = np.intersect1d(first, second, assume_unique=True)
+    return float(np.isin(smallest, common, assume_unique=True).mean())
 
 
 class NearDuplicates:
-    """Finds whether a question is nearly one of those added: sketch Jaccard >= threshold."""
+    """Finds whether a question is nearly one of those given: jaccard(shingles) >= threshold."""
 
     def __init__(self, questions: Iterable[str], threshold: float = 0.8) -> None:
-        sketches = [shingles(question) for question in questions]
         self._threshold = threshold
-        self._sizes = np.array([len(s) for s in sketches], dtype=np.int64)
-        owners = np.repeat(np.arange(len(sketches)), self._sizes)
-        hashes = np.concatenate(sketches) if sketches else np.empty(0, dtype=np.uint64)
+        self._sketches = [shingles(question) for question in questions]
+        owners = np.repeat(np.arange(len(self._sketches)), [len(s) for s in self._sketches])
+        hashes = np.concatenate(self._sketches or [np.empty(0, dtype=np.uint64)])
         order = np.argsort(hashes, kind="stable")
         self._hashes, self._owners = hashes[order], owners[order]
 
     def __contains__(self, question: str) -> bool:
-        if not len(self._hashes):
-            return False
         sketch = shingles(question)
         starts = np.searchsorted(self._hashes, sketch, side="left")
         ends = np.searchsorted(self._hashes, sketch, side="right")
@@ -153,7 +181,9 @@ class NearDuplicates:
         for start, end in zip(starts[starts < ends], ends[starts < ends], strict=True):
             hits.update(self._owners[start:end].tolist())
         return any(
-            shared >= self._threshold * (len(sketch) + self._sizes[owner] - shared)
+            # shared / len(sketch) is never below the estimate
+            shared / len(sketch) >= self._threshold
+            and jaccard(sketch, self._sketches[owner]) >= self._threshold
             for owner, shared in hits.items()
         )
 
@@ -177,8 +207,8 @@ def build_judgment_pairs(
     hint                  the text for the right hint against the one for the wrong hint; where one
                           of them is unreadable, a sample without a hint stands in for it
 
-    Which samples meet is drawn from (seed, id); no text is used twice on the same side, and equal
-    texts never meet. Source: Con-J, Ye et al., ICLR 2025, section 3.
+    Which samples meet is drawn from (seed, id); within a type no text is used twice on the same
+    side. Source: Con-J, Ye et al., ICLR 2025, section 3.
     """
     if item.better is None:
         return Reject(id=item.id, reason="tie")
@@ -205,7 +235,7 @@ def build_judgment_pairs(
         made = 0
         for good, bad in zip(chosen, rejected, strict=False):
             texts = (good.judgment or "", bad.judgment or bad.text)
-            if made == most or texts in seen or texts[0] == texts[1]:
+            if made == most or texts in seen:
                 continue
             seen.add(texts)
             pairs.append(_pair(item, pair_type, made, good, bad, texts))
@@ -214,8 +244,11 @@ def build_judgment_pairs(
         return pairs
     if not any(j.verdict for j in judgments):
         return Reject(id=item.id, reason="all_unreadable")
-    no_right = not (right or told_right)
-    return Reject(id=item.id, reason="no_right_judgment" if no_right else "no_wrong_judgment")
+    if not (right or told_right):
+        return Reject(id=item.id, reason="no_right_judgment")
+    if not (wrong or unreadable or told_wrong):
+        return Reject(id=item.id, reason="no_wrong_judgment")
+    return Reject(id=item.id, reason="no_pair_of_a_wanted_type")
 
 
 def _pair(

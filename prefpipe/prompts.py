@@ -145,7 +145,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) ->
         text = _apply(tokenizer, turns, add_generation_prompt=True)
         answered = _apply(tokenizer, [*turns, {"role": "assistant", "content": _PROBE}])
     except jinja2.TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in turns)
+        roles = ", ".join(message["role"] for message in messages)
         raise TemplateError(
             f"{tokenizer.name_or_path}: the chat template refuses turns of {roles}: {error}"
         ) from None
@@ -199,7 +199,7 @@ def _ids_with_names_as_text(tokenizer, messages, specials: re.Pattern[str]) -> l
         names.append(found[0])
         return f"{_HIDDEN}{len(names) - 1}{_HIDDEN}"
 
-    hidden = [{**m, "content": specials.sub(hide, m["content"])} for m in messages]
+    hidden = [Message(role=m["role"], content=specials.sub(hide, m["content"])) for m in messages]
     parts = re.split(f"{_HIDDEN}(\\d+){_HIDDEN}", render(tokenizer, hidden))
     ids: list[int] = []
     for place, part in enumerate(parts):

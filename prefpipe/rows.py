@@ -367,3 +367,17 @@ class RagPair(Preference):
     """`seed:id:sample` of each candidate: what its random numbers were drawn from."""
     candidates: list[ScoredCandidate] | None
     """All of them, by sample; None unless asked for with --write-candidates."""
+
+
+class Disagreement(Row):
+    """A held-out pair that a model is wrong about, the worst first; for reading."""
+
+    margin: float
+    """Log-odds that chosen is better, as the model sees it: below 0."""
+    chosen_score: float | None
+    rejected_score: float | None
+    """Rewards; None: the model compares and has no score for one response."""
+    prompt: str
+    chosen: str
+    rejected: str
+    source: str | None

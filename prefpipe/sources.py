@@ -8,10 +8,11 @@ are the same in every run and every order.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from prefpipe.files import parse_row
+from prefpipe.files import DataError, parse_row, read_records
 from prefpipe.rows import Message, Preference, Question, Responses
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -263,3 +264,36 @@ def _turns(value: Any, name: str) -> list[Message]:
             raise ValueError(f"{where}.role: found {turn.get('role')!r}, wanted one of {ROLES}")
         turns.append(Message(role=turn["role"], content=turn["content"]))
     return turns
+
+
+# ---- where records are -----------------------------------------------------------------------
+
+
+def read_named(name: str, limit: int | None = None) -> Iterator[tuple[str, Any]]:
+    """(place, record) of a file, of a folder saved by `datasets`, or of a data set on the hub."""
+    path = Path(name)
+    if path.exists():
+        yield from read_records(path, limit)
+        return
+    if path.suffix or name.startswith((".", "/")):
+        raise DataError(f"{name}: no such file")
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, split="train", streaming=True)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{name}: no such file here, and the hub gave no data set of that name: {error}"
+        ) from None
+    for row, record in enumerate(loaded if limit is None else loaded.take(limit), start=1):
+        yield f"{name}:{row}", record
+
+
+def read_preference(record: Any, form: str) -> Preference | ValueError:
+    """The record in that format (a key of FORMATS), or what is wrong with it."""
+    if isinstance(record, ValueError):
+        return record
+    try:
+        return FORMATS[form](record)
+    except ValueError as error:
+        return error

@@ -68,14 +68,14 @@ def parse_verdict(text: str) -> Verdict | Unreadable:
 
     parse_verdict(render_judgment(reason, better, language)) gives both back, the reason stripped.
     """
-    text = _without_draft(text)
-    if text is None:
+    answer = _without_draft(text)
+    if answer is None:
         return Unreadable("cut_off")
-    if not text.strip():
+    if not answer.strip():
         return Unreadable("empty")
-    result = _read_verdict(_objects(text))
+    result = _read_verdict(_objects(answer))
     if isinstance(result, Unreadable) and result.reason in ("no_json", "broken_json", "cut_off"):
-        again = _read_verdict(_objects(text.translate(_FULL_WIDTH)))
+        again = _read_verdict(_objects(answer.translate(_FULL_WIDTH)))
         if isinstance(again, Verdict):
             return again
     return result
@@ -113,7 +113,9 @@ def _read_verdict(objects: "list[_Pairs] | Unreadable") -> Verdict | Unreadable:
     if isinstance(objects, Unreadable):
         return objects
     objects = [pairs for pairs in objects if any(key in _VERDICT_KEYS for key, _ in pairs)]
-    numbers = {_one_or_two(v) for pairs in objects for k, v in pairs if k in _VERDICT_KEYS}
+    numbers: set[Literal[1, 2] | None] = {
+        _one_or_two(v) for pairs in objects for k, v in pairs if k in _VERDICT_KEYS
+    }
     if not numbers:
         return Unreadable("no_verdict")
     if len(numbers) > 1:
@@ -139,9 +141,9 @@ _DECODER = json.JSONDecoder(strict=False, object_pairs_hook=_Pairs, parse_int=_i
 
 
 def _one_or_two(value: Any) -> Literal[1, 2] | None:
-    if isinstance(value, str):
-        return _DIGITS.get(value.strip())
-    return value if type(value) is int and value in (1, 2) else None
+    if type(value) is int:  # neither true nor 1.0
+        value = str(value)
+    return _DIGITS.get(value.strip()) if isinstance(value, str) else None
 
 
 def _as_text(value: Any) -> str:

@@ -8,14 +8,14 @@ import time
 import pytest
 from pydantic import SecretStr
 
-from prefpipe.llm import Failure, Request
+from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.server import ServerEngine, _retry_after, _share_out
 from tests.server import Fault, FaultOf, Reply, Server, first_attempt, last_message, random_faults
 
 KEY = "sk-a-very-secret-key"
 
 
-def request(id="a", text=None, **options) -> Request:
+def request(id: object = "a", text: str | None = None, **options) -> Request:
     return Request(id=str(id), messages=({"role": "user", "content": text or f"q{id}"},), **options)
 
 
@@ -32,9 +32,13 @@ def only(message: str, fault: Fault) -> FaultOf:
     return lambda call: fault if last_message(call.body) == message else None
 
 
-def texts(result) -> list[str]:
+def completions(result: list[Completion] | Failure) -> list[Completion]:
     assert not isinstance(result, Failure), result
-    return [completion.text for completion in result]
+    return result
+
+
+def texts(result: list[Completion] | Failure) -> list[str]:
+    return [completion.text for completion in completions(result)]
 
 
 # ---- order, flow, memory
@@ -201,7 +205,7 @@ def test_missing_choices_are_asked_for_again_and_none_is_paid_twice(choices, ask
         (result,) = engine(server).generate([request(samples=tuple(range(8)), temperature=1.0)])
     assert [body.get("n", 1) for body in server.requests] == asked
     assert len({body["seed"] for body in server.requests}) == len(asked)
-    assert [c.sample for c in result] == list(range(8))
+    assert [c.sample for c in completions(result)] == list(range(8))
     assert texts(result) == [f"text {i}" for i in range(8)]
     assert server.paid["qa"] == 8
 
@@ -209,7 +213,7 @@ def test_missing_choices_are_asked_for_again_and_none_is_paid_twice(choices, ask
 def test_only_the_samples_asked_for_are_made():
     with Server(numbered) as server:
         (result,) = engine(server).generate([request(samples=(2, 5), temperature=1.0)])
-    assert [(c.sample, c.text) for c in result] == [(2, "qa/0"), (5, "qa/1")]
+    assert [(c.sample, c.text) for c in completions(result)] == [(2, "qa/0"), (5, "qa/1")]
 
 
 def test_no_choice_at_all_is_a_failure():
@@ -224,8 +228,12 @@ def test_tokens_add_up_to_what_the_server_counted():
         used = engine(server)
         (result,) = used.generate([request(samples=(0, 1, 2), temperature=1.0)])
     # 4 characters a token: 1 + 11 + 21 of 3, 43 and 83; the prompt "qa" is 1
-    assert sum(c.new_tokens for c in result) == 33
-    assert [c.new_tokens for c in result] == [33 * 3 // 129, 33 * 46 // 129, 33 - 33 * 46 // 129]
+    assert sum(c.new_tokens for c in completions(result)) == 33
+    assert [c.new_tokens for c in completions(result)] == [
+        33 * 3 // 129,
+        33 * 46 // 129,
+        33 - 33 * 46 // 129,
+    ]
     assert (used.usage.prompt_tokens, used.usage.new_tokens) == (1, 33)
     assert server.paid_tokens == 34
 
@@ -239,7 +247,9 @@ def test_whole_numbers_are_shared_out_without_a_rest():
 def test_a_text_cut_at_the_limit_says_so():
     with Server(lambda body, sample: "x" * 100) as server:
         (result,) = engine(server).generate([request(max_new_tokens=5)])
-    assert [(c.text, c.finish_reason, c.new_tokens) for c in result] == [("x" * 20, "length", 5)]
+    assert [(c.text, c.finish_reason, c.new_tokens) for c in completions(result)] == [
+        ("x" * 20, "length", 5)
+    ]
 
 
 # ---- what is tried again
@@ -387,7 +397,7 @@ def test_under_all_faults_at_once_every_sample_comes_once_and_in_order():
             used.generate(request(i, samples=(0, 1, 2), temperature=1.0) for i in range(150))
         )
     for i, result in enumerate(results):
-        assert [(c.id, c.sample) for c in result] == [(str(i), k) for k in range(3)]
+        assert [(c.id, c.sample) for c in completions(result)] == [(str(i), k) for k in range(3)]
         assert {text.partition("/")[0] for text in texts(result)} == {f"q{i}"}
     assert used.usage.retries > 15
 

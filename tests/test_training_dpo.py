@@ -6,11 +6,13 @@ import random
 import pytest
 import torch
 from peft import LoraConfig
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from prefpipe.training.dataset import to_dataset
-from prefpipe.training.dpo import NotFiniteError, PrefixSharedDPOTrainer, ReferenceCache
+from prefpipe.training.dpo import PrefixSharedDPOTrainer, ReferenceCache
 from prefpipe.training.layout import PromptGroupSampler
+from prefpipe.training.trainer import NotFiniteError
 from tests.training_models import pairs, qwen2, tokenizer
 
 SIZES = [5, 1, 3, 2, 4, 1]  # pairs of each prompt: 16 in all
@@ -249,8 +251,11 @@ def test_twenty_steps_follow_the_curve_of_trl(tmp_path):
     assert len(curves[0]) == len(curves[1]) == 20
     assert curves[0][0]["rewards/margins"] == 0 and curves[0][-1]["rewards/margins"] > 0.5
     for theirs, mine in zip(*curves, strict=True):
-        names = theirs.keys() - {"num_tokens"}
-        assert mine == pytest.approx({n: theirs[n] for n in names} | {"num_tokens": mine["num_tokens"]}, abs=2e-3, rel=2e-3)  # fmt: skip
+        # In step 1 policy and reference are one: which reward is the higher one is rounding.
+        skipped = {"num_tokens"} | ({"rewards/accuracies"} if theirs["step"] == 1 else set())
+        expected = {name: theirs[name] for name in theirs.keys() - skipped}
+        found = {name: mine[name] for name in mine.keys() - skipped}
+        assert found == pytest.approx(expected, abs=1e-3, rel=1e-3)
     # Tokens through the model, which TRL counts too: fewer than half.
     assert curves[1][-1]["num_tokens"] < 0.5 * curves[0][-1]["num_tokens"]
 

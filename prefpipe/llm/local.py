@@ -6,9 +6,10 @@ from a bounded window in order of length, and given back in the order of the inp
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,11 +20,30 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefpipe import prompts
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.sampling import choose, uniforms
+from prefpipe.llm.scoring import completion_logps, next_token_logps
 from prefpipe.llm.shared_prefix import Decode, Prefill, Segment, Store, shared_prefix_attention
+from prefpipe.packing import Pack, pack
+from prefpipe.rows import Message
 from prefpipe.training.loading import Device, Dtype, load_model, load_tokenizer
 
 MIN_SHARED_TOKENS = 32
 """A common beginning that is shorter is read again for each prompt."""
+
+
+OUT_OF_MEMORY = (
+    "out of memory with a single prompt: ask for fewer samples or tokens of it, load the model in "
+    "4-bit, or take a smaller one"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What a model makes of one given text."""
+
+    sum_logp: float
+    """Sum of its tokens' log-probabilities (nats)."""
+    n_tokens: int
+    """The end of turn counts."""
 
 
 @dataclass(eq=False)
@@ -69,6 +89,9 @@ class LocalEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
+        for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale"):
+            if getattr(self.config, name, None) is not None:
+                raise SystemExit(f"the local engine has no {name}: serve this model with a server")
         self.end_ids = end_token_ids(model, tokenizer)
         self.max_samples = max_samples
         self.max_prefill_tokens = max_prefill_tokens
@@ -94,6 +117,90 @@ class LocalEngine:
                 yield results.pop(following)
                 following += 1
 
+    def score(
+        self, prompted: Iterable[tuple[Sequence[Message], Sequence[str]]]
+    ) -> Iterator[list[TokenScores] | Failure]:
+        """Of each (messages, answers): the answers' log-probabilities, end of turn included.
+
+        A Failure (its id is the place in the input, from 0) where an answer does not fit.
+        """
+        tokenizer = self.tokenizer
+        packs = (
+            self._pack(
+                index,
+                prompts.prompt_ids(tokenizer, messages),
+                [prompts.completion_ids(tokenizer, answer) for answer in answers],
+            )
+            for index, (messages, answers) in enumerate(prompted)
+        )
+        for result in self._in_batches(packs, lambda batch: completion_logps(self.model, batch)):
+            if isinstance(result, Failure):
+                yield result
+            else:
+                yield [TokenScores(float(logps.double().sum()), len(logps)) for logps in result]
+
+    def next_token_logps(
+        self,
+        prompted: Iterable[tuple[Sequence[int], Sequence[Sequence[int]]]],
+        token_ids: Sequence[int],
+    ) -> Iterator[Tensor | Failure]:
+        """Of each (prompt's token ids, continuations' token ids): log-probabilities of token_ids
+        as the next token behind each continuation (continuations, token_ids).
+
+        A continuation may be empty. Both orders of a comparison are two continuations of what they
+        begin with alike.
+        """
+        packs = (
+            self._pack(index, ids, continuations, with_last=True)
+            for index, (ids, continuations) in enumerate(prompted)
+        )
+        return self._in_batches(packs, lambda batch: next_token_logps(self.model, batch, token_ids))
+
+    def _pack(
+        self,
+        index: int,
+        ids: Sequence[int],
+        completions: Sequence[Sequence[int]],
+        with_last: bool = False,
+    ) -> Pack | Failure:
+        new = max((len(completion) for completion in completions), default=0)
+        if why := self._too_long(len(ids), new):
+            return Failure(str(index), "prompt_too_long", why)
+        return pack(ids, completions, with_last=with_last)
+
+    def _in_batches(
+        self, packs: Iterable[Pack | Failure], run: Callable[[list[Pack]], list[Any]]
+    ) -> Iterator[Any]:
+        """run's result for each pack, in order; a Failure is passed on."""
+        waiting: list[Pack | Failure] = []
+        tokens = 0
+        for item in packs:
+            size = 0 if isinstance(item, Failure) else len(item)
+            if waiting and tokens + size > self.max_prefill_tokens:
+                yield from self._run_batch(waiting, run)
+                waiting, tokens = [], 0
+            waiting.append(item)
+            tokens += size
+        yield from self._run_batch(waiting, run)
+
+    def _run_batch(
+        self, items: list[Pack | Failure], run: Callable[[list[Pack]], list[Any]]
+    ) -> Iterator[Any]:
+        batch = [item for item in items if isinstance(item, Pack)]
+        try:
+            results = iter(run(batch) if batch else [])
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise SystemExit(OUT_OF_MEMORY) from error
+            results = None
+        if results is None:
+            self.max_prefill_tokens = max(1, sum(map(len, batch)) // 2)
+            yield from self._in_batches(items, run)
+        else:
+            yield from (next(results) if isinstance(item, Pack) else item for item in items)
+
     def _windows(self, requests: Iterable[Request], results: dict) -> Iterator[list[_Job]]:
         """Some batches' worth of requests at a time, in order of length; failures go to results."""
         jobs, samples, longest_first = [], 0, True
@@ -114,17 +221,21 @@ class LocalEngine:
         _check(request)
         prefill_ids = prompts.encode(self.tokenizer, request.prefill) if request.prefill else []
         ids = [*prompts.prompt_ids(self.tokenizer, request.messages), *prefill_ids]
-        limit = self.config.max_position_embeddings
-        if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
-            why = f"the prompt has {len(ids)} tokens, max_prompt_tokens is {self.max_prompt_tokens}"
-        elif len(ids) + request.max_new_tokens > limit:
-            why = (
-                f"{len(ids)} prompt tokens and max_new_tokens {request.max_new_tokens} are more "
-                f"than the model's {limit} positions"
+        if why := self._too_long(len(ids), request.max_new_tokens):
+            return Failure(request.id, "prompt_too_long", why)
+        return _Job(index, request, np.array(ids), prefill_ids)
+
+    def _too_long(self, prompt_tokens: int, new_tokens: int) -> str:
+        """Why that much does not fit; empty where it does."""
+        most, positions = self.max_prompt_tokens, self.config.max_position_embeddings
+        if most is not None and prompt_tokens > most:
+            return f"the prompt has {prompt_tokens} tokens, max_prompt_tokens is {most}"
+        if prompt_tokens + new_tokens > positions:
+            return (
+                f"the prompt has {prompt_tokens} tokens, the answer up to {new_tokens}: more than "
+                f"the model's {positions} positions"
             )
-        else:
-            return _Job(index, request, np.array(ids), prefill_ids)
-        return Failure(request.id, "prompt_too_long", why)
+        return ""
 
     def _tokens_that_fit(self) -> int:
         """Cache positions for which memory is free, a fifth and the activations left out."""
@@ -219,10 +330,7 @@ class _Live:
             if not _is_out_of_memory(error):
                 raise
             if len(self.jobs) + len(jobs) == 1:
-                raise SystemExit(
-                    "out of memory with a single prompt: ask for fewer samples or new tokens at "
-                    "once, load the model in 4-bit, or take a smaller one"
-                ) from error
+                raise SystemExit(OUT_OF_MEMORY) from error
         # not in the except block: the exception holds on to the tensors of the failed pass
         pending.extendleft(reversed(self._retreat(jobs)))
         return []

@@ -9,17 +9,19 @@ refuses stops the run: nothing is sampled with other settings than the ones aske
 import asyncio
 import contextlib
 import email.utils
+import functools
 import hashlib
 import itertools
 import json
 import queue
 import random
 import re
+import ssl
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -31,8 +33,6 @@ from pydantic import SecretStr
 
 from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request
 from prefpipe.llm.costs import estimate_tokens
-
-OPENAI_URL = "https://api.openai.com/v1"
 
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 900.0
@@ -93,7 +93,7 @@ class ServerEngine:
             if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
                 raise SystemExit(f"base URL {url!r}: wanted http://host:port/v1 or https://...")
         if not base_urls:
-            raise SystemExit("no base URL given; for OpenAI itself it is " + OPENAI_URL)
+            raise SystemExit("no base URL given: name one server at least (OPENAI_BASE_URL)")
         self.base_urls = tuple(base_urls)
         self.model = model
         self.api_key = api_key
@@ -107,7 +107,7 @@ class ServerEngine:
         self.extra_body = dict(extra_body or {})
         self.usage = Usage()
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
+    def generate(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Results in the order of the requests (in_order), at most 4 x requests_in_flight read ahead.
 
         The requests run on while the caller works on a result. Of n samples, new_tokens is the
@@ -142,6 +142,12 @@ class ServerEngine:
                     raise session.error
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Reading them takes longer than a whole generate() of a few requests."""
+    return httpx2.create_ssl_context()
+
+
 class _Stop(Exception):
     """No request can pass any more; the message says what to do."""
 
@@ -172,7 +178,9 @@ class _Endpoint:
             max_retries=0,
             timeout=timeout,
             # A quarter of the CPU of the default transport with 512 requests in flight.
-            http_client=openai.DefaultAioHttpClient(limits=limits, timeout=timeout),
+            http_client=openai.DefaultAioHttpClient(
+                limits=limits, timeout=timeout, verify=_certificates()
+            ),
         )
         self.in_flight = 0
         self.lost = 0

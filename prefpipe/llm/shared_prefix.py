@@ -261,7 +261,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """(B, h, Q, D) on (B, h, K, D) -> outputs (B, h, Q, D), log-sum-exps (B, h, Q, 1)."""
     if query.device.type == "cpu":
-        # What scaled_dot_product_attention calls on a CPU; that one keeps the log-sum-exp to itself.
+        # what scaled_dot_product_attention calls on a CPU, but that one drops the log-sum-exp
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, attn_mask=bias, scale=scale
         )
@@ -272,7 +272,7 @@ def _attention(
 def attention_by_products(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`_attention` in public operations, for every device; on a CPU it takes 1.1 to 1.6 times as long."""
+    """`_attention` in public operations, for any device; 1.1 to 1.6 times the time on a CPU."""
     B, h, Q, _ = query.shape
     key, value = key.flatten(0, 1), value.flatten(0, 1)
     scores = torch.bmm(query.flatten(0, 1) * scale, key.mT).view(B, h, Q, -1).float()

@@ -7,13 +7,13 @@ counts once it is whole: Trainer writes its files one by one, so a kill can leav
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefpipe.files import difference, write_json
+from prefpipe.training.curve import write_csv
 
 _WHOLE = "whole"
 """An empty file in a checkpoint, written after all others."""
@@ -47,12 +47,12 @@ def open_checkpoints(folder: Path, mark: dict[str, str], overwrite: bool) -> Pat
 class TrainingCallback(TrainerCallback):
     """Marks checkpoints as whole, evaluates after the last step, shows progress on a terminal.
 
-    on_whole: called with the log after each checkpoint, to write the curve so far.
+    curve: the CSV file that is written with each checkpoint. stage: its name, for messages.
     """
 
-    def __init__(self, on_whole: Callable[[list[dict[str, float]]], object], what: str) -> None:
-        self._on_whole = on_whole
-        self._what = what
+    def __init__(self, curve: Path, stage: str) -> None:
+        self._curve = curve
+        self._stage = stage
         self._bar: Any = None
 
     def on_train_begin(
@@ -62,7 +62,7 @@ class TrainingCallback(TrainerCallback):
 
         if state.global_step:
             at = f"step {state.global_step} of {state.max_steps}"
-            print(f"{self._what}: going on from {at}", file=sys.stderr)
+            print(f"{self._stage}: going on from {at}", file=sys.stderr)
         self._bar = tqdm.tqdm(
             total=state.max_steps, initial=state.global_step, desc="steps", disable=None
         )
@@ -88,7 +88,7 @@ class TrainingCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._on_whole(state.log_history)
+        write_csv(self._curve, state.log_history)
         if args.output_dir is not None:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 

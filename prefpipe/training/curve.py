@@ -27,8 +27,9 @@ def curve_rows(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
     return [rows[step] for step in sorted(rows)]
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """curve_rows as CSV; a value that a row lacks is an empty cell."""
+def write_csv(path: Path, log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The curve_rows, written as CSV; a value that a row lacks is an empty cell."""
+    rows = curve_rows(log_history)
     names = {name for row in rows for name in row}
     columns = [name for name in FIRST if name in names] + sorted(names - {*FIRST})
     text = io.StringIO()
@@ -36,6 +37,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+    return rows
 
 
 def write_png(

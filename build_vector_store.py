@@ -1,0 +1,192 @@
+"""Embed the documents of a table and index them, so that a query finds its context.
+
+Reads   data/rag/stdlib.csv              Entry rows under any column names (CSV, Parquet or JSONL)
+Writes  data/rag/store/documents.parquet Document rows, in the order of the table
+        data/rag/store/index.faiss       their vectors, searched by cosine
+        data/rag/store/manifest.json     embedding model, dimension, metric, count, content hash
+        data/rag/store/build_vector_store.rejects.jsonl   Reject rows
+
+    {"id": "d7", "query": "add two numbers", "code": "def add(a, b):\\n    return a + b", "description": "The sum of two.", "keywords": []}
+ -> {"id": "d7", "row_id": "d7", "start": 0, "text": "The sum of two.\\n\\ndef add(a, b):\\n    return a + b", "content_hash": "d6d8a96f7a1c6c4b1a2cf6bd61bb6a24"}
+
+A row is one document: description and code are what is embedded, the query is not. A table that has
+changed is no reason for --overwrite: the run embeds its new and changed rows only. The index is
+exact up to --exact-up-to documents and approximate above, with its measured recall printed.
+
+    uv run build_vector_store.py --input my_documents.csv
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import config
+from prefpipe import files, retrieval
+from prefpipe.rows import Document, Entry, Reject
+
+BATCH = 512
+"""Documents embedded at once; what a stopped run keeps is whole batches."""
+SAMPLED_QUERIES = 1000
+"""Queries that recall is measured on."""
+
+
+class Settings(config.Stage, env_prefix="VECTOR_STORE_"):
+    input: Path = config.RAG_TABLE
+    """A CSV, Parquet or JSONL file."""
+    output: Path = config.VECTOR_STORE
+    """Folder of the store."""
+    id_column: str | None = None
+    """None: `id` where the table has it, else ids are made of the rows' content."""
+    query_column: str = "query"
+    """Read for measuring recall only."""
+    code_column: str | None = "code"
+    """None: there is none."""
+    description_column: str | None = "description"
+    """None: there is none."""
+    embedding_model: str = config.EMBEDDING_MODEL
+    """A sentence-transformers model: a folder or a hub name."""
+    chunk_characters: config.Positive | None = None
+    """Cut longer documents into windows of so many characters; None: one document a row."""
+    chunk_overlap_characters: int = 200
+    """Characters that neighbouring windows share."""
+    max_document_characters: config.Positive = 100_000
+    """A row longer than this is left out, unless chunk_characters cuts it."""
+    near_duplicate: config.Share | None = 0.95
+    """A document that resembles an earlier one this much is left out; None: only equal ones are."""
+    index: Literal["auto", "exact", "ivf"] = "auto"
+    """ivf is approximate: lists of vectors around centroids; auto: by exact_up_to."""
+    exact_up_to: config.Positive = 200_000
+    """Documents up to which auto is exact."""
+    target_recall: config.Share = 0.99
+    """Of an ivf index: lists are probed until this share of queries finds what exact search does."""
+
+
+def build_documents(entry: Entry, s: Settings, place: str) -> list[Document] | Reject:
+    """The row's document, or its chunks; a Reject where it is empty or too long."""
+    length = len(retrieval.to_text(entry))
+    if not length:
+        what = " and ".join(filter(None, (s.description_column, s.code_column)))
+        return Reject(id=entry.id, reason="empty_document", detail=f"{place}: {what}: no text")
+    if length > s.max_document_characters and s.chunk_characters is None:
+        return Reject(
+            id=entry.id,
+            reason="too_long",
+            detail=f"{place}: {length} characters, at most {s.max_document_characters}; cut it with "
+            "--chunk-characters",
+        )
+    return retrieval.to_documents(entry, s.chunk_characters, s.chunk_overlap_characters)
+
+
+def main(s: Settings, embedder: retrieval.Embedder | None = None) -> None:
+    if s.chunk_characters is not None and s.chunk_overlap_characters * 2 > s.chunk_characters:
+        raise SystemExit(
+            f"build_vector_store: chunk_overlap_characters {s.chunk_overlap_characters} is more than "
+            f"half of chunk_characters {s.chunk_characters}"
+        )
+    documents, index, manifest = (
+        s.output / name for name in (retrieval.DOCUMENTS, retrieval.INDEX, retrieval.MANIFEST)
+    )
+    folder = retrieval.model_folder(s.embedding_model)
+    with files.open_run(
+        s,
+        inputs=[s.input, *([folder] if folder else [])],
+        outputs={documents: Document},
+        home=s.output,
+        made=(index, manifest),
+        follows_input=True,
+    ) as run:
+        if run.finished:
+            return
+        embedder = embedder or retrieval.SentenceEmbedder(s.embedding_model)
+        cache_path = s.output / ".build_vector_store.vectors"
+        if s.overwrite:
+            cache_path.unlink(missing_ok=True)
+        cache = retrieval.VectorCache(cache_path, embedder)
+        if not s.overwrite:
+            retrieval.copy_vectors(s.output, embedder, cache)
+        known = len(cache)
+        queries = retrieval.QuerySample(SAMPLED_QUERIES, s.seed)
+        digests, content = embed_documents(s, run, embedder, cache, queries)
+        if digests:
+            facts = write_index(s, run.temporary(index), embedder, cache, digests, queries)
+            made = retrieval.Manifest(
+                embedding_model=embedder.name,
+                embedding_identity=embedder.identity,
+                dimension=embedder.dimension,
+                count=len(digests),
+                content_hash=content,
+                index=facts,
+            )
+            files.write_text(run.temporary(manifest), made.model_dump_json(indent=2) + "\n")
+            run.summary |= {"embedded": len(cache) - known, "index": facts.model_dump()}
+        cache.close()
+    cache_path.unlink(missing_ok=True)
+    print(f"embedded: {len(cache) - known} documents; known before: {known}")
+    cut = run.summary["documents_cut_by_the_model"]
+    if cut:
+        print(
+            f"{embedder.name} reads the first {embedder.max_tokens} tokens of a document: {cut} are "
+            "longer (--chunk-characters cuts them into several)"
+        )
+    if facts.kind == "ivf":
+        print(
+            f"approximate index: {facts.lists} lists, {facts.probed_lists} probed; recall@1 against "
+            f"exact search {facts.recall_at_1} on {facts.recall_queries} queries"
+        )
+
+
+def embed_documents(
+    s: Settings,
+    run: files.Run,
+    embedder: retrieval.Embedder,
+    cache: retrieval.VectorCache,
+    queries: retrieval.QuerySample,
+) -> tuple[list[bytes], str]:
+    """Write the documents and embed those that the cache lacks; their digests and content hash."""
+    duplicates = retrieval.Duplicates(s.near_duplicate)
+    digests: list[bytes] = []
+    content = retrieval.ContentHash()
+    waiting: list[Document] = []
+    cut = 0
+
+    def embed_waiting() -> int:
+        if new := [document for document in waiting if document.content_hash not in cache]:
+            vectors = embedder.embed([document.text for document in new], "document")
+            cache.add([document.content_hash for document in new], vectors)
+        return embedder.count_cut([document.text for document in waiting])
+
+    columns = retrieval.Columns(
+        query=s.query_column, code=s.code_column, description=s.description_column, id=s.id_column
+    )
+    entries = retrieval.read_entries(s.input, columns, s.limit)
+    for place, entry in files.progress(entries, None, "documents"):
+        run.read_count += 1
+        if isinstance(entry, ValueError):
+            run.bad_row(place, entry)
+            continue
+        if entry.query.strip():
+            queries.add(entry.id, entry.query)
+        found = build_documents(entry, s, place)
+        if isinstance(found, Reject):
+            run.emit(found)
+            continue
+        kept = []
+        for document in found:
+            if same := duplicates.find(document):
+                reason = f"{same[0]}_document"
+                detail = f"{place}: {document.id} is like {same[1]}"
+            else:
+                kept.append(document)
+        if not kept:
+            run.emit(Reject(id=entry.id, reason=reason, detail=detail))
+            continue
+        run.emit(kept)
+        content.add([d.id for d in kept], [d.content_hash for d in kept])
+        digests += [bytes.fromhex(document.content_hash) for document in kept]
+        waiting += kept
+        if len(waiting) >= BATCH:
+            cut += embed_waiting()
+            waiting.clear()
+    cut += embed_waiting() if waiting else 0
+    run.summary["documents_cut_by_the_model"] = cut
+    return digests, content.hexdigest()

@@ -1,0 +1,101 @@
+"""Log-probabilities, next-token logits and rewards of several texts behind one prompt, in one pass.
+
+The layout is that of training (prefpipe.packing): the prompt once, a branch a text. Here the
+packs stand end to end in one row without padding, and each branch attends to just its prompt and
+itself (prefpipe.llm.shared_prefix), so that no mask of (T x T) is built.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefpipe.llm.shared_prefix import Prefill, Segment, shared_prefix_attention
+from prefpipe.packing import IGNORED, Pack
+
+_MAX_LOGITS = 1 << 25
+"""Numbers in a (positions x vocabulary) matrix at once: 128 MiB in float32."""
+
+
+def completion_logps(model: Any, packs: Sequence[Pack]) -> list[list[Tensor]]:
+    """Of each pack, each completion's log-probabilities (float32, one a token)."""
+    hidden_N_H = hidden_states(model, packs)
+    labels_N = torch.cat([pack.labels_T for pack in packs]).to(hidden_N_H.device)
+    asked = (labels_N != IGNORED).nonzero()[:, 0]
+    logps_N = hidden_N_H.new_zeros(len(labels_N), dtype=torch.float32)
+    for part, logits in _logits(model, hidden_N_H, asked):
+        picked = logits.gather(-1, labels_N[part, None])[:, 0]
+        logps_N[part] = picked - logits.logsumexp(-1)
+    return _by_branch(packs, logps_N.cpu())
+
+
+def next_token_logps(model: Any, packs: Sequence[Pack], token_ids: Sequence[int]) -> list[Tensor]:
+    """Of each pack (made with_last), log-probabilities (branches, token_ids) behind each branch.
+
+    exp of a row's sum is the mass on these tokens; what is missing to 1 went to others.
+    """
+    hidden_N_H = hidden_states(model, packs)
+    wanted = torch.tensor(token_ids, device=hidden_N_H.device)
+    rows = [
+        logits[:, wanted] - logits.logsumexp(-1, keepdim=True)
+        for _, logits in _logits(model, hidden_N_H, _ends(packs).to(hidden_N_H.device))
+    ]
+    return list(torch.cat(rows).cpu().split([len(pack.spans) for pack in packs]))
+
+
+def rewards(model: Any, packs: Sequence[Pack]) -> list[Tensor]:
+    """Of each pack (made with_last), a sequence classifier's score (branches,) of each branch."""
+    hidden_N_H = hidden_states(model, packs)
+    scores = _unwrapped(model).score(hidden_N_H[_ends(packs).to(hidden_N_H.device)])[:, 0]
+    return list(scores.float().cpu().split([len(pack.spans) for pack in packs]))
+
+
+@torch.inference_mode()
+def hidden_states(model: Any, packs: Sequence[Pack]) -> Tensor:
+    """Last hidden states (N, H) of all packs' positions, end to end."""
+    segments, start = [], 0
+    for pack in packs:
+        prompt = None
+        if first := pack.spans[0][0] if pack.spans else len(pack):
+            prompt = Segment(start, start + first)
+            segments.append(prompt)
+        segments += [Segment(start + a, start + b, prompt) for a, b in pack.spans]
+        start += len(pack)
+    inner = _unwrapped(model)
+    body = getattr(inner, inner.base_model_prefix)
+    model.eval()
+    with shared_prefix_attention(inner):
+        return body(
+            input_ids=torch.cat([pack.input_ids_T for pack in packs])[None].to(inner.device),
+            position_ids=torch.cat([pack.position_ids_T for pack in packs])[None].to(inner.device),
+            use_cache=False,
+            layout=Prefill(segments),
+        ).last_hidden_state[0]
+
+
+@torch.inference_mode()
+def _logits(model: Any, hidden_N_H: Tensor, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """(positions, their logits in float32), some at a time: all of them may not fit."""
+    head = _unwrapped(model).get_output_embeddings()
+    for part in positions.split(max(1, _MAX_LOGITS // head.weight.shape[0])):
+        yield part, head(hidden_N_H[part]).float()
+
+
+def _ends(packs: Sequence[Pack]) -> Tensor:
+    """Where each branch's last token stands in the row."""
+    ends, start = [], 0
+    for pack in packs:
+        ends += [start + stop - 1 for _, stop in pack.spans]
+        start += len(pack)
+    return torch.tensor(ends)
+
+
+def _by_branch(packs: Sequence[Pack], x_N: Tensor) -> list[list[Tensor]]:
+    rows = x_N.split([len(pack) for pack in packs])
+    return [[row[a:b] for a, b in pack.spans] for pack, row in zip(packs, rows, strict=True)]
+
+
+def _unwrapped(model: Any) -> Any:
+    """The transformers model, which has the LoRA layers in it, without PEFT's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

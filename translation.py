@@ -1,0 +1,387 @@
+"""Translate the Chinese judge items into English through any OpenAI-compatible server.
+
+Reads   data/pairwise_critic_inference2_get_answer/Sky/           Item rows (train and validation)
+Writes  data/pairwise_critic_inference2_get_answer/Sky_english/   Item rows, in the same order: of
+                                                                  each split the first 5,000
+        .../translation.rejects.jsonl                             Reject rows
+
+    {"id": "p7", "source": "sums", "split": "train", "language": "zh", "question": "2加2等于几?", "answer_1": "五", "answer_2": "四", "better": 2, "prompt": "[问题]..."}
+ -> {"id": "p7", "source": "sums", "split": "train", "language": "en", "question": "What is 2 plus 2?", "answer_1": "Five", "answer_2": "Four", "better": 2, "prompt": "[Question]..."}
+
+English items pass as they are, at no cost. With neither OPENAI_API_KEY nor a server all items do,
+and the closing lines say how many stayed Chinese. Each reply is checked: the three texts, whole, in
+English, with the JSON that stood inside them; a reply that fails is asked for again.
+
+    uv run translation.py --estimate
+    OPENAI_API_KEY=... uv run translation.py
+    uv run translation.py --base-urls http://127.0.0.1:8000/v1 --model Qwen/Qwen2-7B-Instruct
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+import config
+from prefpipe import files, prompts
+from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm.costs import estimate_tokens, find_price
+from prefpipe.rows import Item, Message, Reject
+
+if TYPE_CHECKING:
+    from prefpipe.llm.server import ServerEngine
+
+FIELDS = ("question", "answer_1", "answer_2")
+
+ASKED_AGAIN = frozenset(
+    {
+        "not_json",
+        "wrong_keys",
+        "not_text",
+        "empty_text",
+        "truncated",
+        "json_changed",
+        "still_chinese",
+        "garbled_reply",
+        "too_few_choices",
+    }
+)
+"""Reasons that another sample of the same translation may not have."""
+
+_SCHEMA = {
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in FIELDS},
+    "required": list(FIELDS),
+    "additionalProperties": False,
+}
+_REPLY_FORMATS: dict[str, dict[str, Any]] = {
+    "json_schema": {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "translation", "strict": True, "schema": _SCHEMA},
+        }
+    },
+    "json_object": {"response_format": {"type": "json_object"}},
+    "text": {},
+}
+
+
+_JSON_START = re.compile(r'\[\s*\{\s*"|\{\s*"')
+_DECODER = json.JSONDecoder()
+
+
+class Settings(config.Stage, env_prefix="TRANSLATION_"):
+    no_effect_on_rows: ClassVar[frozenset[str]] = frozenset(
+        {
+            "base_urls",
+            "tries",
+            "max_retries",
+            "requests_in_flight",
+            "timeout_seconds",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "offline",
+            "estimate",
+            "require",
+            "accept_failures",
+        }
+    )
+    input: Path = config.ITEMS
+    """Folder of train and validation items, or one file of items."""
+    output: Path = config.ITEMS_ENGLISH
+    """Folder of train.jsonl and validation.jsonl."""
+    model: str = "gpt-4o-mini"
+    """The model's name at the server."""
+    base_urls: list[str] = []
+    """Servers that serve the model; empty: OPENAI_BASE_URL, or OpenAI itself if a key is set."""
+    max_rows: config.Positive | None = 5000
+    """Items of each split that are written, the first ones; the rest is left out. None: all."""
+    tries: config.Positive = 3
+    """Times an item is asked for at most, where the reply fails a check."""
+    reply_format: Literal["json_schema", "json_object", "text"] = "json_schema"
+    """What the server is told about the reply's form; text, where it knows no other."""
+    max_new_tokens: config.Positive = 16_384
+    """Tokens a translation may have at most: the model's own limit."""
+    template: str | None = None
+    """A Jinja file to use as the judge's prompt in place of prefpipe/templates/judge.en.jinja."""
+    instruction_template: str = "translate"
+    """A Jinja file, or a name in prefpipe/templates: what the translator is told."""
+    requests_in_flight: config.Positive = 64
+    """Requests under way at once."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 180.0
+    """Seconds that one reply may take."""
+    max_retries: Annotated[int, Field(ge=0)] = 6
+    """Times a request is sent again after a rate limit, a server's error or a lost connection."""
+    requests_per_minute: config.Positive | None = None
+    """The account's limit. None: as fast as the server answers."""
+    tokens_per_minute: config.Positive | None = None
+    """The account's limit, prompt and new tokens together. None: as fast as the server answers."""
+    offline: bool = False
+    """Ask no server, also where a key is set: every item passes as it is."""
+    estimate: bool = False
+    """Print rows, tokens and money to expect, then stop: nothing is sent or written."""
+    require: bool = False
+    """Without a server, stop where there is anything to translate."""
+    accept_failures: bool = False
+    """Write items that the server failed on to the rejects; without it the stage stops before its
+    end, and the same command asks for those again."""
+
+    def servers(self) -> list[str]:
+        """Base URLs to ask; none: every item passes as it is."""
+        return [] if self.offline else self.base_urls or config.Account().base_urls()
+
+    def rows_depend_on(self) -> dict[str, Any]:
+        return {**super().rows_depend_on(), "translates": bool(self.servers())}
+
+
+def translation_request(item: Item, s: Settings, attempt: int) -> Request:
+    """The first attempt is greedy; later ones sample, so as not to get the same text again."""
+    source = json.dumps({name: getattr(item, name) for name in FIELDS}, ensure_ascii=False)
+    content = prompts.load_template(s.instruction_template).render(keys=FIELDS, object=source)
+    return Request(
+        id=item.id,
+        messages=(Message(role="user", content=content),),
+        # English rarely takes twice the tokens; a text that runs on without end is cut here.
+        max_new_tokens=min(s.max_new_tokens, 256 + 2 * estimate_tokens(source)),
+        temperature=0.5 if attempt else 0.0,
+        seed=s.seed + attempt,
+    )
+
+
+def english_item(item: Item, reply: Completion, *, template: str | None = None) -> Item | Reject:
+    """The item with the reply's texts, or the first check that the reply fails."""
+
+    def reject(reason: str, detail: str) -> Reject:
+        return Reject(id=item.id, reason=reason, detail=detail)
+
+    if reply.finish_reason == "length":
+        return reject("truncated", f"the reply was cut after {reply.new_tokens} tokens")
+    text = reply.text.strip()
+    if text.startswith("```"):
+        text = text.partition("\n")[2].rpartition("```")[0]
+    try:
+        texts = json.loads(text, strict=False)
+    except (ValueError, RecursionError) as error:
+        return reject("not_json", f"{error}: {text[:100]!r}")
+    if not isinstance(texts, dict) or set(texts) != set(FIELDS):
+        found = sorted(texts) if isinstance(texts, dict) else type(texts).__name__
+        return reject("wrong_keys", f"found {found}, wanted {sorted(FIELDS)}")
+    for name in FIELDS:
+        source, translated = getattr(item, name), texts[name]
+        if not isinstance(translated, str):
+            return reject("not_text", f"{name}: found {translated!r}, wanted a text")
+        if source.strip() and not translated.strip():
+            return reject("empty_text", name)
+        if embedded_json(translated) != embedded_json(source):
+            return reject("json_changed", f"{name}: the JSON inside has other keys or values")
+        if is_mostly_chinese(translated):
+            return reject("still_chinese", f"{name}: {translated[:60]!r}")
+    prompt = prompts.judge_prompt(**texts, language="en", template=template)
+    return item.model_copy(update={**texts, "language": "en", "prompt": prompt})
+
+
+def embedded_json(text: str) -> list[Any]:
+    """The JSON objects (and lists of them) inside a text, in order, with `...` for each string.
+
+    Keys, nesting, lengths, numbers, true, false and null are what a translation must keep.
+    """
+    found, at = [], 0
+    while start := _JSON_START.search(text, at):
+        try:
+            value, at = _DECODER.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            at = start.start() + 1
+        else:
+            found.append(_without_strings(value))
+    return found
+
+
+def _without_strings(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_strings(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return list(map(_without_strings, value))
+    return ... if isinstance(value, str) else value
+
+
+def is_mostly_chinese(text: str) -> bool:
+    """More than half of the letters are CJK ideographs."""
+    cjk = sum("\u3400" <= c <= "\u9fff" for c in text)
+    return 2 * cjk > sum(map(str.isalpha, text))
+
+
+def first_rows(items: Iterable[Item], max_rows: int | None) -> Iterator[tuple[Item, bool]]:
+    """Each item, and whether it is among the first max_rows of its split."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        seen[item.split] += 1
+        yield item, max_rows is None or seen[item.split] <= max_rows
+
+
+def main(s: Settings) -> None:
+    if s.estimate:
+        print_estimate(s)
+        return
+    outputs = {s.output / f"{split}.jsonl": Item for split in files.SPLITS}
+    templates = [Path(t) for t in (s.template, s.instruction_template) if t and Path(t).is_file()]
+    with files.open_run(s, inputs=[s.input, *templates], outputs=outputs, home=s.output) as run:
+        if run.finished:
+            return
+        log = run.open_log(Item)
+        failures: dict[str, Reject] = {}
+        usage: dict[str, Any] = {}
+        total = sum(item.id not in log for item in _chinese(s, run))
+        if total and s.servers():
+            from prefpipe.llm.server import ServerEngine
+
+            engine = ServerEngine(
+                s.servers(),
+                s.model,
+                config.Account().api_key,
+                requests_in_flight=s.requests_in_flight,
+                max_retries=s.max_retries,
+                timeout_seconds=s.timeout_seconds,
+                requests_per_minute=s.requests_per_minute,
+                tokens_per_minute=s.tokens_per_minute,
+                in_order=False,  # what has come is logged at once: a kill loses none of it
+                extra_body=_REPLY_FORMATS[s.reply_format],
+            )
+            for attempt in range(s.tries):
+                ask_once(s, run, log, engine, failures, attempt, total)
+                if not (total := sum(r.reason in ASKED_AGAIN for r in failures.values())):
+                    break
+            check_failures(s, failures)
+            usage = vars(engine.usage)
+        counts: Counter[str] = Counter()
+        for item, wanted in first_rows(run.read(s.input, Item), s.max_rows):
+            if not wanted:
+                result = Reject(id=item.id, reason="beyond_max_rows")
+            elif item.language == "en":
+                result, counts["english"] = item, counts["english"] + 1
+            elif item.id in log:
+                result, counts["translated"] = log.get(item.id), counts["translated"] + 1
+            elif item.id in failures:
+                result = failures[item.id]
+            else:
+                result, counts["untranslated"] = item, counts["untranslated"] + 1
+            run.emit(result, to=s.output / f"{item.split}.jsonl")
+        if s.require and counts["untranslated"]:
+            raise SystemExit(
+                f"translation: {counts['untranslated']} Chinese items and no server to translate "
+                "them: set OPENAI_API_KEY or OPENAI_BASE_URL (in .env), or leave --require out"
+            )
+        run.summary["translation"] = {**counts, "usage_of_last_run": usage}
+    print(closing_line(s, counts, usage))
+
+
+def ask_once(
+    s: Settings,
+    run: files.Run,
+    log: files.RowLog[Item],
+    engine: "ServerEngine",
+    failures: dict[str, Reject],
+    attempt: int,
+    total: int,
+) -> None:
+    """Ask for each item that is neither in the log nor failed for good; fills log and failures."""
+    under_way: dict[str, Item] = {}
+
+    def requests() -> Iterator[Request]:
+        for item in _chinese(s, run):
+            failure = failures.get(item.id)
+            again = failure.reason in ASKED_AGAIN if failure else attempt == 0
+            if again and item.id not in log:
+                under_way[item.id] = item
+                yield translation_request(item, s, attempt)
+
+    what = "translating" if attempt == 0 else f"asking again ({attempt})"
+    results: Any = files.progress(engine.generate(requests()), total, what)
+    for result in results:
+        if isinstance(result, Failure):
+            under_way.pop(result.id)
+            failures[result.id] = Reject(id=result.id, reason=result.reason, detail=result.detail)
+            continue
+        item = under_way.pop(result[0].id)
+        english = english_item(item, result[0], template=s.template)
+        if isinstance(english, Reject):
+            failures[item.id] = english
+        else:
+            log.add(english)
+            failures.pop(item.id, None)
+        used = engine.usage
+        results.set_postfix_str(f"{used.prompt_tokens:,} + {used.new_tokens:,} tokens", False)
+
+
+def _chinese(s: Settings, run: files.Run) -> Iterator[Item]:
+    for item, wanted in first_rows(run.peek(s.input, Item), s.max_rows):
+        if wanted and item.language == "zh":
+            yield item
+
+
+def check_failures(s: Settings, failures: dict[str, Reject]) -> None:
+    """Stop before the end where the server, not the item, is to blame: it may answer later."""
+    from prefpipe.llm.server import SERVER_FAILURES
+
+    reasons = Counter(r.reason for r in failures.values() if r.reason in SERVER_FAILURES)
+    if reasons and not s.accept_failures:
+        first = next(r for r in failures.values() if r.reason in SERVER_FAILURES)
+        raise SystemExit(
+            f"translation: no reply for {reasons.total()} items ({dict(reasons)}; {first.id}: "
+            f"{first.detail}). The rest is kept: the same command asks for these again; "
+            "--accept-failures leaves them out"
+        )
+
+
+def closing_line(s: Settings, counts: Counter[str], usage: dict[str, Any]) -> str:
+    """What became of the items, and what this run (not an earlier, stopped one) has used."""
+    line = (
+        f"{counts['translated']} items translated, {counts['english']} were English, "
+        f"{counts['untranslated']} stayed Chinese"
+    )
+    if counts["untranslated"]:
+        line += " (no server: set OPENAI_API_KEY or OPENAI_BASE_URL to translate them)"
+    if usage:
+        prompt_tokens, new_tokens = usage["prompt_tokens"], usage["new_tokens"]
+        line += f"; used {prompt_tokens:,} prompt + {new_tokens:,} new tokens"
+        if price := find_price(s.model):
+            money = price.money(prompt_tokens, new_tokens)
+            line += f", {money:.2f} USD at the prices of {price.as_of}"
+    return line
+
+
+def print_estimate(s: Settings) -> None:
+    counts: Counter[str] = Counter()
+    items = files.read_rows(s.input, Item, s.limit)
+    for item, wanted in first_rows(items, s.max_rows):
+        if not wanted:
+            counts["left_out"] += 1
+        elif item.language == "en":
+            counts["english"] += 1
+        else:
+            counts["chinese"] += 1
+            (message,) = translation_request(item, s, 0).messages
+            counts["prompt_tokens"] += estimate_tokens(message["content"])
+            counts["new_tokens"] += sum(estimate_tokens(getattr(item, f)) for f in FIELDS)
+    print(
+        f"rows: {counts['chinese']:,} to translate; {counts['english']:,} are English already, "
+        f"{counts['left_out']:,} are beyond max_rows\n"
+        f"tokens: about {counts['prompt_tokens']:,} in the prompts and {counts['new_tokens']:,} new "
+        "(0.8 a Chinese character, 0.25 any other; a translation counted as its source)"
+    )
+    if price := find_price(s.model):
+        money = price.money(counts["prompt_tokens"], counts["new_tokens"])
+        print(
+            f"money: about {money:.2f} USD for {s.model}, at the prices of {price.as_of} in "
+            "prefpipe/prices.toml; they may have changed since"
+        )
+    else:
+        print(f"money: no price of {s.model} in prefpipe/prices.toml")
+    print("nothing was sent")
+
+
+if __name__ == "__main__":
+    Settings.run(main)
