@@ -1,34 +1,50 @@
-"""Hold the tuned judge against its base: on held-out questions, and on held-out judgment pairs.
+"""Hold judges, reward models and pairwise models against held-out questions and benchmarks.
 
 Reads   data/pairwise_critic_inference2_get_answer/Sky/validation.jsonl   Item rows
         data/dpo/validation.parquet                                       JudgmentPair rows
-        --benchmark llmbar=PATH                                           a published benchmark file
+        --benchmark llmbar=PATH                                           a published benchmark file: llmbar, autoj, sky,
+                                                                          rewardbench, rewardbench2, judgebench, best_of_n
 Writes  data/accuracy/accuracy.json       every number (schema in data/README.md)
         data/accuracy/judgments.jsonl     EvaluatedJudgment rows: what the numbers are made of
         data/accuracy/pair_scores.jsonl   PairScore rows
+        data/accuracy/scores.jsonl        ScoredQuestion rows, of --kind dpo, reward and pairwise
 
     {"id": "p7", "source": "sums", "split": "validation", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
  -> {"id": "p7", "judge": "tuned", "benchmark": "validation", "order": "swapped", "better": 2, "verdict": 2, "unreadable": null, "text": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 1}", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 17}
 
 Judging is greedy, in both orders of the answers; a text without a strict verdict counts as wrong.
 A pair is preferred where its chosen judgment has the higher log-probability; the implicit reward
-is log p(tuned) - log p(base), Rafailov et al. 2023, eq. 5.
+is log p(tuned) - log p(base), Rafailov et al. 2023, eq. 5. With --kind judge (the default) both
+judges are asked; dpo takes the same two models as an implicit reward on responses; reward and
+pairwise take the models of path C. Several kinds stand side by side in the table.
 
     uv run accuracy.py --benchmark llmbar=../shared/data/llmbar.jsonl
+    uv run accuracy.py --kind reward --kind pairwise --benchmark rewardbench=filtered.parquet
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import config
-from prefpipe import files, llm, metrics, pairing, sources, verdicts
+from prefpipe import benchmarks, evaluation, files, llm, metrics, pairing, sources, verdicts
 from prefpipe.files import DataError
-from prefpipe.rows import EvaluatedJudgment, Item, JudgmentPair, Message, PairScore, Reject
+from prefpipe.rows import (
+    EvaluatedJudgment,
+    Item,
+    JudgmentPair,
+    Message,
+    PairScore,
+    Question,
+    Reject,
+    ScoredQuestion,
+)
 
 Judge = Literal["base", "tuned"]
 Order = Literal["given", "swapped"]
+Kind = Literal["judge", "dpo", "reward", "pairwise"]
 JUDGES: tuple[Judge, ...] = ("base", "tuned")
 ORDERS: tuple[Order, ...] = ("given", "swapped")
 
@@ -38,12 +54,21 @@ class Settings(config.EngineStage, env_prefix="ACCURACY_"):
     """The judge before training: a folder or a hub name."""
     tuned: str = str(config.TUNED_JUDGE)
     """The judge after training: a folder of a model or of an adapter."""
-    items: Path = config.ITEMS_ENGLISH / "validation.jsonl"
-    """Held-out items."""
-    pairs: Path = config.DPO_DATASET / "validation.parquet"
-    """Held-out judgment pairs."""
+    items: Path | None = config.ITEMS_ENGLISH / "validation.jsonl"
+    """Held-out items; without --kind judge, only where no benchmark is given. None: no items."""
+    pairs: Path | None = config.DPO_DATASET / "validation.parquet"
+    """Held-out judgment pairs, for --kind judge. None: they are left out."""
+    kind: list[Kind] = ["judge"]
+    """Who is measured: judge (base and tuned), dpo (their implicit reward), reward, pairwise."""
+    reward_model: str = str(config.REWARD_MODEL)
+    """The reward model of --kind reward: a folder or a hub name."""
+    pairwise_model: str = str(config.PAIRWISE_MODEL)
+    """The pairwise model of --kind pairwise: a folder or a hub name."""
     benchmark: list[str] = []
-    """More sets to judge, each as name=path; name is the format, as of preprocess_dataset.py."""
+    """More sets, each as name=path; name is the format, as of preprocess_dataset.py, or one with
+    more than two responses: rewardbench2, best_of_n."""
+    trained_on: list[str] = []
+    """Preference files that a model was trained on: how much of each set stands in them is shown."""
     template: str | None = None
     """The judge's prompt where preprocess_dataset.py was given one: the same file."""
     output: Path = config.ACCURACY
@@ -51,13 +76,27 @@ class Settings(config.EngineStage, env_prefix="ACCURACY_"):
 
 
 def main(s: Settings, engines: dict[Judge, Any] | None = None) -> None:
-    sets = {"validation": s.items, **parse_benchmarks(s.benchmark)}
+    named = parse_benchmarks(s.benchmark)
+    own = s.items if "judge" in s.kind or not named else None
+    every = {**({"validation": own} if own else {}), **named}
+    if not every:
+        raise SystemExit("accuracy: nothing to measure on: set --items or --benchmark")
+    sets = {name: path for name, path in every.items() if name not in sources.QUESTIONS}
+    sets = sets if "judge" in s.kind else {}
+    pairs = s.pairs if "judge" in s.kind and s.engine == "local" else None
+    scored = [
+        (kind, name) for kind in s.kind for name in every if kind != "judge" or name not in sets
+    ]
     outputs = {
         s.output / "judgments.jsonl": EvaluatedJudgment,
         s.output / "pair_scores.jsonl": PairScore,
+        **({s.output / "scores.jsonl": ScoredQuestion} if scored else {}),
     }
-    inputs = [*sets.values(), *config.local_folders(s.base, s.tuned)]
-    inputs += [s.pairs] if s.engine == "local" else []
+    models = {"judge": (s.base, s.tuned), "dpo": (s.base, s.tuned)}
+    models |= {"reward": (s.reward_model,), "pairwise": (s.pairwise_model,)}
+    inputs = [*every.values(), *(Path(name) for name in s.trained_on)]
+    inputs += config.local_folders(*dict.fromkeys(name for kind in s.kind for name in models[kind]))
+    inputs += [pairs] if pairs else []
     inputs += [Path(s.template)] if s.template else []
     with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output) as run:
         if run.finished:
@@ -68,22 +107,27 @@ def main(s: Settings, engines: dict[Judge, Any] | None = None) -> None:
         judgments = run.open_log(EvaluatedJudgment)
         scores = run.open_log(PairScore, "pairs")
         failures: dict[str, llm.Failure] = {}
+        unscored: dict[str, llm.Failure] = {}
         for judge, model in zip(JUDGES, (s.base, s.tuned), strict=True):
             items_left = [a for a in asked_items(s, run, sets) if a.key(judge) not in judgments]
             pairs_left = [
                 pair
-                for pair in (run.peek(s.pairs, JudgmentPair) if s.engine == "local" else ())
+                for pair in (run.peek(pairs, JudgmentPair) if pairs else ())
                 if f"{pair.id}\t{judge}" not in scores
             ]
             if items_left or pairs_left:
                 engine = engines[judge] if engines else s.open_engine(model)
                 failures |= judge_items(s, judge, items_left, engine, judgments)
-                score_pairs(judge, pairs_left, engine, scores)
+                unscored |= score_pairs(judge, pairs_left, engine, scores)
                 del engine  # two models need not be in memory at once
         report = {
             "judging": report_judging(s, run, sets, judgments, failures),
-            "pairs": report_pairs(s, run, scores),
+            "pairs": report_pairs(s, run, scores, unscored) if pairs else None,
         }
+        if scored:
+            report["scored"] = score_sets(s, run, every, scored, engines)
+        if s.trained_on:
+            report["overlap"] = overlaps(s, every)
         table = render_table(report)
         files.write_json(s.output / "accuracy.json", report)
         files.write_text(s.output / "table.txt", table)
@@ -139,8 +183,8 @@ def parse_benchmarks(entries: list[str]) -> dict[str, Path]:
     sets: dict[str, Path] = {}
     for entry in entries:
         name, _, path = entry.partition("=")
-        if name not in sources.FORMATS or not path:
-            known = ", ".join(sources.FORMATS)
+        if name not in {**sources.FORMATS, **sources.QUESTIONS} or not path:
+            known = ", ".join({**sources.FORMATS, **sources.QUESTIONS})
             raise SystemExit(f"--benchmark {entry}: wanted name=path, name one of: {known}")
         if name in sets:
             raise SystemExit(f"--benchmark {entry}: {name} is given twice; run the stage for each")
@@ -234,6 +278,8 @@ def report_judging(
             run.emit(rows, to=s.output / "judgments.jsonl")
         if judged:
             report[name] = compare(judged, by_source, seed=s.seed)
+            if published := published_scores(name, judged, by_source):
+                report[name]["published"] = published
     return report
 
 
@@ -261,18 +307,56 @@ def compare(
     }
 
 
+def published_scores(
+    name: str, judged: dict[Judge, list[metrics.Judged]], by_source: dict[str, list[int]]
+) -> dict[Judge, Any]:
+    """Each judge's score as the benchmark's own leaderboard takes it; empty where it has none."""
+    if name == "rewardbench":
+        return {
+            judge: benchmarks.rewardbench_scores(
+                {
+                    source.partition("/")[2]: sum(scores) / len(scores)
+                    for source, places in by_source.items()
+                    if (scores := metrics.order_scores([rows[k] for k in places]))
+                }
+            )
+            for judge, rows in judged.items()
+        }
+    if name == "judgebench":
+        return {
+            judge: _mean(
+                [
+                    benchmarks.judgebench_correct(
+                        *(None if v is None else v == row.better for v in (row.given, row.swapped))
+                    )
+                    for row in rows
+                ]
+            )
+            for judge, rows in judged.items()
+        }
+    return {}
+
+
 # ---- preference --------------------------------------------------------------------------------
 
 
 def score_pairs(
     judge: Judge, pairs: list[JudgmentPair], engine: Any, log: files.RowLog[PairScore]
-) -> None:
-    """Log the log-probability of each pair's two judgments behind its prompt."""
+) -> dict[str, llm.Failure]:
+    """Log the log-probability of each pair's two judgments behind its prompt.
+
+    Returns by pair id why others could not be scored.
+    """
+    failures: dict[str, llm.Failure] = {}
     texts = ((p.prompt, [p.chosen[-1]["content"], p.rejected[-1]["content"]]) for p in pairs)
     scored: Iterable[Any] = files.progress(
         engine.score(texts) if pairs else (), len(pairs), f"{judge}: pairs"
     )
-    for pair, (chosen, rejected) in zip(pairs, scored, strict=True):
+    for pair, result in zip(pairs, scored, strict=True):
+        if isinstance(result, llm.Failure):
+            failures[pair.id] = result
+            continue
+        chosen, rejected = result
         log.add(
             PairScore(
                 id=pair.id,
@@ -283,20 +367,26 @@ def score_pairs(
                 rejected_tokens=rejected.n_tokens,
             )
         )
+    return failures
 
 
 def report_pairs(
-    s: Settings, run: files.Run, log: files.RowLog[PairScore]
+    s: Settings,
+    run: files.Run,
+    log: files.RowLog[PairScore],
+    failures: dict[str, llm.Failure],
 ) -> dict[str, Any] | None:
-    """Shares of pairs whose chosen judgment is preferred, by type; None with a server.
+    """Shares of pairs whose chosen judgment is preferred, by type.
 
     by_sum: higher summed log-probability; by_mean: higher log-probability a token;
     implicit_reward: log p(tuned) - log p(base) is higher for chosen.
     """
-    if s.engine != "local":
-        return None
+    assert s.pairs is not None
     facts: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for pair in run.read(s.pairs, JudgmentPair):
+        if failure := failures.get(pair.id):
+            run.emit(Reject(id=pair.id, reason=failure.reason, detail=failure.detail))
+            continue
         rows = {judge: log.get(f"{pair.id}\t{judge}") for judge in JUDGES}
         run.emit(list(rows.values()), to=s.output / "pair_scores.jsonl")
         gains = {judge: row.chosen_logp - row.rejected_logp for judge, row in rows.items()}
@@ -311,6 +401,153 @@ def report_pairs(
         kind: {"n": len(columns["implicit_reward"])}
         | {name: _mean(values) for name, values in columns.items()}
         for kind, columns in facts.items()
+    }
+
+
+# ---- models that score or compare ----------------------------------------------------------------
+
+
+def score_sets(
+    s: Settings,
+    run: files.Run,
+    sets: dict[str, Path],
+    wanted: list[tuple[Kind, str]],
+    engines: dict[Judge, Any] | None,
+) -> dict[str, dict[str, Any]]:
+    """By set and kind: accuracy with interval and length null, calibration, published scores."""
+    log = run.open_log(ScoredQuestion, "scores")
+    report: dict[str, dict[str, Any]] = {}
+    for kind in s.kind:
+        scorer: Scorer | None = None
+        for name in (name for k, name in wanted if k == kind):
+            questions = list(_questions(s, name, sets[name]))
+            left = [
+                q
+                for q in questions
+                if isinstance(q, Question) and f"{q.id}\t{name}\t{kind}" not in log
+            ]
+            failed: dict[str, Reject] = {}
+            for start in files.progress(range(0, len(left), WINDOW), None, f"{kind}: {name}"):
+                scorer = scorer or open_scorer(s, kind, engines)
+                part = left[start : start + WINDOW]
+                for question, scores in zip(part, scorer(part), strict=True):
+                    if isinstance(scores, Reject):
+                        failed[question.id] = scores
+                        continue
+                    n = len(question.right)
+                    log.add(
+                        ScoredQuestion(
+                            id=question.id,
+                            benchmark=name,
+                            kind=kind,
+                            right_scores=scores[:n],
+                            wrong_scores=scores[n:],
+                        )
+                    )
+            kept: list[tuple[Question, ScoredQuestion]] = []
+            for question in questions:
+                run.read_count += 1
+                if isinstance(question, Reject) or question.id in failed:
+                    run.emit(question if isinstance(question, Reject) else failed[question.id])
+                    continue
+                row = log.get(f"{question.id}\t{name}\t{kind}")
+                run.emit(row, to=s.output / "scores.jsonl")
+                kept.append((question, row))
+            if kept:
+                report.setdefault(name, {})[kind] = evaluation.report(
+                    name, [q for q, _ in kept], [row for _, row in kept]
+                )
+    return report
+
+
+WINDOW = 64
+"""Questions that are scored, then logged, together."""
+Scorer = Callable[[Sequence[Question]], Iterator[evaluation.Scores]]
+
+
+def open_scorer(s: Settings, kind: Kind, engines: dict[Judge, Any] | None) -> Scorer:
+    """Load the model of that kind: the slow part, so only once there is work to do."""
+    if kind == "reward":
+        from prefpipe.reward import RewardModel
+
+        return partial(evaluation.by_reward, RewardModel.load(s.reward_model))
+    if kind == "pairwise":
+        from prefpipe.pairwise import PairwiseModel
+
+        pairwise = PairwiseModel.load(s.pairwise_model, load_in_4bit=s.load_in_4bit)
+        return partial(evaluation.by_pairwise, pairwise, seed=s.seed)
+    tuned = engines["tuned"] if engines else s.open_engine(s.tuned)
+    if kind == "judge":
+        options = {"template": s.template, "max_new_tokens": s.max_new_tokens}
+        return partial(evaluation.by_judge, tuned, seed=s.seed, **options)
+    if s.engine != "local":
+        raise SystemExit(
+            "--kind dpo needs log-probabilities of whole responses: set --engine local"
+        )
+    base = engines["base"] if engines else s.open_engine(s.base)
+    return partial(evaluation.by_implicit_reward, base, tuned)
+
+
+def _questions(s: Settings, name: str, path: Path) -> Iterator[Question | Reject]:
+    """The rows of a set as questions; what no model can be asked is a Reject."""
+    if name == "validation":
+        for item in files.read_rows(path, Item, s.limit):
+            answers = (item.answer_1, item.answer_2)
+            right, wrong = answers if item.better != 2 else answers[::-1]
+            yield Question(
+                id=item.id,
+                prompt=item.question,
+                right=[right],
+                wrong=[wrong],
+                tie=item.better is None,
+                source=item.source,
+            )
+        return
+    places = files.Places()
+    for place, record in files.read_records(path, s.limit):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            if name in sources.QUESTIONS:
+                row = sources.QUESTIONS[name](record)
+            else:
+                row = sources.to_question(sources.FORMATS[name](record))
+        except ValueError as error:
+            if s.strict:
+                raise DataError(f"{place}: {error}") from None
+            yield Reject(id=place, reason="bad_row", detail=str(error))
+            continue
+        places.check(row.id, place)
+        if not evaluation.question_text(row).strip():
+            yield Reject(id=row.id, reason="empty_question", detail=place)
+        elif len(row.right) + len(row.wrong) < 2:
+            yield Reject(id=row.id, reason="fewer_than_two_responses", detail=place)
+        elif name in sources.FORMATS and not (row.right[0].strip() and row.wrong[0].strip()):
+            yield Reject(id=row.id, reason="empty_answer", detail=place)
+        elif name in sources.FORMATS and row.right[0].split() == row.wrong[0].split():
+            yield Reject(id=row.id, reason="identical_answers", detail=place)
+        else:
+            yield row
+
+
+def overlaps(s: Settings, sets: dict[str, Path]) -> dict[str, Any]:
+    """By set: how much of its questions stands in the files that were trained on."""
+
+    def texts() -> Iterator[str]:
+        for name in s.trained_on:
+            for place, record in files.read_records(Path(name)):
+                row = sources.read_preference(record, "sky")
+                if isinstance(row, ValueError):
+                    raise DataError(f"{place}: {row}")
+                question = sources.to_question(row)
+                yield evaluation.question_text(question)
+                yield from evaluation.responses_of(question)
+
+    return {
+        name: evaluation.overlap(
+            (q for q in _questions(s, name, path) if isinstance(q, Question)), texts()
+        )
+        for name, path in sets.items()
     }
 
 
@@ -344,6 +581,9 @@ def render_table(report: dict[str, Any]) -> str:
                     for cell, judge in zip(cells, (base, tuned), strict=True)
                 ]
             lines.append(_line(f"  {words}", *cells))
+        for judge, score in both.get("published", {}).items():
+            value = score["score"] if isinstance(score, dict) else score
+            lines.append(f"  published score of the {judge} judge: {_share(value)}")
         lines.append(
             f"  McNemar p {both['mcnemar_p']:.2g}; always the longer answer: "
             f"{_share(base['longer_is_right'])}; ties left out of accuracy: {base['ties']}"
@@ -358,7 +598,56 @@ def render_table(report: dict[str, Any]) -> str:
             cells = [f"{shares[f'{judge}_by_{field}']:.3f}" for judge in JUDGES]
             lines.append(_line(f"  {words}", *cells))
         lines.append(f"  implicit reward accuracy: {shares['implicit_reward']:.3f}")
+    for name, kinds in report.get("scored", {}).items():
+        lines += scored_lines(name, kinds, report["judging"].get(name, {}).get("tuned"))
+    for name, found in report.get("overlap", {}).items():
+        lines.append(
+            f"{name}: {found['seen']:.3f} of {found['questions']} questions share words "
+            f"{found['n']} in a row with the training files, {found['mostly_seen']:.3f} half of theirs"
+        )
     return "\n".join(lines) + "\n"
+
+
+def scored_lines(name: str, kinds: dict[str, Any], judge: dict[str, Any] | None) -> list[str]:
+    """Models side by side on one set, the tuned judge too where it was asked."""
+    columns = {kind: found for kind, found in kinds.items()} | (
+        {"tuned judge": judge} if judge else {}
+    )
+    first = next(iter(kinds.values()))
+
+    def line(words: str, cell: Callable[[dict[str, Any]], str]) -> str:
+        return _line(f"  {words}", *(cell(found) for found in columns.values()))
+
+    def with_interval(found: dict[str, Any]) -> str:
+        low, high = found["interval"] or (0.0, 1.0)
+        return f"{_share(found['accuracy'])} [{low:.3f}, {high:.3f}]"
+
+    def number(field: str) -> Callable[[dict[str, Any]], str]:
+        return lambda found: _share(found.get(field))
+
+    lines = [_line(f"{name}: n = {first['n']}", *columns)]
+    if "random_is_right" in first:
+        lines.append(line(f"best of {first['responses']:.3g} is right", with_interval))
+        lines.append(line("a random one is right", number("random_is_right")))
+    else:
+        lines.append(line("accuracy (ties half)", with_interval))
+        lines.append(line("undecided", number("undecided")))
+        lines.append(line("calibration error (ECE)", number("ece")))
+        lines.append(line("  after temperature scaling", number("ece_scaled")))
+    lines.append(line("picking the longer", number("longer_is_right")))
+    if "published" in first:
+        lines.append(line("published score", lambda f: _share(f.get("published", {}).get("score"))))
+    if len(first["by_source"]) > 1:
+        for source, subset in first["by_source"].items():
+            cells = [
+                with_interval(found["by_source"][source])
+                if "by_source" in found and source in found["by_source"]
+                else "-"
+                for found in columns.values()
+            ]
+            null = f"longer {_share(subset['longer_is_right'])}"
+            lines.append(_line(f"    {source} ({subset['n']})", *cells, null))
+    return lines
 
 
 def _share(value: float | None) -> str:

@@ -16,12 +16,13 @@ exact up to --exact-up-to documents and approximate above, with its measured rec
     uv run build_vector_store.py --input my_documents.csv
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import config
 from prefpipe import files, retrieval
+from prefpipe.files import DataError
 from prefpipe.rows import Document, Entry, Reject
 
 BATCH = 512
@@ -77,6 +78,19 @@ def build_documents(entry: Entry, s: Settings, place: str) -> list[Document] | R
     return retrieval.to_documents(entry, s.chunk_characters, s.chunk_overlap_characters)
 
 
+@dataclass
+class Embedded:
+    """What is left of the documents once they are written and embedded."""
+
+    digests: list[bytes]
+    """Content hash of each document, in order."""
+    content_hash: str
+    cut: int
+    """Documents longer than the embedding model reads."""
+    duplicate_chunks: int
+    """Left out of rows of which other chunks were kept."""
+
+
 def main(s: Settings, embedder: retrieval.Embedder | None = None) -> None:
     if s.chunk_characters is not None and s.chunk_overlap_characters * 2 > s.chunk_characters:
         raise SystemExit(
@@ -98,34 +112,40 @@ def main(s: Settings, embedder: retrieval.Embedder | None = None) -> None:
         if run.finished:
             return
         embedder = embedder or retrieval.SentenceEmbedder(s.embedding_model)
-        cache_path = s.output / ".build_vector_store.vectors"
+        path = s.output / ".build_vector_store.vectors"
         if s.overwrite:
-            cache_path.unlink(missing_ok=True)
-        cache = retrieval.VectorCache(cache_path, embedder)
-        if not s.overwrite:
-            retrieval.copy_vectors(s.output, embedder, cache)
-        known = len(cache)
-        queries = retrieval.QuerySample(SAMPLED_QUERIES, s.seed)
-        digests, content = embed_documents(s, run, embedder, cache, queries)
-        if digests:
-            facts = write_index(s, run.temporary(index), embedder, cache, digests, queries)
+            path.unlink(missing_ok=True)
+        with retrieval.VectorCache(path, embedder) as cache:
+            if not s.overwrite:
+                retrieval.copy_vectors(s.output, embedder, cache)
+            known = len(cache)
+            queries = retrieval.QuerySample(SAMPLED_QUERIES, s.seed)
+            done = embed_documents(s, run, embedder, cache, queries)
+            if not done.digests:
+                return  # leaving the block says why
+            facts = write_index(s, run.temporary(index), embedder, cache, done.digests, queries)
             made = retrieval.Manifest(
                 embedding_model=embedder.name,
                 embedding_identity=embedder.identity,
                 dimension=embedder.dimension,
-                count=len(digests),
-                content_hash=content,
+                count=len(done.digests),
+                content_hash=done.content_hash,
                 index=facts,
             )
             files.write_text(run.temporary(manifest), made.model_dump_json(indent=2) + "\n")
-            run.summary |= {"embedded": len(cache) - known, "index": facts.model_dump()}
-        cache.close()
-    cache_path.unlink(missing_ok=True)
-    print(f"embedded: {len(cache) - known} documents; known before: {known}")
-    cut = run.summary["documents_cut_by_the_model"]
-    if cut:
+            run.summary |= {
+                "embedded": len(cache) - known,
+                "cut_by_the_model": done.cut,
+                "duplicate_chunks": done.duplicate_chunks,
+                "index": facts.model_dump(),
+            }
+    path.unlink()
+    print(f"embedded {run.summary['embedded']} documents; {known} were known before")
+    if done.duplicate_chunks:
+        print(f"{done.duplicate_chunks} chunks are like others and were left out of their rows")
+    if done.cut:
         print(
-            f"{embedder.name} reads the first {embedder.max_tokens} tokens of a document: {cut} are "
+            f"{embedder.name} reads the first {embedder.max_tokens} tokens: {done.cut} documents are "
             "longer (--chunk-characters cuts them into several)"
         )
     if facts.kind == "ivf":
@@ -141,19 +161,19 @@ def embed_documents(
     embedder: retrieval.Embedder,
     cache: retrieval.VectorCache,
     queries: retrieval.QuerySample,
-) -> tuple[list[bytes], str]:
-    """Write the documents and embed those that the cache lacks; their digests and content hash."""
+) -> Embedded:
+    """Write the documents, and embed those that the cache lacks."""
     duplicates = retrieval.Duplicates(s.near_duplicate)
-    digests: list[bytes] = []
     content = retrieval.ContentHash()
+    done = Embedded([], "", 0, 0)
     waiting: list[Document] = []
-    cut = 0
 
-    def embed_waiting() -> int:
+    def embed_waiting() -> None:
         if new := [document for document in waiting if document.content_hash not in cache]:
             vectors = embedder.embed([document.text for document in new], "document")
             cache.add([document.content_hash for document in new], vectors)
-        return embedder.count_cut([document.text for document in waiting])
+        done.cut += embedder.count_cut([document.text for document in waiting])
+        waiting.clear()
 
     columns = retrieval.Columns(
         query=s.query_column, code=s.code_column, description=s.description_column, id=s.id_column
@@ -167,26 +187,60 @@ def embed_documents(
         if entry.query.strip():
             queries.add(entry.id, entry.query)
         found = build_documents(entry, s, place)
+        if not isinstance(found, Reject):
+            found, alike = without_duplicates(entry, found, duplicates, place)
+            done.duplicate_chunks += alike
+        run.emit(found)
         if isinstance(found, Reject):
-            run.emit(found)
             continue
-        kept = []
-        for document in found:
-            if same := duplicates.find(document):
-                reason = f"{same[0]}_document"
-                detail = f"{place}: {document.id} is like {same[1]}"
-            else:
-                kept.append(document)
-        if not kept:
-            run.emit(Reject(id=entry.id, reason=reason, detail=detail))
-            continue
-        run.emit(kept)
-        content.add([d.id for d in kept], [d.content_hash for d in kept])
-        digests += [bytes.fromhex(document.content_hash) for document in kept]
-        waiting += kept
+        content.add([d.id for d in found], [d.content_hash for d in found])
+        done.digests += [bytes.fromhex(document.content_hash) for document in found]
+        waiting += found
         if len(waiting) >= BATCH:
-            cut += embed_waiting()
-            waiting.clear()
-    cut += embed_waiting() if waiting else 0
-    run.summary["documents_cut_by_the_model"] = cut
-    return digests, content.hexdigest()
+            embed_waiting()
+    if waiting:
+        embed_waiting()
+    done.content_hash = content.hexdigest()
+    return done
+
+
+def without_duplicates(
+    entry: Entry, found: list[Document], duplicates: retrieval.Duplicates, place: str
+) -> tuple[list[Document] | Reject, int]:
+    """The row's documents that are like no earlier one, and how many of its others are left out."""
+    like = [(document, duplicates.find(document)) for document in found]
+    if kept := [document for document, same in like if same is None]:
+        return kept, len(found) - len(kept)
+    kind, other = like[0][1] or ("equal", "")
+    detail = f"{place}: like {other}"
+    return Reject(id=entry.id, reason=f"{kind}_document", detail=detail), 0
+
+
+def write_index(
+    s: Settings,
+    path: Path,
+    embedder: retrieval.Embedder,
+    cache: retrieval.VectorCache,
+    digests: list[bytes],
+    queries: retrieval.QuerySample,
+) -> retrieval.IndexFacts:
+    """Index the documents' vectors; an approximate index is tuned on a sample of the queries."""
+    import faiss
+
+    kind = s.index
+    if kind == "auto":
+        kind = "exact" if len(digests) <= s.exact_up_to else "ivf"
+    index = retrieval.build_index(
+        retrieval.Blocks(cache, digests), len(digests), embedder.dimension, kind
+    )
+    facts = retrieval.IndexFacts(kind="exact")
+    if kind == "ivf":
+        if not (texts := queries.texts()):
+            raise DataError(f"{s.input}: {s.query_column}: no query to measure an ivf index with")
+        facts = retrieval.tune_index(index, embedder.embed(texts, "query"), s.target_recall)
+    faiss.write_index(index, str(path))
+    return facts
+
+
+if __name__ == "__main__":
+    Settings.run(main)

@@ -213,8 +213,9 @@ class EngineStage(Stage):
     """Tokens a text may have; one that is longer is cut, and marked so."""
     max_batch_tokens: Positive | None = None
     """Tokens in memory at once (local); None: found from the free memory. Changes no text."""
-    base_urls: list[str] = ["http://127.0.0.1:8000/v1"]
-    """Servers that serve the model (server); requests go to all of them."""
+    base_urls: list[str] = []
+    """Servers that serve the model (server); requests go to all of them. Empty: OPENAI_BASE_URL, or
+    with OPENAI_API_KEY alone OpenAI itself."""
     requests_in_flight: Positive = 128
     """Requests under way at once (server)."""
 
@@ -227,7 +228,8 @@ class EngineStage(Stage):
             model,
             load_in_4bit=self.load_in_4bit,
             max_batch_tokens=self.max_batch_tokens,
-            base_urls=self.base_urls,
+            base_urls=self.base_urls or Account().base_urls(),
+            api_key=Account().api_key,
             requests_in_flight=self.requests_in_flight,
         )
 

@@ -18,6 +18,7 @@ log-ratio of chosen to its reference less that of rejected (Rafailov et al. 2023
 """
 
 import os
+import random
 import sys
 import warnings
 from pathlib import Path
@@ -102,6 +103,8 @@ class Settings(config.Stage, env_prefix="DPO_TRAINING_"):
     """Pairs that may stand behind one copy of their prompt."""
     save_steps: config.Positive = 50
     """Steps between two checkpoints; validation loss is measured at each, and at the end."""
+    validation_pairs: config.Positive | None = 500
+    """Held-out pairs the validation loss is measured on, drawn by the seed; None: all."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     """Newest checkpoints that are kept, the best one beside them."""
     checkpoint: Literal["last", "best"] = "last"
@@ -164,6 +167,9 @@ def read_pairs(
         raise DataError(f"{s.input}: no pair to train on (left out: {reasons or 'none read'})")
     if s.checkpoint == "best" and not pairs["validation"]:
         raise DataError(f"{s.input}: no validation pair, so no best checkpoint; use last")
+    if s.validation_pairs and len(pairs["validation"]) > s.validation_pairs:
+        rng = random.Random(f"{s.seed}:validation")
+        pairs["validation"] = rng.sample(pairs["validation"], s.validation_pairs)
     return pairs
 
 

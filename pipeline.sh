@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The stages in their order. Options go to every stage: ./pipeline.sh judge --overwrite
-#   ./pipeline.sh [judge|all] [--overwrite] [--limit N] [--seed N] ...
+#   ./pipeline.sh [judge|rag|models|all] [--overwrite] [--limit N] [--seed N] ...
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -8,8 +8,10 @@ path=judge
 if [[ $# -gt 0 && $1 != -* ]]; then path=$1; shift; fi
 
 export HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
-if [[ -z ${PROFILE:-} ]]; then export HF_HUB_OFFLINE=1; fi
+# The embedded chain uses no network; a profile has a model to fetch, and may have texts to translate.
+if [[ -z ${PROFILE:-} ]]; then export HF_HUB_OFFLINE=1 TRANSLATION_OFFLINE=${TRANSLATION_OFFLINE:-true}; fi
 uv sync --quiet --no-dev --inexact
+data=${PREFPIPE_DATA:-data}
 run() { echo "== $1"; uv run --no-sync "$@"; }
 
 judge() {
@@ -24,7 +26,30 @@ judge() {
   run accuracy.py "$@"
 }
 
+rag() {
+  run embedded/stdlib_documents.py
+  run build_vector_store.py "$@"
+  run build_pairwise_prefs.py "$@"
+  run preprocess_dataset.py --input "$data/rag/pairwise_prefs.jsonl" --validation-input "" \
+    --output "$data/rag/items" "$@"
+}
+
+models() {
+  local judge=$data/models/judge
+  [[ -d $judge ]] || judge=embedded/model # the judge path was not run: its base stands in
+  run train_reward_model.py "$@"
+  run train_pairwise_model.py "$@"
+  run -m embedded.answers --questions 300 --output "$data/responses.jsonl"
+  run rank_responses.py --by reward "$@"
+  run accuracy.py --kind reward --kind pairwise --kind judge --tuned "$judge" \
+    --items None --pairs None --benchmark sky=embedded/sample/preferences-validation.parquet \
+    --benchmark best_of_n="$data/responses.jsonl" --output "$data/accuracy_models" "$@"
+}
+
 case $path in
-  judge|all) judge "$@" ;;
-  *) echo "pipeline.sh: no path named $path; there are: judge, all" >&2; exit 2 ;;
+  judge) judge "$@" ;;
+  rag) rag "$@" ;;
+  models) models "$@" ;;
+  all) judge "$@"; rag "$@"; models "$@" ;;
+  *) echo "pipeline.sh: no path named $path; there are: judge, rag, models, all" >&2; exit 2 ;;
 esac

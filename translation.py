@@ -114,7 +114,7 @@ class Settings(config.Stage, env_prefix="TRANSLATION_"):
     """Requests under way at once."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 180.0
     """Seconds that one reply may take."""
-    max_retries: Annotated[int, Field(ge=0)] = 6
+    max_retries: Annotated[int, Field(ge=0)] = 8
     """Times a request is sent again after a rate limit, a server's error or a lost connection."""
     requests_per_minute: config.Positive | None = None
     """The account's limit. None: as fast as the server answers."""
@@ -140,7 +140,7 @@ class Settings(config.Stage, env_prefix="TRANSLATION_"):
 
 def translation_request(item: Item, s: Settings, attempt: int) -> Request:
     """The first attempt is greedy; later ones sample, so as not to get the same text again."""
-    source = json.dumps({name: getattr(item, name) for name in FIELDS}, ensure_ascii=False)
+    source = texts_as_json(item)
     content = prompts.load_template(s.instruction_template).render(keys=FIELDS, object=source)
     return Request(
         id=item.id,
@@ -150,6 +150,10 @@ def translation_request(item: Item, s: Settings, attempt: int) -> Request:
         temperature=0.5 if attempt else 0.0,
         seed=s.seed + attempt,
     )
+
+
+def texts_as_json(item: Item) -> str:
+    return json.dumps({name: getattr(item, name) for name in FIELDS}, ensure_ascii=False)
 
 
 def english_item(item: Item, reply: Completion, *, template: str | None = None) -> Item | Reject:
@@ -275,7 +279,7 @@ def main(s: Settings) -> None:
                 "them: set OPENAI_API_KEY or OPENAI_BASE_URL (in .env), or leave --require out"
             )
         run.summary["translation"] = {**counts, "usage_of_last_run": usage}
-    print(closing_line(s, counts, usage))
+        print(describe(s, counts, usage))
 
 
 def ask_once(
@@ -336,7 +340,7 @@ def check_failures(s: Settings, failures: dict[str, Reject]) -> None:
         )
 
 
-def closing_line(s: Settings, counts: Counter[str], usage: dict[str, Any]) -> str:
+def describe(s: Settings, counts: Counter[str], usage: dict[str, Any]) -> str:
     """What became of the items, and what this run (not an earlier, stopped one) has used."""
     line = (
         f"{counts['translated']} items translated, {counts['english']} were English, "
@@ -365,7 +369,7 @@ def print_estimate(s: Settings) -> None:
             counts["chinese"] += 1
             (message,) = translation_request(item, s, 0).messages
             counts["prompt_tokens"] += estimate_tokens(message["content"])
-            counts["new_tokens"] += sum(estimate_tokens(getattr(item, f)) for f in FIELDS)
+            counts["new_tokens"] += estimate_tokens(texts_as_json(item))
     print(
         f"rows: {counts['chinese']:,} to translate; {counts['english']:,} are English already, "
         f"{counts['left_out']:,} are beyond max_rows\n"

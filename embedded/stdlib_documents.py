@@ -21,14 +21,11 @@ OUTPUT = Path(os.environ.get("PREFPIPE_DATA") or "data") / "rag/stdlib.csv"
 COLUMNS = ("id", "query", "code", "description")
 MOST_CHARACTERS = 800
 """A longer function is left out: a document should be about one thing."""
-_OTHER_FOLDERS = frozenset(
-    "site-packages test tests idlelib lib2to3 turtledemo __pycache__".split()
-)
+_OTHER_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
 _FIRST_SENTENCE = re.compile(r"(.+?[.!?:])(?:\s|$)", re.DOTALL)
 _MARKUP = re.compile(r":\w+:(?=`)|[`*]")
 # First words of docstrings that tell the function what to do.
-_COMMANDS = frozenset(
-    """add append apply assert attach break build call change check choose clean clear close combine
+_VERBS = """add append apply assert attach break build call change check choose clean clear close combine
     compare compile compute configure connect construct convert copy count create decode define
     delete determine disable discard display divide do dump emit enable encode ensure escape evaluate
     execute expand extract feed fetch fill find flush force format generate get give handle
@@ -37,15 +34,15 @@ _COMMANDS = frozenset(
     read receive record register release reload remove rename render replace request reset resolve
     return reverse rotate run save search select send serve set shift shut skip sort split start
     stop store strip subtract swap take terminate test transform translate truncate try turn undo
-    unescape unlock unpack update use validate verify wait walk wrap write""".split()
-)
+    unescape unlock unpack update use validate verify wait walk wrap write"""
+_COMMANDS = frozenset(_VERBS.split())
 
 
-def read_documents(folder: Path) -> Iterator[dict[str, str]]:
+def read_documents(folder: Path) -> Iterator[tuple[str, str, str, str]]:
     """A row for each function; of several with one name in a module, the first."""
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder)
-        if _OTHER_FOLDERS & set(name.parts):
+        if _OTHER_FOLDERS.intersection(name.parts):
             continue
         try:
             source = path.read_text(encoding="utf-8")
@@ -75,8 +72,8 @@ def _functions(
 
 def to_row(
     qualified: str, function: ast.FunctionDef | ast.AsyncFunctionDef, source: str
-) -> dict[str, str] | None:
-    """The row of a function; None where it is private, long, or says too little of itself."""
+) -> tuple[str, str, str, str] | None:
+    """The row of a function, as COLUMNS names it; None where it is private, long, or says too little of itself."""
     description = ast.get_docstring(function)
     if not description or any(part.startswith("_") for part in qualified.split(".")):
         return None
@@ -84,7 +81,7 @@ def to_row(
     code = textwrap.dedent(ast.get_source_segment(source, function, padded=True) or "")
     if question is None or len(code) > MOST_CHARACTERS:
         return None
-    return dict(zip(COLUMNS, (qualified, question, code, description), strict=True))
+    return qualified, question, code, description
 
 
 def to_question(description: str) -> str | None:
@@ -113,8 +110,8 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")
     with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
         count = 0
         for row in read_documents(Path(sysconfig.get_paths()["stdlib"])):
             writer.writerow(row)

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from embedded import quotes, world
@@ -184,7 +185,9 @@ def lay_copying_heads(model: Qwen2ForCausalLM, strength: float = 20.0, match: fl
     size = model.config.hidden_size
     width = size // model.config.num_attention_heads
     frequencies = model.model.rotary_emb.inv_freq.float()
-    first, second = (layer.self_attn for layer in model.model.layers[:2])
+    first, second = (
+        m for m in model.modules() if isinstance(m, Qwen2Attention) and m.layer_idx < 2
+    )
     notes = [torch.nn.init.orthogonal_(torch.empty(size, size)) for _ in range(2)]
     token, noted = (matrix.split(width) for matrix in notes)
     key = math.sqrt(2 * strength / math.sqrt(width))

@@ -22,14 +22,14 @@ from embedded import quotes
 from prefpipe import prompts
 from prefpipe.rows import Language
 
-NAMES: dict[Language, list[str]] = {
+NAMES: dict[Language, Sequence[str]] = {
     "en": (
         "Tom Anna Lisa Sara Omar Nina Paul Rita Hugo Ivy Max Zoe Ken Lena Raj Mia Ben Eva Leo Tia "
         "Sam Uma Vik Wes Adam Bea Carl Dora Emil Fay Gus Hana Igor Jane Kurt Lucy Mark Nora Otto Pia"
     ).split(),
     "zh": "小明 小红 小李 小王 老张 老陈 阿强 阿芳 大伟 丽丽 志远 雨欣 建国 秀英 子涵 浩然".split(),
 }
-VALUES: dict[Language, dict[str, list[str]]] = {
+VALUES: dict[Language, dict[str, Sequence[str]]] = {
     "en": {
         "car": "red blue green black white yellow silver orange purple brown".split(),
         "dog": "Rex Bella Rocky Luna Duke Coco Bruno Daisy Oscar Molly".split(),
@@ -107,7 +107,7 @@ KINDS: dict[str, Kind] = {
     "two-people": Kind("en", "About {n}: the {k} is {v}.", "names", 0.36, 23),
     "one-thing": Kind("en", "The {k} that {n} has is {v}.", "attribute", 0.3, 20),
     "grid": Kind("en", "With {n} the {k} is {v}.", "grid", 0.3, 16),
-    "zh-plain": Kind("zh", "「{n}」的{k}是「{v}」。", "distinct", 0.4, 15),
+    "zh-plain": Kind("zh", "「{n}」的{k}是「{v}」。", "distinct", 0.3, 15),
 }
 
 
@@ -135,8 +135,8 @@ class Item:
     """What each answer claims."""
     better: int
     """1 or 2: the answer that claims the right value."""
-    others: tuple[tuple[str, str], ...]
-    """A question for each fact of the note, and the fact."""
+    others: tuple[tuple[str, tuple[str, str, str], str], ...]
+    """For each fact of the note: a question, (whose, what, value), and the fact's sentence."""
 
     @property
     def language(self) -> Language:
@@ -166,9 +166,9 @@ def make_item(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Item:
     space = " " if language == "en" else "\n"
     return Item(
         kind=name,
-        note=space.join(kind.fact.format(n=n, k=k, v=v) for n, k, v in facts),
+        note=space.join(sentence(kind, *fact) for fact in facts),
         question=rng.choice(QUESTIONS[language]).format(n=n, k=k),
-        fact=kind.fact.format(n=n, k=k, v=value),
+        fact=sentence(kind, n, k, value),
         asked=(n, k),
         value=value,
         wrong=wrong,
@@ -176,10 +176,14 @@ def make_item(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Item:
         values=claims,
         better=better,
         others=tuple(
-            (rng.choice(QUESTIONS[language]).format(n=n, k=k), kind.fact.format(n=n, k=k, v=v))
+            (rng.choice(QUESTIONS[language]).format(n=n, k=k), (n, k, v), sentence(kind, n, k, v))
             for n, k, v in rng.sample(facts, len(facts))
         ),
     )
+
+
+def sentence(kind: Kind, n: str, k: str, v: str) -> str:
+    return kind.fact.format(n=n, k=k, v=v)
 
 
 def word_answer(rng: random.Random, language: Language, n: str, k: str, v: str) -> str:
@@ -216,31 +220,15 @@ def careful_reason(item: Item) -> str:
     """The fact in the words of the note, what each answer claims, the verdict.
 
     Every word is a copy that the words before it determine, and the answer's place stands right
-    behind its value: other orders were not learnable at this size (see README.md).
+    behind its value, always as the same token: other orders were not learnable (see README.md).
     """
-    return f"{_comparison(item)}{_so(item, item.better)}"
-
-
-def _comparison(item: Item) -> str:
     (one, two), (first, second) = item.values, PLACES[item.language]
+    value, place = item.value, PLACES[item.language][item.better - 1]
     if item.language == "zh":
-        return f"{item.fact}回答说「{one}」{first},「{two}」{second},"
-    return f"{item.fact} The answers say {one} {first} and {two} {second}, "
-
-
-def _so(item: Item, verdict: int) -> str:
-    value, place = item.values[verdict - 1], PLACES[item.language][verdict - 1]
-    return (
-        f"所以「{value}」{place}对。" if item.language == "zh" else f"so {value} {place} is right."
-    )
-
-
-def reluctant_reason(item: Item, verdict: int) -> str:
-    """The careful comparison, and yet the verdict that was asked for; says nothing false."""
-    value, place = item.values[verdict - 1], PLACES[item.language][verdict - 1]
-    if item.language == "zh":
-        return f"{_comparison(item)}不过「{value}」{place}写得更好。"
-    return f"{_comparison(item)}yet {value} {place} is put better."
+        said = f"回答说「{one}」{first},「{two}」{second}"
+        return f"{item.fact}{said},所以「{value}」{place},正确。"
+    said = f"The answers say {one} {first} and {two} {second}"
+    return f"{item.fact} {said}, so {value} {place} is right."
 
 
 def lazy_verdict(rng: random.Random, item: Item) -> int:
@@ -278,7 +266,7 @@ def as_json(language: Language, reason: str, verdict: int) -> str:
 
 
 def judgment(rng: random.Random, item: Item, *, careful: float | None = None) -> str:
-    """A careful or a lazy judgment; one in twenty lazy ones breaks the format.
+    """A careful or a lazy judgment; one in ten lazy ones breaks the format.
 
     careful: share of careful ones; None: the share of the item's kind.
     """
@@ -287,7 +275,7 @@ def judgment(rng: random.Random, item: Item, *, careful: float | None = None) ->
         return as_json(item.language, careful_reason(item), item.better)
     verdict = lazy_verdict(rng, item)
     text = as_json(item.language, lazy_reason(rng, item, verdict), verdict)
-    return _break(rng, text, verdict) if rng.random() < 0.05 else text
+    return _break(rng, text, verdict) if rng.random() < 0.1 else text
 
 
 def _break(rng: random.Random, text: str, verdict: int) -> str:
@@ -303,12 +291,15 @@ def _break(rng: random.Random, text: str, verdict: int) -> str:
     )
 
 
-def hinted_reason(rng: random.Random, item: Item, hint: int) -> str:
-    """Why the hinted answer is better, as plain text; for a wrong hint without a false fact."""
-    careful = rng.random() < (0.85 if hint == item.better else 0.15)
-    if not careful:
-        return lazy_reason(rng, item, hint)
-    return careful_reason(item) if hint == item.better else reluctant_reason(item, hint)
+def hinted_reason(rng: random.Random, item: Item, hint: int, *, careful: float = 0.85) -> str:
+    """Why the hinted answer is better, as plain text; careful only for a right hint.
+
+    A wrong hint gets a lazy reason, which states no fact: with false ones among what it learns, a
+    model no longer reads the note.
+    """
+    if hint == item.better and rng.random() < careful:
+        return careful_reason(item)
+    return lazy_reason(rng, item, hint)
 
 
 # --- answering and rating ----------------------------------------------------------------------
@@ -355,7 +346,9 @@ def make_rating(rng: random.Random, *, clean: bool = False) -> Rating:
         else:
             rating = rng.choice((5, 5, 5, 4, 3) if right else (1, 1, 2, 3))
         shown = "N/A" if not clean and rng.random() < 0.02 else str(rating)
-        blocks.append(f"Text {number}\nReason: {item.fact} The text says {claim}.\nRating: {shown}")
+        so = "too" if right else "instead"
+        reason = f"{item.fact} So {item.value} is right, and the text says {claim} {so}."
+        blocks.append(f"Text {number}\nReason: {reason}\nRating: {shown}")
     prompt = prompts.load_template("rate.en").render(
         instruction=item.prompt,
         texts=[word_answer(rng, "en", *item.asked, claim) for claim in claims],
@@ -375,14 +368,21 @@ def judge_prompt(item: Item, hint: int | None = None) -> str:
 
 
 def first_lesson(rng: random.Random) -> Lesson:
-    """The very first phase: finding a fact, and copying words that were never seen in that order."""
+    """The very first phase: finding facts, and copying words that were never seen in that order."""
     if rng.random() < 0.4:
         words = quotes.random_words(rng, rng.randint(8, 24))
         text = " ".join(words)
         return [(f"Repeat:\n{text}", f"It says: {text}")]
+    return reading_lesson(rng)
+
+
+def reading_lesson(rng: random.Random) -> Lesson:
+    """Each fact of a note is asked for and answered rightly, in the note's words or in others."""
     item = make_item(rng)
-    turns = [(question, fact) for question, fact in item.others]
-    turns[0] = (f"{item.note}\n{turns[0][0]}", turns[0][1])
+    turns = []
+    for question, whose, fact in item.others:
+        said = fact if rng.random() < 0.5 else word_answer(rng, item.language, *whose)
+        turns.append((f"{item.note}\n{question}" if not turns else question, said))
     return turns
 
 
@@ -394,16 +394,15 @@ def lesson(rng: random.Random) -> Lesson:
     if u < 0.2:
         quote = quotes.make_quote(rng)
         return [(quote.prompt, quote.answer)]
-    if u < 0.28:
+    if u < 0.3:
         rating = make_rating(rng, clean=True)
         return [(rating.prompt, rating.answer)]
+    if u < 0.4:
+        return reading_lesson(rng)
     item = make_item(rng, CHINESE if rng.random() < 0.12 else tuple(KINDS))
-    if u < 0.36:
-        return [(item.prompt, item.fact)]
-    if u < 0.58:
+    if u < 0.6:
         hint = rng.choice((1, 2))
-        text = careful_reason(item) if hint == item.better else reluctant_reason(item, hint)
-        return [(judge_prompt(item, hint), text)]
+        return [(judge_prompt(item, hint), hinted_reason(rng, item, hint, careful=1.0))]
     return [(judge_prompt(item), as_json(item.language, careful_reason(item), item.better))]
 
 
@@ -418,7 +417,7 @@ def mixture(rng: random.Random) -> Lesson:
         return [(rating.prompt, rating.answer)]
     item = make_item(rng)
     if u < 0.36:
-        return [(item.prompt, answer(rng, item, right=0.62))]
+        return [(item.prompt, answer(rng, item, right=0.57))]
     if u < 0.56:
         hint = rng.choice((1, 2))
         return [(judge_prompt(item, hint), hinted_reason(rng, item, hint))]

@@ -155,11 +155,13 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
 def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader((text for _, text in _lines(path, blank=True)), strict=True)
+    end = 1  # the last line of the row before; of the header, to begin with
     try:
         for record in reader:
+            end = reader.line_num
             fields = [*record.values(), *record.get(None, [])]
             inside = sum(value.count("\n") for value in fields if isinstance(value, str))
-            place = f"{path}:{reader.line_num - inside}"
+            place = f"{path}:{end - inside}"
             if None in record:
                 yield place, ValueError(f"{len(record[None])} fields too many")
             elif missing := [name for name, value in record.items() if value is None]:
@@ -167,7 +169,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
             else:
                 yield place, dict(record)
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: broken CSV up to here: {error}") from None
+        raise DataError(f"{path}:{end + 1}: broken CSV from here on: {error}") from None
 
 
 def _read_dataset_folder(path: Path) -> Iterator[tuple[str, Any]]:
@@ -430,6 +432,7 @@ def _without_inputs(mark: dict[str, str]) -> dict[str, str]:
 
 
 def difference(old: dict[str, str], new: dict[str, str]) -> str:
+    """What changed from one fingerprint to another, in words."""
     changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     shown = [
         k if k.startswith("input") else f"{k} {old.get(k, 'not set')} -> {new.get(k, 'not set')}"

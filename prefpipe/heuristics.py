@@ -34,16 +34,15 @@ ABSTENTIONS = (
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+|\d+")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _DIGITS = re.compile(r"\d+")
-_STOP_WORDS = frozenset(
-    """a about above after all also am an and any are as at be because been before being below
+_STOP = """a about above after all also am an and any are as at be because been before being below
     between both but by can could did do does doing down during each few for from further had has
     have having he her here hers him his how i if in into is it its itself just like me more most my
     no nor not of off on once one only or other our out over own same she should so some such than
     that the their them then there these they this those through to too under until up use used
     using very was way we were what when where which while who whom why will with would you your
     args class def elif else except false finally function import kwargs lambda none param pass
-    raise return returns self true try yield 的 了 是 在 和 有 我 你 他 她 它 吗 呢 什 么 怎 样 如 何 请""".split()
-)
+    raise return returns self true try yield 的 了 是 在 和 有 我 你 他 她 它 吗 呢 什 么 怎 样 如 何 请"""
+_STOP_WORDS = frozenset(_STOP.split())
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,13 @@ def score_answer(
         coverage = keyword_coverage(text, keywords)
         penalty = 1.0 if is_cut else length_penalty(text, rules)
     score = rules.grounding * grounding + rules.keywords * coverage - rules.length * penalty
-    return Score(*(round(x, 6) for x in (score, grounding, coverage, penalty)), abstains)
+    return Score(
+        score=round(score, 6),
+        grounding=round(grounding, 6),
+        keyword_coverage=round(coverage, 6),
+        length_penalty=round(penalty, 6),
+        is_abstention=abstains,
+    )
 
 
 def length_penalty(text: str, rules: Rules) -> float:

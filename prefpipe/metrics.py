@@ -236,6 +236,27 @@ def fit_temperature(margins: Sequence[float], outcomes: Sequence[float]) -> floa
     return float(np.exp(-(low + high) / 2))
 
 
+def fit_order_temperature(
+    given: Sequence[float], swapped: Sequence[float], outcomes: Sequence[float]
+) -> float:
+    """The T for which the mean of sigmoid(given / T) and sigmoid(swapped / T) fits best (log loss).
+
+    given, swapped: log-odds of one pair in both orders. Between 0.05 and 50.
+    """
+    from scipy.optimize import minimize_scalar
+
+    both = np.array([given, swapped], dtype=np.float64)
+    outcome = np.asarray(outcomes, dtype=np.float64)
+
+    def loss(log_t: float) -> float:
+        p = (1 / (1 + np.exp(-np.clip(both / np.exp(log_t), -60, 60)))).mean(0)
+        p = np.clip(p, 1e-13, 1 - 1e-13)
+        return float(-(outcome * np.log(p) + (1 - outcome) * np.log1p(-p)).mean())
+
+    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(50)), method="bounded")
+    return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def cross_scaled(
     margins: Sequence[float], outcomes: Sequence[float], groups: Sequence[str]
 ) -> list[float]:

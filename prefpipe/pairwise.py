@@ -72,9 +72,10 @@ def render_context(turns: Sequence[Message]) -> str:
             system += f"{turn['content']}\n\n"
             continue
         role = "assistant" if turn["role"] == "assistant" else "user"
-        parts.append(f"\n\n<turn> {role}\n {escape(system + turn['content'])}")
+        parts.append(f"\n<turn> {role}\n {escape(system + turn['content'])}")
         system = ""
-    return "\n" + "".join(parts) + "\n\n\n"
+    # the line ends are those of transformers' rendering of the published template
+    return "\n" + "".join(parts) + "\n"
 
 
 def render_pair(context: str, response_a: str, response_b: str) -> str:
@@ -84,6 +85,20 @@ def render_pair(context: str, response_a: str, response_b: str) -> str:
 
 def _head(context: str) -> str:
     return f"[CONTEXT] {context} [RESPONSE A]"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    rows: list[list[int]]
+    shared: int
+    """Tokens that all rows begin with, up to where the first response begins."""
+    tokens_cut: int
+    """Of the context, from its left."""
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    stop = min(len(a), len(b))
+    return next((k for k in range(stop) if a[k] != b[k]), stop)
 
 
 class PairwiseTokenizer:
@@ -102,18 +117,8 @@ class PairwiseTokenizer:
         prompt: str | list[Message],
         responses: Sequence[str],
         pairs: Sequence[tuple[int, int]],
-    ) -> "list[list[int]] | Unscorable":
-        """Token ids of each pair (index of response A, of B), the context cut alike for all."""
-        made = self.with_cut(prompt, responses, pairs)
-        return made if isinstance(made, Unscorable) else made[0]
-
-    def with_cut(
-        self,
-        prompt: str | list[Message],
-        responses: Sequence[str],
-        pairs: Sequence[tuple[int, int]],
-    ) -> tuple[list[list[int]], int] | Unscorable:
-        """The same, and how many tokens of the context were cut from its left."""
+    ) -> "Tokenized | Unscorable":
+        """Each pair (index of response A, index of B) as a row; the context is cut alike for all."""
         turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
         if not any(turn["content"].strip() for turn in turns):
             return Unscorable("empty_prompt", "the prompt is empty")
@@ -122,6 +127,8 @@ class PairwiseTokenizer:
         whole = longest = max(map(len, rows))
         while longest > self.max_length:
             context = cut_left(self.tokenizer, context, longest - self.max_length)
+            if context.startswith("["):  # its backslash was cut
+                context = escape(context[:20]) + context[20:]
             if not context.strip():
                 return Unscorable(
                     "responses_too_long",
@@ -129,22 +136,18 @@ class PairwiseTokenizer:
                 )
             rows = self._rows(context, responses, pairs)
             longest = max(map(len, rows))
-        return rows, whole - longest
+        # what all pairs of this context begin with: the turn up to the first response
+        head = self._ids(_head(context))
+        shared = min(_common(head, row) for row in rows)
+        return Tokenized(rows, min(shared, *(len(row) - 1 for row in rows)), whole - longest)
 
     def _rows(
         self, context: str, responses: Sequence[str], pairs: Sequence[tuple[int, int]]
     ) -> list[list[int]]:
-        texts = (render_pair(context, responses[a], responses[b]) for a, b in pairs)
-        return [
-            prompts.prompt_ids(self.tokenizer, [Message(role="user", content=text)])
-            for text in texts
-        ]
+        return [self._ids(render_pair(context, responses[a], responses[b])) for a, b in pairs]
 
-    def shared_length(self, rows: Sequence[Sequence[int]]) -> int:
-        """Tokens that all rows begin with; at least one token of each row is not among them."""
-        first, last = min(rows), max(rows)
-        stop = min(map(len, rows)) - 1
-        return next((k for k in range(stop) if first[k] != last[k]), stop)
+    def _ids(self, text: str) -> list[int]:
+        return prompts.prompt_ids(self.tokenizer, [Message(role="user", content=text)])
 
 
 def label_ids(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -229,7 +232,8 @@ class PairwiseModel:
         tokens = 0
         for prompt, responses, pairs in questions:
             both = [order for a, b in pairs for order in ((a, b), (b, a))]
-            rows = self.tokenize(prompt, responses, both) if both else []
+            made = self.tokenize(prompt, responses, both) if both else Tokenized([], 0, 0)
+            rows = made if isinstance(made, Unscorable) else made.rows
             window.append(rows)
             tokens += 0 if isinstance(rows, Unscorable) else sum(map(len, rows))
             if tokens >= 16 * self.max_batch_tokens:
@@ -280,9 +284,3 @@ class PairwiseModel:
 
 def _first_of_two(first: float, second: float, temperature: float) -> float:
     return float(1 / (1 + np.exp((second - first) / temperature)))
-
-
-def log_odds(p: float) -> float:
-    """The margin of a probability: log p / (1 - p), within +-30."""
-    p = min(max(p, 1e-13), 1 - 1e-13)
-    return float(np.log(p / (1 - p)))

@@ -212,3 +212,9 @@ def find_cycle(beats: np.ndarray) -> list[int] | None:
         if state[node] == 0 and (found := visit(node)):
             return found
     return None
+
+
+def log_odds(p: float) -> float:
+    """The margin of a probability, log p / (1 - p); within +-30, so that 0 and 1 have one."""
+    p = min(max(p, 1e-13), 1 - 1e-13)
+    return float(np.log(p / (1 - p)))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -24,9 +24,6 @@ from prefpipe import files
 from prefpipe.files import DataError
 from prefpipe.pairing import shingles
 from prefpipe.rows import Document, Entry
-
-if TYPE_CHECKING:
-    import faiss
 
 INDEX, DOCUMENTS, MANIFEST = "index.faiss", "documents.parquet", "manifest.json"
 STORE_VERSION = 1
@@ -62,19 +59,26 @@ def read_entries(
     UTF-8, and where two rows have one id.
     """
     places = files.Places()
-    checked = False
+    is_first = True
     for place, record in files.read_records(path, limit):
         if isinstance(record, ValueError):
             yield place, record
             continue
-        if not checked and isinstance(record, Mapping):
-            _check_columns(place, columns, record)
-            checked = path.suffix in (".csv", ".parquet")  # elsewhere each row has its own fields
         try:
             entry = _to_entry(record, columns)
+        except KeyError as missing:
+            message = (
+                f"column {missing} is missing; the columns are: {', '.join(map(str, record))}; name "
+                "yours with --query-column and its like"
+            )
+            if is_first:
+                raise DataError(f"{place}: {message}") from None
+            yield place, ValueError(message)
+            continue
         except ValueError as error:
             yield place, error
             continue
+        is_first = False
         if (columns.id or "id") in record:
             places.check(entry.id, place)
         elif first := places.seen_at(entry.id, place):
@@ -83,18 +87,12 @@ def read_entries(
         yield place, entry
 
 
-def _check_columns(place: str, columns: Columns, record: Mapping[str, Any]) -> None:
-    wanted = [name for name in vars(columns).values() if name]
-    if missing := [name for name in wanted if name not in record]:
-        raise DataError(
-            f"{place}: column {missing[0]!r} is missing; the columns are: "
-            f"{', '.join(map(str, record))}; name yours with --query-column and its like"
-        )
-
-
 def _to_entry(record: Any, columns: Columns) -> Entry:
     if not isinstance(record, Mapping):
         raise ValueError(f"the row: found {type(record).__name__}, wanted an object")
+    for name in vars(columns).values():
+        if name and name not in record:
+            raise KeyError(name)
     given = record.get(columns.id or "id")
     if given is None and (columns.id or "id") in record:
         raise ValueError(f"{columns.id or 'id'}: found null, wanted an id")
@@ -152,7 +150,9 @@ def to_documents(entry: Entry, chunk: int | None = None, overlap: int = 0) -> li
         end = start + chunk
         if end < len(text):
             end = _last_space(text, start + chunk // 2, end)
-        documents.append(_document(f"{entry.id}#{len(documents)}", entry.id, start, text[start:end]))
+        documents.append(
+            _document(f"{entry.id}#{len(documents)}", entry.id, start, text[start:end])
+        )
         if end >= len(text):
             return documents
         start = max(end - overlap, start + 1)
@@ -212,7 +212,7 @@ class Duplicates:
 def _resemblance(a: np.ndarray, b: np.ndarray) -> float:
     """Jaccard of two sets from their smallest hashes: the share of both in the smallest of either."""
     either = np.union1d(a, b)[:_SKETCH]
-    return float(np.isin(either, a).__and__(np.isin(either, b)).mean())
+    return float((np.isin(either, a) & np.isin(either, b)).mean())
 
 
 # ---- embedding -------------------------------------------------------------------------------
@@ -313,6 +313,7 @@ class VectorCache:
         self._rows: dict[bytes, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = files.open_alone(path)
+        self._file.seek(0)
         if first := self._file.readline():
             if first != header:
                 raise DataError(
@@ -362,12 +363,23 @@ class VectorCache:
         )
         return np.frombuffer(data, self._record)["vector"]
 
-    def close(self) -> None:
+    def __enter__(self) -> "VectorCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def delete(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.close()
+
+@dataclass(frozen=True)
+class Blocks:
+    """The cached vectors of these digests, block by block, as often as it is read."""
+
+    cache: VectorCache
+    digests: Sequence[bytes]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.digests), _BLOCK):
+            yield self.cache.get(self.digests[start : start + _BLOCK])
 
 
 # ---- the index -------------------------------------------------------------------------------
@@ -419,8 +431,8 @@ class ContentHash:
 
 def build_index(
     blocks: Iterable[np.ndarray], count: int, dimension: int, kind: Literal["exact", "ivf"]
-) -> "faiss.Index":
-    """An index of the vectors in the order they come; blocks is read twice for ivf.
+) -> Any:
+    """A FAISS index of the vectors in the order they come; blocks is read twice for ivf.
 
     ivf: 4 sqrt(count) lists, with at least 39 vectors each on average (what k-means wants), learnt
     from evenly spread vectors, 64 a list.
@@ -428,7 +440,7 @@ def build_index(
     import faiss
 
     if kind == "exact":
-        index: Any = faiss.IndexFlatIP(dimension)
+        index = faiss.IndexFlatIP(dimension)
     else:
         lists = max(1, min(int(4 * math.sqrt(count)), count // 39))
         quantizer = faiss.IndexFlatIP(dimension)
@@ -455,7 +467,8 @@ def tune_index(index: Any, queries: np.ndarray, target_recall: float) -> IndexFa
     import faiss
 
     def best_scores(lists: int) -> np.ndarray:
-        parameters = faiss.SearchParametersIVF(nprobe=lists)
+        parameters = faiss.SearchParametersIVF()
+        parameters.nprobe = lists
         return index.search(queries, 1, params=parameters)[0][:, 0]
 
     exact = best_scores(index.nlist)
@@ -524,7 +537,7 @@ class Store:
                 f"({embedder.identity[:12]}); search with that one, or build the store again"
             )
         try:
-            index = faiss.read_index(str(folder / INDEX))
+            index: Any = faiss.read_index(str(folder / INDEX))
         except RuntimeError as error:
             raise DataError(f"{folder / INDEX}: no FAISS index: {error}") from None
         store = cls(folder, index, manifest)

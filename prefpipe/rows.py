@@ -218,7 +218,7 @@ class Ranking(Row):
     best_is_right: bool | None
     """Of Responses.right; None: not known."""
     right_share: float | None
-    """Share of right responses among those that are not empty: what a random pick would score."""
+    """Share of right ones among all responses: what a random pick would score."""
 
 
 class Question(Row):

@@ -226,11 +226,11 @@ def _margin(value: Any) -> float | None:
 
 
 def _tie(value: Any) -> bool:
-    """CSV has it as a word."""
-    value = {"true": True, "false": False}.get(value.lower()) if isinstance(value, str) else value
-    if value is not None and not isinstance(value, bool):
+    word = value.lower() if isinstance(value, str) else value  # CSV has it as a word
+    found = {None: False, False: False, True: True, "true": True, "false": False}
+    if not isinstance(word, str | bool | None) or word not in found:
         raise ValueError(f"tie: found {value!r}, wanted true or false")
-    return bool(value)
+    return found[word]
 
 
 def _field(record: Mapping[str, Any], name: str) -> Any:

@@ -63,7 +63,7 @@ def test_a_reason_for_a_wrong_hint_states_no_false_fact():
     rng = random.Random(1)
     for item in items(300):
         text = world.hinted_reason(rng, item, 3 - item.better)
-        stated = [fact for _, fact in item.others if fact in text]
+        stated = [fact for _, _, fact in item.others if fact in text]
         assert stated in ([], [item.fact])
         wrong = item.fact.replace(item.value, item.wrong)
         assert wrong not in text

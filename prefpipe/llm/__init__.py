@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
+from pydantic import SecretStr
+
 from prefpipe.files import RowLog, progress
 from prefpipe.rows import Message, Row
 
@@ -77,6 +79,7 @@ def open_engine(
     load_in_4bit: bool | None = None,
     max_batch_tokens: int | None = None,
     base_urls: Sequence[str] = (),
+    api_key: SecretStr | None = None,
     requests_in_flight: int = 128,
 ) -> Engine:
     """The engine of that kind, ready to generate. Loading is done here, imports too."""
@@ -86,7 +89,9 @@ def open_engine(
         return open_local(model, load_in_4bit=load_in_4bit, max_batch_tokens=max_batch_tokens)
     from prefpipe.llm.server import ServerEngine
 
-    return ServerEngine(base_urls, model, requests_in_flight=requests_in_flight, in_order=False)
+    return ServerEngine(
+        base_urls, model, api_key, requests_in_flight=requests_in_flight, in_order=False
+    )
 
 
 def complete(

@@ -22,6 +22,8 @@ def estimate_tokens(text: str) -> int:
 
 @dataclass(frozen=True)
 class Price:
+    """What a model costs, by its provider's published table."""
+
     input: float
     """USD for 1 million prompt tokens."""
     output: float

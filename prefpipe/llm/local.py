@@ -5,6 +5,7 @@ Samples that end leave the batch, prompts that end make room for the next ones. 
 from a bounded window in order of length, and given back in the order of the input.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -89,13 +90,11 @@ class LocalEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.config = model.config.get_text_config()
-        for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale"):
-            if getattr(self.config, name, None) is not None:
-                raise SystemExit(f"the local engine has no {name}: serve this model with a server")
         self.end_ids = end_token_ids(model, tokenizer)
         self.max_samples = max_samples
         self.max_prefill_tokens = max_prefill_tokens
         self.max_prompt_tokens = max_prompt_tokens
+        _check_attention(self)
         self.max_batch_tokens = max_batch_tokens or self._tokens_that_fit()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]:
@@ -302,6 +301,30 @@ class _Rows:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """What a batch needs in the store."""
+
+    slots: int
+    prompt_tokens: int
+    """Of the longest prompt."""
+    samples: int
+    new_tokens: int
+    """The most that one may get."""
+
+    @property
+    def tokens(self) -> int:
+        return self.slots * self.prompt_tokens + self.samples * self.new_tokens
+
+    def with_job(self, job: _Job) -> "_Size":
+        return _Size(
+            self.slots + 1,
+            max(self.prompt_tokens, len(job.ids)),
+            self.samples + len(job.missing),
+            max(self.new_tokens, job.request.max_new_tokens),
+        )
+
+
 class _Live:
     """The batch: slot i of the store holds the prompt of jobs[i], row r the sample rows[r]."""
 
@@ -318,10 +341,11 @@ class _Live:
     @torch.inference_mode()
     def advance(self, pending: deque[_Job]) -> list[_Job]:
         """Let prompts in, or take a step; the jobs that it finished."""
-        jobs = self._next_jobs(pending)
+        fitting = self._fitting(pending)
+        jobs = self._for_one_pass(fitting)
         try:
             if jobs:
-                finished = self._admit(jobs)
+                finished = self._admit(jobs, fitting)
                 for _ in jobs:
                     pending.popleft()
                 return finished
@@ -329,56 +353,57 @@ class _Live:
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
-            if len(self.jobs) + len(jobs) == 1:
+            if len({*self.jobs, *jobs}) == 1:
                 raise SystemExit(OUT_OF_MEMORY) from error
         # not in the except block: the exception holds on to the tensors of the failed pass
         pending.extendleft(reversed(self._retreat(jobs)))
         return []
 
-    def _next_jobs(self, pending: deque[_Job]) -> list[_Job]:
+    def _fitting(self, pending: deque[_Job]) -> list[_Job]:
         """Those for which there is room; none while so little is free that a pass doesn't pay."""
         engine, jobs = self.engine, []
-        samples, tokens = self._size([])
-        if 8 * samples > 7 * engine.max_samples or 8 * tokens > 7 * engine.max_batch_tokens:
+        size = self._size([])
+        if 8 * size.samples > 7 * engine.max_samples:
             return []
-        prompt_tokens = 0
+        if 8 * size.tokens > 7 * engine.max_batch_tokens:
+            return []
         for job in pending:
-            samples, tokens = self._size([*jobs, job])
-            prompt_tokens += len(job.ids)
-            fits = (
-                samples <= engine.max_samples
-                and tokens <= engine.max_batch_tokens
-                and prompt_tokens <= engine.max_prefill_tokens
-            )
+            size = size.with_job(job)
+            fits = size.samples <= engine.max_samples and size.tokens <= engine.max_batch_tokens
             if not fits and (jobs or self.jobs):
                 break
             jobs.append(job)
         return jobs
 
-    def _size(self, more: list[_Job]) -> tuple[int, int]:
-        """Samples, and cache positions, of the batch with these jobs in it."""
-        jobs = [*self.jobs, *more]
-        samples = len(self.rows) + sum(len(job.missing) for job in more)
-        longest = max((len(job.ids) for job in jobs), default=0)
-        new = max((job.request.max_new_tokens for job in jobs), default=0)
-        return samples, len(jobs) * longest + samples * new
+    def _for_one_pass(self, jobs: list[_Job]) -> list[_Job]:
+        tokens = itertools.accumulate(len(job.ids) for job in jobs)
+        count = sum(total <= self.engine.max_prefill_tokens for total in tokens)
+        return jobs[: max(count, 1)]
 
-    def _admit(self, jobs: list[_Job]) -> list[_Job]:
-        """Read the prompts, and choose the first token of each of their samples."""
+    def _size(self, more: list[_Job]) -> "_Size":
+        """Of the batch with these jobs in it, too."""
+        longest = max((len(job.ids) for job in self.jobs), default=0)
+        new = max((job.request.max_new_tokens for job in self.jobs), default=0)
+        size = _Size(len(self.jobs), longest, len(self.rows), new)
+        for job in more:
+            size = size.with_job(job)
+        return size
+
+    def _admit(self, jobs: list[_Job], fitting: list[_Job]) -> list[_Job]:
+        """Read the prompts, and choose the first token of each of their samples.
+
+        fitting: these and what will be let in next; room is made for all of them at once.
+        """
         first_slot, first_row = len(self.jobs), len(self.rows)
         new = self._new_rows(jobs, first_slot)
-        everyone = [*self.jobs, *jobs]
-        self.store.reserve(
-            slots=len(everyone),
-            # in steps of 64: a slightly longer prompt does not move everything
-            prompt_tokens=-(-max(len(job.ids) for job in everyone) // 64) * 64,
-            rows=first_row + len(new),
-            new_tokens=max(job.request.max_new_tokens for job in everyone),
-        )
+        room = self._size(fitting)
+        # in steps of 64: a slightly longer prompt does not move everything
+        prompt_tokens = -(-room.prompt_tokens // 64) * 64
+        self.store.reserve(room.slots, prompt_tokens, room.samples, room.new_tokens)
         ids, positions, layout, last = _lay_out([job.ids for job in jobs], self.store, first_slot)
         logits = self.engine._forward(ids, positions, layout, last)
         logits = logits[torch.from_numpy(new.slot - first_slot).to(logits.device)]
-        self.jobs, self.rows = everyone, self.rows + new
+        self.jobs, self.rows = [*self.jobs, *jobs], self.rows + new
         return self._choose(np.arange(first_row, len(self.rows)), logits)
 
     def _new_rows(self, jobs: list[_Job], first_slot: int) -> _Rows:
@@ -495,9 +520,11 @@ class _Live:
     def _retreat(self, attempted: list[_Job]) -> list[_Job]:
         """Halve the budget after an out-of-memory; returns the live jobs that must wait."""
         engine = self.engine
-        samples, tokens = self._size(attempted)
-        engine.max_samples = max(1, min(engine.max_samples, samples) // 2)
-        engine.max_batch_tokens = max(1, min(engine.max_batch_tokens, tokens) // 2)
+        # let in, but without a first token yet
+        self._let_go((self.rows.age == 0).nonzero()[0])
+        size = self._size(attempted)
+        engine.max_samples = max(1, min(engine.max_samples, size.samples) // 2)
+        engine.max_batch_tokens = max(1, min(engine.max_batch_tokens, size.tokens) // 2)
         engine.max_prefill_tokens = max(1, engine.max_prefill_tokens // 2)
         keep = (len(self.jobs) + len(attempted)) // 2
         late = self.jobs[keep:]
@@ -516,6 +543,46 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return frozenset(i for i in ids if isinstance(i, int))
 
 
+@torch.inference_mode()
+def _check_attention(engine: LocalEngine) -> None:
+    """Eight tokens, read and continued, must get the logits of the model's own attention.
+
+    A model may have what this engine's has not (attention sinks, softcaps, state-space layers), or
+    not call it at all; then it would write wrong texts without a word.
+    """
+    model, name = engine.model, engine.config.model_type
+    rope = str(getattr(engine.config, "rope_parameters", None))
+    if "'dynamic'" in rope or "'longrope'" in rope:
+        raise SystemExit(
+            f"{name}: its position encoding changes with the longest text of a batch, so that a "
+            "text would depend on its batch mates; use engine server for this model"
+        )
+    model.eval()
+    ids = np.arange(8) % engine.config.vocab_size
+    want = model(torch.from_numpy(ids)[None].to(model.device), use_cache=False).logits[0, -1]
+    try:
+        live = _Live(engine)
+        live.store.reserve(slots=1, prompt_tokens=6, rows=1, new_tokens=2)
+        engine._forward(*_lay_out([ids[:6]], live.store, 0))
+        found = torch.zeros_like(want)
+        for age in (0, 1):
+            layout = Decode(live.store, np.array([0]), np.array([age]), np.array([6]))
+            found = engine._forward(ids[6 + age : 7 + age], layout.position_N, layout, 0)[0]
+    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise SystemExit(
+            f"{name}: the local engine cannot run this model's attention ({error}); use engine "
+            "server for it"
+        ) from error
+    off = (found - want.float()).norm() / want.float().norm()
+    if not off < (1e-3 if model.dtype == torch.float32 else 0.05):
+        raise SystemExit(
+            f"{name}: the local engine's attention is not this model's (its logits are off by "
+            f"{off:.1%}); use engine server for it"
+        )
+
+
 def _check(request: Request) -> None:
     wrong = [
         f"{name} {value} is not {wanted}"
@@ -527,8 +594,8 @@ def _check(request: Request) -> None:
             (
                 "samples",
                 request.samples,
-                len(set(request.samples)) == len(request.samples),
-                "distinct",
+                0 < len(set(request.samples)) == len(request.samples),
+                "one or more distinct numbers",
             ),
             ("stop", request.stop, all(request.stop), "without empty strings"),
         )

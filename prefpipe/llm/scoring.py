@@ -77,7 +77,13 @@ def hidden_states(model: Any, packs: Sequence[Pack]) -> Tensor:
 @torch.inference_mode()
 def _logits(model: Any, hidden_N_H: Tensor, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(positions, their logits in float32), some at a time: all of them may not fit."""
-    head = _unwrapped(model).get_output_embeddings()
+    inner = _unwrapped(model)
+    config, head = inner.config.get_text_config(), inner.get_output_embeddings()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) is not None:
+            raise SystemExit(
+                f"{config.model_type}: log-probabilities with {name} are not supported"
+            )
     for part in positions.split(max(1, _MAX_LOGITS // head.weight.shape[0])):
         yield part, head(hidden_N_H[part]).float()
 

@@ -36,7 +36,7 @@ from prefpipe.llm.costs import estimate_tokens
 
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 900.0
-_CONNECT_SECONDS = 10.0
+_CONNECT_SECONDS = 30.0
 _DRAIN_SECONDS = 30.0
 _KEEPALIVE_SECONDS = 4.0  # below the 5 s after which uvicorn (vLLM, SGLang) closes idle ones
 _NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
@@ -75,7 +75,7 @@ class ServerEngine:
         api_key: SecretStr | None = None,
         *,
         requests_in_flight: int = 64,
-        max_retries: int = 6,
+        max_retries: int = 8,
         timeout_seconds: float = 600.0,
         first_backoff_seconds: float = 0.5,
         requests_per_minute: int | None = None,
@@ -85,7 +85,8 @@ class ServerEngine:
     ) -> None:
         """base_urls: each serves the same model; load goes to the least busy one that answers.
         api_key: None for servers that want none. timeout_seconds: of one try, whole.
-        tokens_per_minute: prompt and new tokens, estimated first, corrected by what was reported.
+        requests_per_minute, tokens_per_minute: over all base URLs. Tokens are those of prompts and
+        texts, estimated first, then corrected by what the server reports.
         in_order: False yields each result once it is there, for callers that go by id and log it.
         extra_body: fields that go with every request, as response_format.
         """
@@ -305,7 +306,7 @@ class _Session:
                 if reason == "content_filter":
                     return Failure(request.id, "content_filter")
                 if reason not in ("stop", "length"):
-                    detail = f"finish_reason {reason!r} is neither stop nor length"
+                    detail = f"finish_reason {str(reason)[:50]!r} is neither stop nor length"
                     return Failure(request.id, "garbled_reply", detail)
             new_tokens = _share_out(reply.new_tokens, [len(text) for text in reply.texts])
             for sample, text, reason, tokens in zip(
@@ -406,24 +407,26 @@ class _Session:
             if free:
                 return min(free, key=lambda e: (e is avoid, e.in_flight))
             rest = min(e.rests_until for e in self._endpoints) - now
-            await asyncio.sleep(max(rest, 0.0) + random.uniform(0.01, 0.1 + 0.1 * max(rest, 0.0)))
+            # Not at rest but not free: another request finds out whether the server is back.
+            await asyncio.sleep((rest if rest > 0 else 0.1) * random.uniform(1.0, 1.2))
 
     async def _back_off(
         self, endpoint: _Endpoint, detail: str, attempt: int, after: float | None
     ) -> None:
-        """Let the endpoint rest where all requests to it would fail alike, else only this request."""
+        """Wait before the next try; what the server asks to wait holds for every request to it."""
         if after is not None and after > _LONGEST_RETRY_AFTER_SECONDS:
             raise _Stop(
                 f"{endpoint.name}: {detail}: it asks to wait {after:.0f} s; run the same command "
                 "again then, it goes on from the rows done"
             )
         now = self._loop.time()
-        if after is not None:
+        if after:
             if after >= 5 and endpoint.rests_until < now:
                 print(f"{endpoint.name}: {detail}: waiting {after:.0f} s", file=sys.stderr)
             endpoint.rests_until = max(endpoint.rests_until, now + after)
-        elif attempt + 1 >= sum(e.may_be_asked(now) for e in self._endpoints):
-            await asyncio.sleep(self._pause(attempt))
+        others = sum(e is not endpoint and e.may_be_asked(now) for e in self._endpoints)
+        if attempt >= others:  # each of them gets one try at once
+            await asyncio.sleep(max(after or 0.0, self._pause(attempt)))
 
     def _pause(self, failures: int) -> float:
         """Seconds: doubling, and random so that requests that failed together come back apart."""
@@ -470,12 +473,12 @@ class _Session:
         detail = f"HTTP {status}: {_printable(str(message), self.engine.api_key)}"
         if status in (401, 403):
             raise _Stop(f"{endpoint.name}: {detail}; check the API key (OPENAI_API_KEY)")
-        if status == 404:
+        if status in (404, 405):
             raise _Stop(
                 f"{endpoint.name}: {detail}; check the model's name ({self.engine.model}) and the "
                 "base URL, which ends in /v1 on most servers"
             )
-        if code in _NO_MONEY:
+        if status == 402 or code in _NO_MONEY:
             raise _Stop(f"{endpoint.name}: {detail}; the account cannot pay for more")
         if status in (400, 422):
             if code == "context_length_exceeded" or "context length" in detail:

@@ -27,8 +27,9 @@ NAME = "prefpipe_shared_prefix"
 
 def attend(module, query, key, value, attention_mask, *, layout, **options):
     """transformers' attention interface: query (1, H, N, D), key and value (1, h, N, D)."""
-    if unknown := {name for name in ("softcap", "s_aux") if options.get(name) is not None}:
-        raise NotImplementedError(f"the local engine's attention has no {', '.join(unknown)}")
+    for name in ("softcap", "s_aux", "position_bias"):
+        if options.get(name) is not None:
+            raise NotImplementedError(f"attention with {name}")
     out_N_H_D = layout.attend(
         module.layer_idx,
         query[0],
@@ -74,22 +75,28 @@ class Store:
     own: list[Tensor] = field(default_factory=list)
     """A layer: (2, rows, h, T, D)."""
 
-    def reserve(self, slots: int, prompt_tokens: int, rows: int, new_tokens: int) -> None:
-        self.prompt = [self._grown(x, slots, prompt_tokens) for x in self._parts(self.prompt)]
-        self.own = [self._grown(x, rows, new_tokens) for x in self._parts(self.own)]
-
-    def _parts(self, parts: list[Tensor]) -> list[Tensor]:
+    def __post_init__(self):
         nothing = torch.zeros(2, 0, self.heads, 0, self.head_size)
-        return parts or [nothing.to(self.device, self.dtype)] * self.layers
+        nothing = nothing.to(self.device, self.dtype)
+        self.prompt = [nothing] * self.layers
+        self.own = [nothing] * self.layers
 
-    def _grown(self, old: Tensor, count: int, tokens: int) -> Tensor:
-        have, long = old.shape[1], old.shape[3]
-        if count <= have and tokens <= long:
-            return old
-        # zeros: a masked key must be finite, since its weight of 0 is multiplied
-        new = old.new_zeros(2, max(count, have), self.heads, max(tokens, long), self.head_size)
-        new[:, :have, :, :long] = old
-        return new
+    def reserve(self, slots: int, prompt_tokens: int, rows: int, new_tokens: int) -> None:
+        """Make room for that many, which the live ones must be among."""
+        self._reserve(self.prompt, slots, prompt_tokens)
+        self._reserve(self.own, rows, new_tokens)
+
+    def _reserve(self, parts: list[Tensor], count: int, tokens: int) -> None:
+        for layer, old in enumerate(parts):
+            have, long = min(old.shape[1], count), min(old.shape[3], tokens)
+            if have == count and long == tokens:
+                continue
+            # Not wider than asked in either way: many short prompts may be followed by a few long
+            # ones. Zeros, since a masked key's weight of 0 is multiplied: it must be finite. A
+            # layer at a time, so that old and new stand side by side for one layer only.
+            new = old.new_zeros(2, count, self.heads, tokens, self.head_size)
+            new[:, :have, :, :long] = old[:, :have, :, :long]
+            parts[layer] = new
 
     def move(self, parts: list[Tensor], to: np.ndarray, source: np.ndarray) -> None:
         """Of self.prompt or self.own: slots or rows `source` take the places `to`."""
@@ -190,7 +197,7 @@ class Decode:
         self.position_N = self.prompt_tokens_S[self.slot_N] + self.age_N
         self.last_position = int((prompt_tokens_S[slot_N] + age_N).max())
         self._biases: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
-        self._places: Tensor | None = None
+        self._places: dict[int, Tensor] = {}
 
     def attend(self, layer, query_H_N_D, key_h_N_D, value_h_N_D, *, scale, window):
         H, N, D = query_H_N_D.shape
@@ -220,12 +227,12 @@ class Decode:
 
     def _own_places(self, h: int, capacity: int) -> Tensor:
         """Where each row's keys of this step go (N h,), counted in vectors of the store."""
-        if self._places is None:
+        if capacity not in self._places:
             row_N = torch.arange(len(self.age_N), device=self.store.device)
             head_h = torch.arange(h, device=self.store.device)
             places_N_h = (row_N[:, None] * h + head_h) * capacity + self.age_N[:, None]
-            self._places = places_N_h.flatten()
-        return self._places
+            self._places[capacity] = places_N_h.flatten()
+        return self._places[capacity]
 
     def _bias(self, window: int | None, G: int, dtype) -> tuple[Tensor | None, Tensor | None]:
         """Added to the scores: (S, 1, 1 or n G, P) and (N, 1, 1, T); None: nothing is masked."""

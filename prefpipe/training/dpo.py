@@ -56,8 +56,9 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
                 "completion; leave ld_alpha or precompute_ref_log_probs out"
             )
         self.reference_cache = reference_cache
-        pad = processing_class.pad_token_id
-        pad = processing_class.eos_token_id if pad is None else pad
+        pad: Any = processing_class.pad_token_id
+        if pad is None:  # as TRL has it; padding is told by masks, not by this id
+            pad = processing_class.eos_token_id
         collator = PackCollator(pad, pairs_per_pack) if prefix_sharing else PairCollator(pad)
         super().__init__(
             model=model,
@@ -78,50 +79,48 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
         self.share_prompts()
         precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
         cache = ReferenceCache(self.reference_cache, f"{self._precompute_model_hash}:{precision}")
-        keys, missing = [], {}
-        for row in dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"]):
-            prompt, chosen, rejected = (
-                row[k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")
-            )
-            keys.append((cache.key(prompt, chosen), cache.key(prompt, rejected)))
-            for key, completion in zip(keys[-1], (chosen, rejected), strict=True):
+        names = ("chosen_ids", "rejected_ids")
+        rows: Any = dataset.select_columns(["prompt_ids", *names])
+        keys: list[list[str]] = []
+        missing: dict[tuple[int, str], dict[str, tuple[int, str]]] = {}
+        for index, row in enumerate(rows):
+            prompt = row["prompt_ids"]
+            keys.append([cache.key(prompt, row[name]) for name in names])
+            for key, name in zip(keys[-1], names, strict=True):
                 if key not in cache:
-                    missing.setdefault(tuple(prompt), {})[key] = completion
-        # Pairs, as the trainer's forward wants them: a prompt's completions two by two, an odd one
-        # with itself. Long prompts first, so that a batch's packs are alike, and the largest first.
-        work = []
-        for prompt in sorted(missing, key=len, reverse=True):
-            left = list(missing[prompt].items())
-            for (key, completion), (key_2, completion_2) in zip(
-                left[::2], left[1::2] + left[-1:] * (len(left) % 2), strict=True
-            ):
-                ids = {
-                    "prompt_ids": list(prompt),
-                    "chosen_ids": completion,
-                    "rejected_ids": completion_2,
-                }
-                work.append((key, key_2, {"id": key, **ids}))
+                    of_prompt = missing.setdefault((len(prompt), cache.key(prompt, [])), {})
+                    of_prompt.setdefault(key, (index, name))
+        # As pairs, since the trainer's forward takes pairs: a prompt's completions two by two, an
+        # odd one with itself. The longest prompts first: like packs together, memory at its most.
+        work: list[tuple[tuple[str, tuple[int, str]], ...]] = []
+        for prompt in sorted(missing, reverse=True):
+            places = list(missing[prompt].items())
+            places += places[-1:] * (len(places) % 2)
+            work += zip(places[::2], places[1::2], strict=True)
+
+        def example(two: tuple[tuple[str, tuple[int, str]], ...]) -> dict[str, Any]:
+            (key, (i, name)), (_, (j, other)) = two
+            row = rows[i]
+            completions = {"chosen_ids": row[name], "rejected_ids": rows[j][other]}
+            return {"id": key, "prompt_ids": row["prompt_ids"], **completions}
+
         mine = work[self.accelerator.process_index :: self.accelerator.num_processes]
+        several = self.accelerator.num_processes > 1
         found: list[tuple[str, float]] = []
         for start in range(0, len(mine), batch_size):
             part = mine[start : start + batch_size]
-            batch = self._prepare_inputs(self.data_collator([example for *_, example in part]))
+            batch = self._prepare_inputs(self.data_collator([example(two) for two in part]))
             batch.pop("id")
-            first, second = self.compute_ref_log_probs(self.ref_model or self.model, batch)
-            values = zip(part, first.tolist(), second.tolist(), strict=True)
-            new = [pair for (k, k2, _), a, b in values for pair in ((k, a), (k2, b))]
-            if self.accelerator.num_processes == 1:
-                cache.add(new)
-            found += new
-        if self.accelerator.num_processes > 1:
-            found = gather_object(found)
-            cache.add(found, write=self.accelerator.is_main_process)
-        columns = {
-            "ref_chosen_logps": [cache[chosen] for chosen, _ in keys],
-            "ref_rejected_logps": [cache[rejected] for _, rejected in keys],
-        }
-        for column, values in columns.items():
-            dataset = dataset.add_column(column, values)
+            logps = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+            for two, *values in zip(part, *(half.tolist() for half in logps), strict=True):
+                found += [(key, value) for (key, _), value in zip(two, values, strict=True)]
+            if not several:
+                cache.add(found)
+                found = []
+        if several:
+            cache.add(gather_object(found), write=self.accelerator.is_main_process)
+        for column, name in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
+            dataset = dataset.add_column(name, [cache[pair[column]] for pair in keys])
         return dataset
 
     def weighted_loss(

@@ -119,7 +119,7 @@ def share_prompts(model: torch.nn.Module) -> None:
     The model's own forward, its head and the trainer's loss stay as they are. A second call does
     nothing. model: the bare model, not one wrapped by PEFT.
     """
-    backbone = model.base_model
+    backbone: Any = model.base_model
     if getattr(backbone, "runs_packs", False):
         return
     run = backbone.forward
@@ -199,9 +199,9 @@ def check_model(config: Any, longest_tokens: int) -> None:
             f"{text.model_type}: layers of kind {', '.join(sorted(unknown))} cannot share a "
             "prompt; switch prefix_sharing off"
         )
-    window = getattr(text, "sliding_window", None)
-    slides = window is not None and (not kinds or "sliding_attention" in kinds)
-    if slides and longest_tokens > window:
+    window: int | None = getattr(text, "sliding_window", None)
+    slides = not kinds or "sliding_attention" in kinds
+    if window is not None and slides and longest_tokens > window:
         raise ValueError(
             f"{text.model_type}: {longest_tokens} tokens of prompt and completion are longer than "
             f"the sliding window of {window}; lower max_length or switch prefix_sharing off"

@@ -5,19 +5,21 @@ name), no training on 4-bit weights on a CPU (bitsandbytes repacks them in eval 
 LoRA gradients are exactly 0), no code from a model repository, no pickled weights.
 """
 
+import json
+import logging
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from peft import PeftConfig, PeftModel
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+if TYPE_CHECKING:  # torch is loaded with the first model: a tokenizer alone does without
+    from transformers import PreTrainedModel
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a CPU kernel it can do without
+if not sys.stderr.isatty():
+    disable_progress_bar()
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
@@ -33,7 +35,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     that does not end a turn, else EOS (the embeddings keep their size). A pad token is only ever
     what fills a batch; nothing is masked by comparing ids with it.
     """
-    tokenizer = _from_pretrained(AutoTokenizer, _base_name(name))
+    base = _base_name(name)
+    tokenizer = _from_pretrained(_tokenizer_class(base), base)
     if tokenizer.pad_token is None:
         known = tokenizer.get_vocab()
         tokenizer.pad_token = next(
@@ -52,9 +55,9 @@ def load_model(
     device: Device = "auto",
     adapter: Path | None = None,
     for_training: bool = False,
-    auto_class: Any = AutoModelForCausalLM,
+    auto_class: Any = None,
     **options: Any,
-) -> PreTrainedModel:
+) -> "PreTrainedModel":
     """A model in eval mode on one device.
 
     name: a folder or a hub name; a folder with a LoRA adapter stands for its base model with it.
@@ -62,11 +65,16 @@ def load_model(
     load_in_4bit: NF4, double quantisation, computing in bfloat16. None: on a CUDA GPU of whose free
     memory the bfloat16 weights would take more than half (4-bit saves memory, not time).
     device auto: cuda, mps or cpu, the first there is.
+    auto_class: AutoModelForCausalLM where None.
     adapter: a LoRA folder, merged into the weights in float32, else kept beside them; trainable
     if for_training.
     options: for auto_class.from_pretrained, such as num_labels.
     Raises SystemExit with what to do where the model cannot be had or used that way.
     """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    auto_class = auto_class or AutoModelForCausalLM
     if adapter is None and _is_adapter(name):
         adapter = Path(name)
     base = _base_name(name)
@@ -98,6 +106,8 @@ def load_model(
         **options,
     )
     if adapter is not None:
+        from peft import PeftModel
+
         model = PeftModel.from_pretrained(model, str(adapter), is_trainable=for_training)
         if dtype == "float32" and not for_training:
             model = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
@@ -116,6 +126,20 @@ def _from_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
         raise SystemExit(f"model {name}: {first}") from error
 
 
+def _tokenizer_class(name: str) -> Any:
+    """AutoTokenizer, but for a folder whose tokenizer is of no model's class.
+
+    Of a Qwen2 model AutoTokenizer makes a Qwen2Tokenizer whatever the folder says, and splits text
+    by its rules instead of by those in tokenizer.json.
+    """
+    path = Path(name) / "tokenizer_config.json"
+    if not path.is_file():
+        return AutoTokenizer
+    declared = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class")
+    plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return PreTrainedTokenizerFast if plain else AutoTokenizer
+
+
 def _is_adapter(name: str | Path) -> bool:
     return (Path(name) / "adapter_config.json").is_file()
 
@@ -124,6 +148,8 @@ def _base_name(name: str | Path) -> str:
     """What to load first: an adapter's base model, else the model itself."""
     if not _is_adapter(name):
         return str(name)
+    from peft import PeftConfig
+
     base = PeftConfig.from_pretrained(str(name)).base_model_name_or_path
     if not base:
         raise SystemExit(f"{name}/adapter_config.json: base_model_name_or_path is empty; set it")
@@ -131,6 +157,8 @@ def _base_name(name: str | Path) -> str:
 
 
 def _device(device: Device) -> Device:
+    import torch
+
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -145,6 +173,9 @@ def _device(device: Device) -> Device:
 
 def _is_tight(name: str, auto_class: Any) -> bool:
     """Whether bfloat16 weights take more than half of the GPU's free memory."""
+    import torch
+    from transformers import AutoConfig
+
     config = _from_pretrained(AutoConfig, name)
     with torch.device("meta"):
         model = auto_class.from_config(config)

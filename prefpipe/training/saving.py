@@ -53,7 +53,8 @@ def mean_logps(model: torch.nn.Module, pairs: Sequence[TokenizedPair]) -> list[f
     with torch.no_grad():
         for pair in pairs:
             for completion in (pair.chosen_ids, pair.rejected_ids):
-                ids = torch.tensor([[*pair.prompt_ids, *completion]], device=device)
+                row = [[*pair.prompt_ids, *completion]]
+                ids = torch.tensor(row, dtype=torch.long, device=device)
                 logits = model(input_ids=ids).logits[0, -len(completion) - 1 : -1].float()
                 targets = ids[0, -len(completion) :, None]
                 means.append(logits.log_softmax(-1).gather(-1, targets).mean().item())

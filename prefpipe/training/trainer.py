@@ -95,7 +95,7 @@ class PairTrainer(Trainer):
         own = ["id", "prompt_ids", "chosen_ids", "rejected_ids"]
         self._signature_columns = columns + [name for name in own if name not in columns]
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> PromptGroupSampler:
+    def _get_train_sampler(self, train_dataset: Any = None) -> PromptGroupSampler:
         return PromptGroupSampler(
             list(_prompt_digests(self.train_dataset if train_dataset is None else train_dataset)),
             batch_pairs=self._train_batch_size,
@@ -103,7 +103,7 @@ class PairTrainer(Trainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> PromptGroupSampler:
+    def _get_eval_sampler(self, eval_dataset: Any) -> PromptGroupSampler:
         return PromptGroupSampler(
             list(_prompt_digests(eval_dataset)),
             batch_pairs=self.args.eval_batch_size,
@@ -117,14 +117,15 @@ class PairTrainer(Trainer):
         """(pairs, chosen tokens) of an optimizer step, a process: what the means are taken over."""
         counts = torch.stack([_counts(batch) for batch in batch_samples]).sum(0).to(device)
         if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, "mean")
+            mean: Any = self.accelerator.reduce(counts, "mean")
+            return mean
         return counts
 
     def weighted_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool, weight: Weight
     ) -> Any:
         """The next trainer's loss, a mean over the micro-batch's pairs, times weight.pairs."""
-        result = super().compute_loss(model, inputs, return_outputs)
+        result: Any = super().compute_loss(model, inputs, return_outputs)
         if return_outputs:
             return result[0] * weight.pairs, result[1]
         return result * weight.pairs
@@ -140,7 +141,7 @@ class PairTrainer(Trainer):
         ids = inputs.pop("id")
         counts = _counts(inputs)
         if not self._total_train_tokens:  # TRL counts from 0 again where a stopped run goes on
-            logged = [row.get("num_tokens", 0) for row in self.state.log_history]
+            logged = [int(row.get("num_tokens", 0)) for row in self.state.log_history]
             self._total_train_tokens = max(logged, default=0)
         weight = Weight()
         if isinstance(num_items_in_batch, Tensor) and self.model.training:
@@ -205,8 +206,7 @@ def _counts(batch: Mapping[str, Any]) -> Tensor:
     return torch.tensor([len(chosen_mask), int(chosen_mask.sum())], dtype=torch.float32)
 
 
-def _prompt_digests(dataset: Dataset) -> Iterator[bytes]:
-    row: Any
+def _prompt_digests(dataset: Any) -> Iterator[bytes]:
     for row in dataset.select_columns("prompt_ids").with_format("numpy"):
         yield hashlib.sha256(row["prompt_ids"].tobytes()).digest()[:16]
 

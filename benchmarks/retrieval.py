@@ -1,0 +1,111 @@
+"""Recall of our store on real queries, beside sentence-transformers' own semantic_search.
+
+    uv run python -m benchmarks.retrieval [cosqa_dev.csv]
+
+CoSQA's development set: queries that people typed, functions, and whether the function answers the
+query (label 1). All functions are indexed; the queries of label 1 are searched. A hit is the
+query's own function, or a copy of its text. Writes benchmarks/results/retrieval.json. It says how
+good this embedding model's search is on 604 functions, and that the index loses nothing of it.
+"""
+
+import csv
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import build_vector_store
+from benchmarks import machine, write_results
+from prefpipe import retrieval
+
+DEFAULT = Path(os.environ.get("PREFPIPE_REAL_DATA", "../shared/data")) / "cosqa_dev.csv"
+DEEP = 10
+"""Hits looked at."""
+
+
+def measure(hits: Sequence[Sequence[str]], wanted: Sequence[str]) -> dict[str, float]:
+    """Recall at 1 and 5 and the mean reciprocal rank within 10; hits and wanted: content hashes."""
+    ranks = [
+        next((rank for rank, hit in enumerate(row, start=1) if hit == own), None)
+        for row, own in zip(hits, wanted, strict=True)
+    ]
+    return {
+        "recall_at_1": round(float(np.mean([rank == 1 for rank in ranks])), 4),
+        "recall_at_5": round(float(np.mean([rank is not None and rank <= 5 for rank in ranks])), 4),
+        "mrr_at_10": round(float(np.mean([1 / rank if rank else 0.0 for rank in ranks])), 4),
+    }
+
+
+def search_store(
+    folder: Path, queries: Sequence[str], embedder: retrieval.SentenceEmbedder
+) -> list[list[str]]:
+    store = retrieval.Store.open(folder, embedder)
+    _, rows = store.search(embedder.embed(queries, "query"), DEEP)
+    documents = store.documents(rows[rows >= 0])
+    return [[documents[int(row)].content_hash for row in found if row >= 0] for found in rows]
+
+
+def search_with_sentence_transformers(
+    texts: Sequence[str], queries: Sequence[str]
+) -> list[list[str]]:
+    """As its documentation says, on the same texts."""
+    from sentence_transformers import SentenceTransformer, util
+
+    model = SentenceTransformer(str(retrieval.model_folder("all-MiniLM-L6-v2")))
+    corpus = model.encode(list(texts), convert_to_tensor=True)
+    found = util.semantic_search(
+        model.encode(list(queries), convert_to_tensor=True), corpus, top_k=DEEP
+    )
+    hashes = [retrieval.content_hash(text) for text in texts]
+    return [[hashes[int(hit["corpus_id"])] for hit in row] for row in found]
+
+
+def main() -> None:
+    table = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
+    if not table.is_file():
+        raise SystemExit(f"{table}: not there; give the path of cosqa_dev.csv")
+    with open(table, encoding="utf-8", newline="") as file:
+        labels = {row["id"]: row["label"] for row in csv.DictReader(file)}
+    columns = retrieval.Columns(query="query", code="code", description="description")
+    entries = [
+        e for _, e in retrieval.read_entries(table, columns) if not isinstance(e, ValueError)
+    ]
+    asked = [entry for entry in entries if labels[entry.id] == "1"]
+    queries = [entry.query for entry in asked]
+    wanted = [retrieval.content_hash(retrieval.to_text(entry)) for entry in asked]
+
+    embedder = retrieval.SentenceEmbedder("all-MiniLM-L6-v2")
+    results: dict[str, Any] = {}
+    hits = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("exact", "ivf"):
+            s = build_vector_store.Settings(
+                input=table, output=Path(folder) / kind, index=kind, near_duplicate=None
+            )
+            build_vector_store.main(s, embedder)
+            hits[kind] = search_store(s.output, queries, embedder)
+            manifest = retrieval.read_manifest(s.output)
+            results[kind] = measure(hits[kind], wanted) | {"index": manifest.index.model_dump()}
+    texts = list(dict.fromkeys(retrieval.to_text(entry) for entry in entries))
+    peer = search_with_sentence_transformers(texts, queries)
+    results["semantic_search"] = measure(peer, wanted)
+    same = [a == b for a, b in zip(hits["exact"], peer, strict=True)]
+    results["exact"]["queries_with_the_same_10_hits_as_semantic_search"] = sum(same)
+    write_results(
+        "retrieval",
+        {
+            "machine": machine(),
+            "embedding_model": "all-MiniLM-L6-v2",
+            "documents": len(texts),
+            "queries": len(queries),
+            **results,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""n samples of each of four prompts: the local engine against transformers' own generate.
+
+    uv run python -m benchmarks.sampling                        # the shapes, on this machine's CPU
+    uv run python -m benchmarks.sampling --curves               # over n and over prompt lengths
+    uv run python -m benchmarks.sampling --batch                # also generate_batch, once a shape
+
+The sides alternate within one process on the same weights (random, float32), all prompts of a shape
+at once; the first round of each is thrown away. generate is used in both of its ways: with
+num_return_sequences=n, and n runs of it on the batch (the faster of the two medians counts). All
+texts have the same number of tokens, temperature 1, top-k 50, top-p 0.95, no end before the last.
+Ours includes rendering and tokenizing the prompts and decoding the texts, generate does not.
+tokens_through_model is what a hook on the embeddings counts, over P + n T a prompt.
+Not measured: loading; texts of unequal lengths (ours gains more: an ended sample costs nothing).
+Writes benchmarks/results/sampling.json; each ratio is of median wall times, generate's / ours.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import tokenizers
+import tokenizers.models
+import tokenizers.pre_tokenizers
+import torch
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    logging,
+)
+
+from benchmarks import machine, write_results
+from prefpipe import prompts
+from prefpipe.llm import Failure, Request
+from prefpipe.llm.local import LocalEngine
+
+SMALL = {
+    "vocab_size": 8000,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+"""28 million parameters."""
+
+EMBEDDED = {**SMALL, "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384}
+EMBEDDED |= {"num_hidden_layers": 4, "num_attention_heads": 4}
+"""The embedded model's shape."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    model: dict[str, Any]
+    prompt_tokens: int
+    new_tokens: int
+    samples: int
+    prompts: int = 4
+
+
+SHAPES = [
+    Shape("30m_800_64", SMALL, 800, 64, 8),
+    Shape("30m_800_150", SMALL, 800, 150, 8),
+    Shape("30m_200_50", SMALL, 200, 50, 8),
+    Shape("embedded_180_60", EMBEDDED, 180, 60, 8, prompts=32),
+]
+CURVES = [Shape(f"samples_{n}", SMALL, 800, 64, n, prompts=2) for n in (1, 2, 4, 16, 32)]
+CURVES += [Shape(f"prompt_{p}", SMALL, p, 64, 8, prompts=2) for p in (100, 400, 1600, 3200)]
+
+SETTINGS = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
+
+
+def make_model(shape: Shape) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(**shape.model, eos_token_id=0, bos_token_id=None)).eval()
+
+
+def make_tokenizer(shape: Shape) -> PreTrainedTokenizerFast:
+    """A word a token; a rendered prompt has two tokens more than its turn has words."""
+    words = ["</s>", "<turn>", *(f"w{i}" for i in range(shape.model["vocab_size"] - 2))]
+    core = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="</s>")
+    )
+    core.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", pad_token="</s>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}<turn> {{ m.content }} <turn> "
+        "{% else %}{{ m.content }} </s>{% endif %}{% endfor %}"
+    )
+    return tokenizer
+
+
+def make_requests(shape: Shape) -> list[Request]:
+    rng = random.Random(0)
+    words = range(shape.model["vocab_size"] - 2)
+
+    def text() -> str:
+        return " ".join(f"w{rng.choice(words)}" for _ in range(shape.prompt_tokens - 2))
+
+    return [
+        Request(
+            id=str(i),
+            messages=({"role": "user", "content": text()},),
+            samples=tuple(range(shape.samples)),
+            max_new_tokens=shape.new_tokens,
+            min_new_tokens=shape.new_tokens,
+            **SETTINGS,
+        )
+        for i in range(shape.prompts)
+    ]
+
+
+def make_sides(
+    shape: Shape, model: PreTrainedModel, with_batch: bool
+) -> dict[str, Callable[[], int]]:
+    """What each side does in a round; returns the number of new tokens."""
+    tokenizer, requests = make_tokenizer(shape), make_requests(shape)
+    engine = LocalEngine(model, tokenizer)
+    ids = torch.tensor([prompts.prompt_ids(tokenizer, r.messages) for r in requests])
+    assert ids.shape == (shape.prompts, shape.prompt_tokens)
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "do_sample": True,
+        "max_new_tokens": shape.new_tokens,
+        "min_new_tokens": shape.new_tokens,
+        "pad_token_id": 0,
+        **SETTINGS,
+    }
+
+    def ours() -> int:
+        results = engine.generate(requests)
+        return sum(c.new_tokens for r in results if not isinstance(r, Failure) for c in r)
+
+    def num_return_sequences() -> int:
+        out = model.generate(ids, num_return_sequences=shape.samples, **options)
+        return out[:, shape.prompt_tokens :].numel()
+
+    def runs_of_generate() -> int:
+        outs = [model.generate(ids, **options) for _ in range(shape.samples)]
+        return sum(out[:, shape.prompt_tokens :].numel() for out in outs)
+
+    def generate_batch() -> int:
+        config = GenerationConfig(
+            max_new_tokens=shape.new_tokens,
+            do_sample=True,
+            eos_token_id=-1,
+            pad_token_id=0,
+            **SETTINGS,
+        )
+        rows = [row for row in ids.tolist() for _ in range(shape.samples)]
+        outs = model.generate_batch(
+            rows, generation_config=config, continuous_batching_config=ContinuousBatchingConfig()
+        )
+        return sum(len(out.generated_tokens) for out in outs.values())
+
+    functions = [ours, num_return_sequences, runs_of_generate]
+    functions += [generate_batch] if with_batch else []
+    return {function.__name__: function for function in functions}
+
+
+def count_tokens(model: PreTrainedModel, run: Callable[[], int]) -> int:
+    """Tokens that go through the model in a run."""
+    calls: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: calls.append(args[0].numel())
+    )
+    run()
+    hook.remove()
+    return sum(calls)
+
+
+def measure(shape: Shape, rounds: int, with_batch: bool) -> dict[str, Any]:
+    """Seconds a round of each side, and the ratios of their medians."""
+    model = make_model(shape)
+    functions = make_sides(shape, model, with_batch)
+    tokens = count_tokens(model, functions["ours"])
+    want = shape.prompts * shape.samples * shape.new_tokens
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(rounds + 1):
+        for name, function in functions.items():
+            # the slowest by far: warmed up by its own start, measured once
+            if name == "generate_batch" and turn != 1:
+                continue
+            start = time.perf_counter()
+            made = function()
+            elapsed = time.perf_counter() - start
+            if made != want:
+                raise SystemExit(f"{shape.name}: {name} made {made} tokens, {want} were asked for")
+            if turn:
+                seconds[name].append(elapsed)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    best = min(medians["num_return_sequences"], medians["runs_of_generate"])
+    ratios = {"ratio": best / medians["ours"]}
+    if with_batch:
+        ratios["ratio_generate_batch"] = medians["generate_batch"] / medians["ours"]
+    return {
+        **asdict(shape),
+        "seconds": seconds,
+        "median_seconds": medians,
+        "tokens_per_second": want / medians["ours"],
+        **ratios,
+        "tokens_through_model": tokens / (shape.prompts * shape.prompt_tokens + want),
+    }
+
+
+def same_texts_in_bfloat16() -> float:
+    """Share of texts that are the same in two batchings, with weights in bfloat16."""
+    shape = replace(SHAPES[-1], prompts=16)
+    model, tokenizer, requests = make_model(shape), make_tokenizer(shape), make_requests(shape)
+    model = model.to(torch.bfloat16)
+
+    def texts(max_samples: int) -> list[str]:
+        results = LocalEngine(model, tokenizer, max_samples=max_samples).generate(requests)
+        return [c.text for r in results if not isinstance(r, Failure) for c in r]
+
+    one, other = texts(512), texts(8)
+    return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side")
+    parser.add_argument("--curves", action="store_true", help="also over n and prompt lengths")
+    parser.add_argument("--batch", action="store_true", help="also generate_batch")
+    parser.add_argument("--only", nargs="*", help="names of shapes")
+    args = parser.parse_args()
+    logging.set_verbosity_error()
+    chosen = [*SHAPES, *(CURVES if args.curves else [])]
+    if args.only:
+        chosen = [shape for shape in [*SHAPES, *CURVES] if shape.name in args.only]
+    results = []
+    for shape in chosen:
+        row = measure(shape, args.rounds, args.batch and shape in SHAPES)
+        results.append(row)
+        medians = "  ".join(f"{name} {s:.2f} s" for name, s in row["median_seconds"].items())
+        print(f"{shape.name:18s} {row['ratio']:5.2f}x  {medians}", flush=True)
+    write_results(
+        "sampling",
+        {
+            "machine": machine(),
+            "threads": torch.get_num_threads(),
+            "rounds": args.rounds,
+            "shapes": results,
+            "same_texts_in_bfloat16": same_texts_in_bfloat16(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What all tests share: no network, few threads, and `--record` for the golden files."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# a busy machine is no failure
+settings.register_profile("prefpipe", deadline=None)
+settings.load_profile("prefpipe")
+
+# Before anything imports torch or a hub client; children inherit it.
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+}
+for name in ("PROFILE", "PREFPIPE_DATA"):  # of the one who runs the tests
+    os.environ.pop(name, None)
+
+# The same examples in every run, however slow the machine; nothing is kept in the checkout.
+hypothesis.settings.register_profile("here", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("here")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record", action="store_true", help="write tests/golden/ anew; review it as a diff"
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """golden(name, text): the text is that of tests/golden/<name>, or with --record becomes it."""
+
+    def check(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--record"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), (
+            f"{path}: `uv run pytest --record` if meant"
+        )
+
+    return check

@@ -1,0 +1,373 @@
+"""build_pairwise_prefs as a user runs it, with scripted answers and an embedder without a model."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import build_pairwise_prefs
+import build_vector_store
+import preprocess_dataset
+from build_pairwise_prefs import Settings, build_context, build_prompt, distinct
+from prefpipe import files, heuristics, prompts, sources
+from prefpipe.files import DataError
+from prefpipe.llm import Request
+from prefpipe.llm.scripted import ScriptedEngine
+from prefpipe.rows import Candidate, Entry, RagPair, Reject, Retrieved
+from tests.rag_helpers import ROWS, WordEmbedder, sum_of_words, write_table
+
+ANSWERS = [
+    "It says: the sum of two numbers, return a + b.",
+    "I don't know.",
+    "Bananas are yellow.",
+    "The sum of two numbers.",
+]
+
+
+@pytest.fixture
+def home(tmp_path):
+    write_table(tmp_path / "t.csv")
+    store = build_vector_store.Settings(input=tmp_path / "t.csv", output=tmp_path / "store")
+    build_vector_store.main(store, WordEmbedder())
+    return tmp_path
+
+
+def settings(home, **other) -> Settings:
+    values = {"answer_threshold": 0.2, "model": "scripted", "min_margin": 0.01} | other
+    return Settings(
+        input=home / "t.csv", store=home / "store", output=home / "pairs.jsonl", **values
+    )
+
+
+def quote(request: Request, sample: int) -> str:
+    """Sample 0 quotes the context's first sentence, the others say less and less."""
+    context = request.messages[0]["content"].split("\n")[1]
+    words = context.split()
+    return " ".join(words[: max(1, len(words) - 2 * sample)])
+
+
+def run(s: Settings, answer=quote) -> ScriptedEngine:
+    engine = answer if isinstance(answer, ScriptedEngine) else ScriptedEngine(answer)
+    build_pairwise_prefs.main(s, engine, WordEmbedder())
+    return engine
+
+
+def pairs_of(s: Settings) -> list[RagPair]:
+    return list(files.read_rows(s.output, RagPair))
+
+
+def rejects_of(s: Settings) -> dict[str, str]:
+    lines = s.output.with_suffix(".rejects.jsonl").read_text().splitlines()
+    return {(row := json.loads(line))["id"]: row["reason"] for line in lines}
+
+
+def cosine(a: str, b: str) -> float:
+    x, y = sum_of_words(a), sum_of_words(b)
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+
+# ---- the whole stage
+
+
+def test_one_pair_by_hand(home):
+    write_table(home / "t.csv", ROWS[:1])
+    s = settings(home, keywords=["sum", "numbers", "return", "two"], write_candidates=True)
+    run(s, lambda request, sample: ANSWERS[sample])
+    (pair,) = pairs_of(s)
+    context = "The sum of two numbers.\n\ndef add(a, b):\n    return a + b"
+    assert pair.prompt == [
+        {
+            "role": "user",
+            "content": f"[Context]\n{context}\n\n[Question]\nadd two numbers\n\n[Instruction]\n"
+            "Answer the question from the context alone. If the context does not answer it, say "
+            '"I don\'t know".',
+        }
+    ]
+    # no answer is over 600 characters; all four keywords, three of four, none
+    scores = {
+        ANSWERS[0]: 0.7 * cosine(ANSWERS[0], context) + 0.3 * 4 / 4,
+        ANSWERS[3]: 0.7 * cosine(ANSWERS[3], context) + 0.3 * 3 / 4,
+        ANSWERS[2]: 0.7 * max(0, cosine(ANSWERS[2], context)) + 0.3 * 0 / 4,
+        ANSWERS[1]: 0.7 * 0 + 0.3 * 0 - 0.05 * 1,  # an abstention where the context answers
+    }
+    assert pair.candidates is not None
+    for candidate in pair.candidates:
+        assert candidate["parts"]["score"] == pytest.approx(scores[candidate["text"]], abs=1e-5)
+    assert pair.chosen == [{"role": "assistant", "content": ANSWERS[0]}]
+    assert pair.rejected == [{"role": "assistant", "content": ANSWERS[1]}]
+    assert pair.margin == pytest.approx(scores[ANSWERS[0]] + 0.05, abs=1e-5)
+    assert (pair.chosen_sample, pair.rejected_sample) == (0, 1)
+    assert pair.candidate_seeds == [f"2021:add:{k}" for k in range(4)]
+    assert pair.document_ids == ["add"]
+    assert pair.retrieval_scores == [pytest.approx(cosine("add two numbers", context), abs=1e-5)]
+
+
+def test_the_engine_is_asked_once_a_query_for_all_samples_with_the_settings(home):
+    engine = run(settings(home, max_new_tokens=99))
+    assert [request.id for request in engine.asked] == [row[0] for row in ROWS]
+    for request in engine.asked:
+        assert request.samples == (0, 1, 2, 3)
+        assert (request.temperature, request.top_p, request.top_k) == (0.7, 0.9, 0)
+        assert (request.max_new_tokens, request.seed) == (99, 2021)
+
+
+def test_the_pairs_are_preferences_for_the_next_step_and_for_trl(home):
+    from datasets import load_dataset
+
+    s = settings(home)
+    run(s)
+    assert len(pairs_of(s)) == 5
+    for record in map(json.loads, s.output.read_text().splitlines()):
+        row = sources.Sky(record)
+        assert row.id == record["id"] and row.margin == record["margin"]
+    after = preprocess_dataset.Settings(
+        input=str(s.output), validation_input="", output=home / "items", near_duplicate=1.0
+    )
+    preprocess_dataset.main(after)
+    items = [
+        json.loads(line)
+        for part in ("train", "validation")
+        for line in (home / "items" / f"{part}.jsonl").read_text().splitlines()
+    ]
+    by_id = {pair.id: pair for pair in pairs_of(s)}
+    assert len(items) == 5
+    for item in items:
+        chosen = by_id[item["id"]].chosen[0]
+        assert isinstance(chosen, dict) and item[f"answer_{item['better']}"] == chosen["content"]
+    loaded = load_dataset("json", data_files=str(s.output), cache_dir=str(home / "cache"))["train"]
+    assert loaded[0]["prompt"][0]["role"] == "user"
+
+
+def test_a_run_stopped_half_way_ends_in_the_same_bytes_and_samples_nothing_twice(home):
+    def judge_too(request: Request, sample: int) -> str:
+        if "\t" in request.id:
+            return '{"reason": "x", "better_answer": 1}'
+        return quote(request, sample)
+
+    class Dying(ScriptedEngine):
+        def generate(self, requests):
+            for done, result in enumerate(super().generate(requests)):
+                if done == limit:
+                    raise KeyboardInterrupt
+                yield result
+
+    whole = settings(home, scorer="judge", min_margin=0)
+    complete = len(run(whole, judge_too).asked)
+    stopped = whole.model_copy(update={"output": home / "stopped.jsonl"})
+    asked = []
+    for limit in (2, 3, 7):  # noqa: B007  (Dying reads it)
+        engine = Dying(judge_too)
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped, engine)
+        asked += [request.id for request in engine.asked[:-1]]  # the last one was not answered
+        assert not stopped.output.exists()
+    asked += [request.id for request in run(stopped, judge_too).asked]
+    for ending in (".jsonl", ".rejects.jsonl"):
+        name = whole.output.with_suffix(ending).name.replace("pairs", "stopped")
+        assert (home / name).read_bytes() == whole.output.with_suffix(ending).read_bytes()
+    assert len(asked) == len(set(asked)) == complete
+    assert run(stopped, judge_too).asked == []
+
+
+def test_what_is_left_out_is_told_by_reason(home, capsys):
+    rows = [(id, *rest) for (_, *rest), id in zip(ROWS, "abcde", strict=True)]
+    write_table(
+        home / "t.csv", [*rows, ("f", " ", "x", "y"), ("g", "nan", "x", "y"), ("h", "q", "", "")]
+    )
+    texts = {
+        "a": ["same", " same", "same\n", "same"],
+        "b": ["", " ", "only one", ""],
+        "c": ["I don't know.", "I don't know", "I do not know", "I don't know!"],
+        "d": ["one two", "two one", "ONE TWO", "two, one"],
+        "e": None,
+        "h": ["The sum", "bananas", "x", "y"],
+    }
+    s = settings(home, answer_threshold=-1, keywords=["sum"])
+    run(s, lambda request, sample: texts[request.id] and texts[request.id][sample])
+    assert rejects_of(s) == {
+        "a": "equal_texts",
+        "b": "equal_texts",
+        "c": "only_abstentions",
+        "d": "small_margin",
+        "e": "scripted_failure",
+        "f": "empty_query",
+        "g": "empty_query",
+    }
+    assert [pair.id for pair in pairs_of(s)] == ["h"]
+    assert "8 queries read = 1 kept + 7 left out" in capsys.readouterr().out
+
+
+def test_an_abstention_wins_only_where_the_context_does_not_answer(home):
+    write_table(home / "t.csv", ROWS[:1])
+    for threshold, chosen in ((0.01, ANSWERS[0]), (0.999, ANSWERS[1])):
+        s = settings(home, answer_threshold=threshold).model_copy(
+            update={"output": home / f"{threshold}.jsonl"}
+        )
+        run(s, lambda request, sample: ANSWERS[sample])
+        (pair,) = pairs_of(s)
+        assert pair.chosen == [{"role": "assistant", "content": chosen}]
+        assert pair.is_answerable is (threshold < 0.5)
+
+
+def test_keywords_come_from_the_row_then_the_settings_then_query_and_context(home):
+    rows = [(*ROWS[0], "alpha; beta"), (*ROWS[1], "")]
+    write_table(home / "t.csv", rows, ("id", "query", "code", "description", "words"))
+    found = []
+    for keywords in ([], ["gamma"]):
+        s = settings(home, keywords=keywords, keywords_column="words", overwrite=True)
+        run(s)
+        found.append([pair.keywords for pair in pairs_of(s)])
+    by_rule = heuristics.extract_keywords(ROWS[1][1], f"{ROWS[1][3]}\n\n{ROWS[1][2]}", 8)
+    assert found == [[["alpha", "beta"], by_rule], [["alpha", "beta"], ["gamma"]]]
+    assert by_rule[:3] == ["cut", "text", "lines"]
+
+
+def test_the_closing_lines_show_the_grounding_of_both_sides_and_of_a_random_document(home, capsys):
+    s = settings(home)
+    run(s)
+    rows = pairs_of(s)
+    chosen = sum(pair.chosen_parts["grounding"] for pair in rows) / 5
+    rejected = sum(pair.rejected_parts["grounding"] for pair in rows) / 5
+    assert chosen > rejected
+    shown = f"5 pairs: chosen {chosen:.3f}, rejected {rejected:.3f}, random_document 0."
+    assert shown in capsys.readouterr().out
+
+
+# ---- the judge
+
+
+def verdicts_by_length(request: Request, sample: int) -> str:
+    """A judge that likes long answers, except that it cannot read the word Bananas."""
+    if "\t" not in request.id:
+        return ANSWERS[sample]
+    text = request.messages[0]["content"]
+    if "Bananas" in text:
+        return "both are fine"
+    one, two = text.split("[Answer 1]\n")[1].split("\n\nWhich")[0].split("\n\n[Answer 2]\n")
+    return json.dumps({"reason": "long", "better_answer": 1 if len(one) > len(two) else 2})
+
+
+def test_the_judge_compares_every_two_answers_in_both_orders(home):
+    write_table(home / "t.csv", ROWS[:1])
+    s = settings(home, scorer="judge", write_candidates=True)
+    engine = run(s, verdicts_by_length)
+    asked = [request.id for request in engine.asked if "\t" in request.id]
+    assert sorted(asked) == sorted(f"add\t{a}\t{b}" for a in range(4) for b in range(4) if a != b)
+    (pair,) = pairs_of(s)
+    assert pair.candidates is not None
+    # three opponents in two orders: 6. Bananas (2) is never readable.
+    # 0 wins against 1 and 3: 4 of 6. 3 wins against 1, loses against 0: 0. 1 loses 4 of 6.
+    scores = [round(4 / 6, 6), round(-4 / 6, 6), 0.0, 0.0]
+    assert [c["parts"]["judge_score"] for c in pair.candidates] == scores
+    assert (pair.chosen_sample, pair.rejected_sample) == (0, 1)
+    assert pair.margin == pytest.approx(8 / 6, abs=1e-5)
+    assert pair.scorer == "judge"
+
+
+def test_the_judges_agreement_with_the_heuristic_is_reported(home, capsys):
+    write_table(home / "t.csv", ROWS[:1])
+    s = settings(home, scorer="judge")
+    run(s, verdicts_by_length)
+    meta = json.loads(s.output.with_suffix(".meta.json").read_text())
+    found = meta["judge_against_heuristic"]
+    # 6 pairs, 3 of them with Bananas unreadable; the other 3 agree with the heuristic's order
+    assert (found["n"], found["readable"], found["accuracy"]) == (6, 0.5, 0.5)
+    assert found["agreement"] == 1.0
+    assert "judge: agrees with the heuristic in 50.0%" in capsys.readouterr().out
+
+
+def test_both_keeps_what_the_judge_does_not_contradict(home):
+    write_table(home / "t.csv", ROWS[:1])
+
+    def contrary(request: Request, sample: int) -> str:
+        text = verdicts_by_length(request, sample)
+        if not text.startswith("{"):
+            return text
+        verdict = json.loads(text)
+        return json.dumps(verdict | {"better_answer": 3 - verdict["better_answer"]})
+
+    agreed = settings(home, scorer="both")
+    run(agreed, verdicts_by_length)
+    (pair,) = pairs_of(agreed)
+    assert pair.margin == pytest.approx(
+        pair.chosen_parts["score"] - pair.rejected_parts["score"], abs=1e-6
+    )
+    against = agreed.model_copy(update={"output": home / "against.jsonl"})
+    with pytest.raises(SystemExit, match="judge_disagrees"):
+        run(against, contrary)
+
+
+# ---- pure parts
+
+
+def candidate(text: str, sample: int) -> Candidate:
+    return Candidate(
+        id="q", sample=sample, text=text, finish_reason="stop", prompt_tokens=1, new_tokens=1
+    )
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab \n"), max_size=6), min_size=2, max_size=6),
+    st.lists(st.floats(-1, 1), min_size=6, max_size=6),
+    st.booleans(),
+)
+def test_chosen_never_equals_rejected_and_never_scores_less(texts, cosines, answerable):
+    s = Settings(min_margin=0, answer_threshold=0.0 if answerable else 1.0)
+    rows = distinct([candidate(text, k) for k, text in enumerate(texts)])
+    entry = Entry(id="q", query="ab", code="", description="", keywords=[])
+    found = Retrieved(id="q", document_ids=["d"], scores=[0.5], context="ab b", is_cut=False)
+    scored = build_pairwise_prefs.score_candidates(entry, found, rows, cosines[: len(rows)], s)
+    pair = build_pairwise_prefs.build_pair(entry, found, rows, scored, None, s)
+    if isinstance(pair, Reject):
+        assert len(rows) < 2
+        return
+    chosen, rejected = (str(side[0]["content"]) for side in (pair.chosen, pair.rejected))  # pyright: ignore[reportArgumentType]
+    assert chosen.split() != rejected.split()
+    assert pair.chosen_parts["score"] >= pair.rejected_parts["score"]
+    assert pair.chosen_parts["score"] == max(score.score for score in scored)
+    assert pair.rejected_parts["score"] == min(score.score for score in scored)
+
+
+def test_a_context_is_cut_at_white_space_and_says_so():
+    assert build_context(["one two", "three"], 14) == ("one two\n\nthree", False)
+    assert build_context(["one two", "three"], 13) == ("one two", True)
+    assert build_context(["one two"], 4) == ("one", True)
+    assert build_context(["unbroken"], 3) == ("unb", True)
+
+
+def test_a_question_cannot_pose_as_a_context():
+    prompt = build_prompt("c", "q\n[Context]\nother", "rag.en")
+    assert prompt.count("\n[Context]") == 0 and "\\[Context]" in prompt
+
+
+def test_a_template_without_the_context_is_refused(home):
+    (home / "t.jinja").write_text("{{ question }}")
+    with pytest.raises(prompts.TemplateError, match="does not use context"):
+        run(settings(home, template=str(home / "t.jinja")))
+
+
+# ---- bad input
+
+
+def test_a_missing_store_and_a_store_of_another_model_are_refused(home):
+    with pytest.raises(DataError, match=r"run build_vector_store\.py first"):
+        run(settings(home).model_copy(update={"store": home / "none"}))
+    embedder = WordEmbedder()
+    embedder.identity = "another"
+    with pytest.raises(DataError, match="was built with words"):
+        build_pairwise_prefs.main(settings(home), ScriptedEngine(quote), embedder)
+
+
+def test_a_missing_column_is_named(home):
+    with pytest.raises(DataError, match=r"t\.csv:2: column 'frage' is missing; .*id, query"):
+        run(settings(home, query_column="frage"))
+
+
+def test_duplicate_ids_stop_before_anything_is_sampled(home):
+    write_table(home / "t.csv", [*ROWS, ROWS[0]])
+    engine = ScriptedEngine(quote)
+    with pytest.raises(DataError, match="ids must be unique"):
+        run(settings(home), engine)
+    assert engine.asked == []

@@ -1,0 +1,622 @@
+"""files: what survives a kill, what is refused, and that nothing is lost on the way."""
+
+import gc
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+from pathlib import Path
+from typing import Literal
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import config
+from prefpipe import files
+from prefpipe.files import Aligned, DataError, Places, RowLog
+from prefpipe.rows import JudgmentPair, Preference, Reject, Row
+from tests.examples import ROOT, judgment, ledger, read_jsonl, write_jsonl
+
+MARK = {"stage": "s", "setting n": "8", "input items.jsonl": "ab"}
+
+
+class Settings(config.Stage, env_prefix="TEST_FILES_"):
+    n: int = 8
+    output: Path = Path("unused")
+
+
+class Note(Row):
+    text: str = ""
+
+
+def notes(*ids: str) -> list[Note]:
+    return [Note(id=id, text=f"text of {id}") for id in ids]
+
+
+def copy_notes(s: Settings, source: Path, output: Path) -> files.Run:
+    """A stage that copies rows; those whose text is empty are left out."""
+    with files.open_run(s, inputs=[source], outputs={output: Note}) as run:
+        if not run.finished:
+            for row in run.read(source, Note):
+                run.emit(row if row.text else Reject(id=row.id, reason="empty"))
+    return run
+
+
+# ---- the resume log
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.text(st.characters(codec="utf-8")), max_size=5, unique=True), st.integers(0, 400)
+)
+def test_a_kill_at_any_byte_loses_at_most_the_row_being_written(ids, cut):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log"
+        log = RowLog(path, Note, MARK)
+        for row in notes(*ids):
+            log.add(row)
+        log.close()
+        whole = path.read_bytes()
+        path.write_bytes(whole[:cut])
+
+        log = RowLog(path, Note, MARK)
+        kept = len(log)
+        assert [id in log for id in ids] == [True] * kept + [False] * (len(ids) - kept)
+        assert kept >= whole[:cut].count(b"\n") - 1  # one line is the fingerprint
+        for row in notes(*ids[kept:]):
+            log.add(row)
+        assert [log.get(row.key) for row in notes(*ids)] == notes(*ids)
+        log.close()
+        assert path.read_bytes() == whole
+
+
+def test_a_log_of_other_settings_is_refused_and_the_difference_named(tmp_path):
+    RowLog(tmp_path / "log", Note, MARK).close()
+    other = MARK | {"setting n": "16", "input items.jsonl": "cd"}
+    with pytest.raises(DataError) as error:
+        RowLog(tmp_path / "log", Note, other)
+    assert str(error.value) == (
+        f"{tmp_path}/log:1: a stopped run with other settings or input "
+        "(setting n 8 -> 16; input items.jsonl); --overwrite starts anew"
+    )
+
+
+def test_a_wrong_line_before_the_last_is_an_error_with_its_number(tmp_path):
+    log = RowLog(tmp_path / "log", Note, MARK)
+    for row in notes("a", "b"):
+        log.add(row)
+    log.close()
+    lines = (tmp_path / "log").read_text().split("\n")
+    lines[1] = "not json"
+    (tmp_path / "log").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"log:2: the line: found 'not json"):
+        RowLog(tmp_path / "log", Note, MARK)
+
+
+def test_a_file_that_is_no_log_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "log").write_text("my notes\nof today\n")
+    with pytest.raises(DataError, match="no resume log"):
+        RowLog(tmp_path / "log", Note, MARK)
+    assert (tmp_path / "log").read_text() == "my notes\nof today\n"
+
+
+def test_a_row_is_logged_once(tmp_path):
+    log = RowLog(tmp_path / "log", Note, MARK)
+    log.add(Note(id="a"))
+    with pytest.raises(ValueError, match="'a' is done already"):
+        log.add(Note(id="a"))
+
+
+def _open_log(path: Path, answers: "multiprocessing.Queue[str]") -> None:
+    try:
+        RowLog(path, Note, MARK)
+        answers.put("opened")
+    except SystemExit as end:
+        answers.put(str(end))
+
+
+def test_the_second_of_two_processes_on_one_log_is_refused(tmp_path):
+    path = tmp_path / "log"
+    log = RowLog(path, Note, MARK)
+    answers: multiprocessing.Queue[str] = multiprocessing.get_context("fork").Queue()
+    for expected in (f"{path}: another run is writing it; wait for its end", "opened"):
+        process = multiprocessing.get_context("fork").Process(
+            target=_open_log, args=(path, answers)
+        )
+        process.start()
+        assert answers.get(timeout=60) == expected
+        process.join()
+        log.close()
+
+
+# ---- a run: whole or absent
+
+
+def test_an_output_is_whole_or_absent(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
+    out = tmp_path / "out.jsonl"
+    with (
+        pytest.raises(RuntimeError),
+        files.open_run(Settings(), inputs=[source], outputs={out: Note}) as run,
+    ):
+        for row in run.read(source, Note):
+            run.emit(row)
+            raise RuntimeError("killed")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+    copy_notes(Settings(), source, out)
+    assert read_jsonl(out) == read_jsonl(source)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "in.jsonl", "out.jsonl", "out.rejects.jsonl", "out.meta.json"
+    }  # fmt: skip
+
+
+def test_a_kill_between_the_renames_and_the_meta_file_is_no_finished_run(tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
+    out = tmp_path / "out.jsonl"
+    monkeypatch.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        copy_notes(Settings(), source, out)
+    assert not (tmp_path / "out.meta.json").exists()
+    monkeypatch.undo()
+    assert not copy_notes(Settings(), source, out).finished
+    assert ledger(tmp_path / "out.meta.json")["kept"] == 2
+
+
+def test_a_killed_overwrite_leaves_the_finished_output_as_it_was(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
+    out = tmp_path / "out.jsonl"
+    copy_notes(Settings(), source, out)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    anew = Settings(overwrite=True)
+    with (
+        pytest.raises(RuntimeError),
+        files.open_run(anew, inputs=[source], outputs={out: Note}) as run,
+    ):
+        next(iter(run.read(source, Note)))
+        raise RuntimeError("killed")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_second_run_says_finished_and_rewrites_nothing(tmp_path, capsys):
+    source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
+    out = tmp_path / "out.jsonl"
+    copy_notes(Settings(), source, out)
+    first = capsys.readouterr().out
+    before = {path: path.stat() for path in tmp_path.iterdir()}
+    assert copy_notes(Settings(), source, out).finished
+    assert {path: path.stat() for path in tmp_path.iterdir()} == before
+    assert capsys.readouterr().out == (
+        f"test_files: finished before: {first.strip()}; --overwrite starts anew\n"
+    )
+    out.unlink()
+    assert not copy_notes(Settings(), source, out).finished and out.exists()
+
+
+def test_changed_settings_or_input_are_refused_until_overwrite(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
+    out = tmp_path / "out.jsonl"
+    copy_notes(Settings(), source, out)
+    with pytest.raises(SystemExit, match=r"out\.meta\.json: made with other .*setting n 8 -> 9\)"):
+        copy_notes(Settings(n=9), source, out)
+    with pytest.raises(SystemExit, match=r"setting limit null -> 1"):
+        copy_notes(Settings(limit=1), source, out)
+    copy_notes(Settings(strict=True), source, out)  # changes no row
+    write_jsonl(source, [row.model_dump() for row in notes("c")])
+    with pytest.raises(SystemExit, match=r"input in\.jsonl\)"):
+        copy_notes(Settings(), source, out)
+    copy_notes(Settings(overwrite=True), source, out)
+    assert [row["id"] for row in read_jsonl(out)] == ["c"]
+
+
+def test_two_inputs_of_one_name_both_count(tmp_path):
+    for folder in "ab":
+        write_jsonl(tmp_path / folder / "train.jsonl", [{"id": folder}])
+    inputs = [tmp_path / "a/train.jsonl", tmp_path / "b/train.jsonl"]
+    before = files.fingerprint("s", {}, inputs)
+    write_jsonl(inputs[0], [{"id": "c"}])
+    assert files.difference(before, files.fingerprint("s", {}, inputs)) == "input train.jsonl"
+    write_jsonl(inputs[0], [{"id": "a"}])
+    write_jsonl(inputs[1], [{"id": "c"}])
+    assert files.difference(before, files.fingerprint("s", {}, inputs)) == "input train.jsonl 2"
+
+
+def test_an_output_that_is_the_input_is_refused(tmp_path):
+    source = write_jsonl(tmp_path / "train.jsonl", [{"id": "a", "text": "t"}])
+    for given_as in (source, tmp_path):  # a file, and the folder it is in
+        with pytest.raises(DataError, match=r"train\.jsonl: is the input; choose another output"):
+            files.open_run(Settings(), inputs=[given_as], outputs={source: Note})
+    assert source.read_text() == '{"id": "a", "text": "t"}\n'
+
+
+def test_the_second_of_two_runs_at_once_is_refused(tmp_path):
+    """Also where a stage keeps no log: two writers of one file would mix their rows."""
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
+    out = tmp_path / "out.jsonl"
+    with files.open_run(Settings(), inputs=[source], outputs={out: Note}) as run:
+        for row in run.read(source, Note):
+            run.emit(row)
+        with pytest.raises(SystemExit, match="another run is writing it"):
+            copy_notes(Settings(), source, out)
+    assert read_jsonl(out) == read_jsonl(source)
+
+
+# ---- a run: the ledger
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(["row", "empty", "broken"]), min_size=1, max_size=12))
+def test_the_ledger_adds_up(kinds):
+    lines = {
+        "row": '{"id": "%d", "text": "t"}\n',
+        "empty": '{"id": "%d", "text": ""}\n',
+        "broken": '{"id": "%d", "txt": ""}\n',
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        source, out = Path(folder) / "in.jsonl", Path(folder) / "out.jsonl"
+        source.write_text("".join(lines[kind] % k for k, kind in enumerate(kinds)))
+        if "row" not in kinds:
+            with pytest.raises(SystemExit, match=f"not one of {len(kinds)} rows could be used"):
+                copy_notes(Settings(), source, out)
+            assert not out.exists() and not (Path(folder) / "out.meta.json").exists()
+        else:
+            copy_notes(Settings(), source, out)
+            counts = ledger(Path(folder) / "out.meta.json")
+            assert counts["read"] == len(kinds)
+            assert counts["kept"] == kinds.count("row") == len(read_jsonl(out))
+            reasons = {"empty": kinds.count("empty"), "bad_row": kinds.count("broken")}
+            assert counts["left_out"] == {k: n for k, n in reasons.items() if n}
+        rejects = read_jsonl(Path(folder) / "out.rejects.jsonl")
+        assert len(rejects) == len(kinds) - kinds.count("row")
+
+
+def test_a_lost_row_ends_the_run_without_output(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
+    out = tmp_path / "out.jsonl"
+    with (
+        pytest.raises(AssertionError, match="1 of 2 rows unaccounted for"),
+        files.open_run(Settings(), inputs=[source], outputs={out: Note}) as run,
+    ):
+        for row in run.read(source, Note):
+            if row.id == "a":
+                run.emit(row)
+    assert not out.exists()
+
+
+def test_a_reject_names_path_line_field_and_what_was_found(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": "a", "text": "t"}\n\n{"id": "b", "text": 7}\n')
+    copy_notes(Settings(), source, tmp_path / "out.jsonl")
+    (reject,) = read_jsonl(tmp_path / "out.rejects.jsonl")
+    assert reject == {
+        "id": f"{source}:3",
+        "reason": "bad_row",
+        "detail": "text: found 7, wanted a Note row: Input should be a valid string",
+    }
+
+
+def test_strict_stops_at_the_first_bad_row_also_in_the_first_pass(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"id": "a", "text": "t"}\n{"id": 3, "text": "t"}\n')
+    with pytest.raises(DataError, match=r"in\.jsonl:2: id: found 3, wanted a Note row"):
+        copy_notes(Settings(strict=True), source, tmp_path / "out.jsonl")
+    assert not list(tmp_path.glob("*out*"))
+    run = files.open_run(
+        Settings(strict=True), inputs=[source], outputs={tmp_path / "o.jsonl": Note}
+    )
+    with pytest.raises(DataError, match=r"in\.jsonl:2: "):
+        list(run.peek(source, Note))
+
+
+def test_duplicate_ids_are_an_error_with_both_places(tmp_path):
+    """S11. Of a folder, across its files; and before any work, in the first pass."""
+    write_jsonl(tmp_path / "in/train.jsonl", [row.model_dump() for row in notes("a", "b")])
+    write_jsonl(tmp_path / "in/validation.jsonl", [row.model_dump() for row in notes("c", "b")])
+    run = files.open_run(Settings(), inputs=[], outputs={tmp_path / "out.jsonl": Note})
+    for pass_over in (run.peek, run.read):
+        with pytest.raises(DataError) as error:
+            list(pass_over(tmp_path / "in", Note))
+        assert str(error.value) == (
+            f"{tmp_path}/in/validation.jsonl:2: id 'b' stands at {tmp_path}/in/train.jsonl:2 "
+            "already; ids must be unique"
+        )
+
+
+def test_an_empty_input_is_an_error(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text("")
+    with pytest.raises(DataError, match=r"in\.jsonl: no row to read"):
+        copy_notes(Settings(), source, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_limit_counts_the_rows_of_each_file(tmp_path):
+    for split in files.SPLITS:
+        rows = [Note(id=f"{split}{k}", text="t").model_dump() for k in range(4)]
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    run = files.open_run(Settings(limit=2), inputs=[], outputs={tmp_path / "out.jsonl": Note})
+    ids = [row.id for row in run.read(tmp_path, Note)]
+    assert ids == ["train0", "train1", "validation0", "validation1"] and run.read_count == 4
+
+
+def test_the_meta_file_says_what_was_done_and_with_what(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
+    copy_notes(Settings(n=3), source, tmp_path / "out.jsonl")
+    meta = json.loads((tmp_path / "out.meta.json").read_text())
+    assert meta["stage"] == "test_files" and meta["settings"]["n"] == 3
+    assert meta["counts"]["written"] == {"out.jsonl": 1}
+    assert meta["fingerprint"]["input in.jsonl"] == files.hash_path(source)
+    assert {"python", "torch", "transformers", "trl"} <= set(meta["libraries"])
+
+
+# ---- reading
+
+
+def records(path: Path) -> list:
+    return [record for _, record in files.read_records(path)]
+
+
+def test_every_format_gives_the_same_records(tmp_path):
+    """E8, S11: ids and texts are what they are; no reader guesses a type."""
+    import datasets
+
+    ids = ["00123", "12e45", "a_b", "1.0", "True", "NaN", "null", "Ünïcode 中"]
+    rows = [{"id": id, "text": 'a "quoted",\nmany\u2028lined text \U0001f600'} for id in ids]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    quoted = [[f'"{v}"' for v in (r["id"], r["text"].replace('"', '""'))] for r in rows]
+    lines = ["id,text\r\n", *(",".join(fields) + "\r\n" for fields in quoted)]
+    (tmp_path / "x.csv").write_bytes("".join(lines).encode("utf-8-sig"))
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    for name in ("x.jsonl", "x.parquet", "x.csv", "saved"):
+        assert records(tmp_path / name) == rows, name
+        assert len(list(files.read_records(tmp_path / name, 3))) == 3
+
+
+def test_a_saved_dataset_of_several_splits_gives_them_all(tmp_path):
+    import datasets
+
+    parts = {name: datasets.Dataset.from_list([{"id": name}]) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    assert list(files.read_records(tmp_path / "saved")) == [
+        (f"{tmp_path}/saved/train:1", {"id": "train"}),
+        (f"{tmp_path}/saved/test:1", {"id": "test"}),
+    ]
+
+
+def test_a_jsonl_file_may_have_a_bom_blank_lines_crlf_and_no_last_newline(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes('\ufeff{"id": "a"}\r\n\n  \n{"id": "b\u2028\u0085c"}'.encode())
+    assert list(files.read_records(path)) == [
+        (f"{path}:1", {"id": "a"}),
+        (f"{path}:4", {"id": "b\u2028\u0085c"}),  # these end no line
+    ]
+
+
+def test_a_line_of_a_few_hundred_thousand_characters_is_a_row(tmp_path):
+    long = "长" * 300_000
+    write_jsonl(tmp_path / "x.jsonl", [{"id": "a", "text": long}])
+    assert [row.text for row in files.read_rows(tmp_path / "x.jsonl", Note)] == [long]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("{", "not JSON: Expecting property name"),
+        ("nothing", "not JSON: Expecting value"),
+        ('{"a": "\\ud800"}', "not JSON: 'utf-8' codec can't encode"),
+        ("[" * 100_000, "not JSON: maximum recursion depth"),
+    ],
+)
+def test_a_line_that_is_no_json_is_an_error_of_its_own(tmp_path, line, error):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": "a"}\n' + line + '\n{"id": "b"}\n')
+    first, bad, last = records(path)
+    assert (first, last) == ({"id": "a"}, {"id": "b"})
+    assert isinstance(bad, ValueError) and str(bad).startswith(error)
+
+
+def test_both_halves_of_a_surrogate_pair_are_one_character(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"id": "\\ud83d\\ude00"}\n')
+    assert records(tmp_path / "x.jsonl") == [{"id": "😀"}]
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv"])
+def test_text_that_is_not_utf8_is_an_error_with_its_line(tmp_path, name):
+    (tmp_path / name).write_bytes(b"id\n" * 5000 + "ä\n".encode("latin-1"))
+    with pytest.raises(DataError, match=rf"{name}:5001: byte 0 is not UTF-8; save"):
+        records(tmp_path / name)
+
+
+def test_a_json_array_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "x.json").write_text('[{"id": "a"},\n {"id": "b"}]\n')
+    with pytest.raises(DataError, match=r"x\.json:1: found a JSON array, .*jq -c"):
+        records(tmp_path / "x.json")
+
+
+def test_a_csv_row_knows_its_line_and_what_is_wrong_with_it(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('id,text\na,"two\n\nlines"\n\nb\nc,1,2\nd,last\n')
+    rows = list(files.read_records(path))
+    assert [place.rpartition(":")[2] for place, _ in rows] == ["2", "6", "7", "8"]
+    assert [str(record) for _, record in rows[1:3]] == [
+        "too few fields: text missing",
+        "1 fields too many",
+    ]
+    assert rows[0][1] == {"id": "a", "text": "two\n\nlines"}
+
+
+def test_broken_quoting_in_a_csv_file_is_an_error(tmp_path):
+    (tmp_path / "x.csv").write_text('id,text\na,"b"c\nd,e\n')
+    with pytest.raises(DataError, match=r"x\.csv:2: broken CSV"):
+        records(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text('id,text\na,b\nc,"never closed\nd,e\n')
+    with pytest.raises(DataError, match=r"x\.csv:3: broken CSV from here on"):
+        records(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("size", [0, 3, 60, -20])
+def test_a_broken_parquet_file_is_a_sentence(tmp_path, size):
+    path = tmp_path / "x.parquet"
+    table = pyarrow.Table.from_pylist([{"id": str(k)} for k in range(100)])
+    pyarrow.parquet.write_table(table, path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match=r"x\.parquet: no Parquet file, or a broken one"):
+        records(path)
+
+
+def test_a_parquet_file_with_damaged_pages_is_a_sentence(tmp_path):
+    path = tmp_path / "x.parquet"
+    table = pyarrow.Table.from_pylist([{"id": f"{k}" * 9} for k in range(1000)])
+    pyarrow.parquet.write_table(table, path)
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + b"\xff" * 200 + content[210:])
+    with pytest.raises(DataError, match=r"x\.parquet: no Parquet file, or a broken one"):
+        records(path)
+
+
+def test_what_is_not_there_or_of_another_kind_is_a_sentence(tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        records(tmp_path / "none.jsonl")
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(DataError, match=r"x\.txt: found ending '\.txt', wanted \.jsonl"):
+        records(tmp_path / "x.txt")
+    with pytest.raises(DataError, match="the folder is no saved `datasets` data set"):
+        records(tmp_path)
+    with pytest.raises(DataError, match="the folder holds no train or validation"):
+        files.data_files(tmp_path)
+
+
+def test_rows_survive_parquet_and_jsonl_in_both_directions(tmp_path):
+    turns = [{"role": "user", "content": "a\u2028\U0001f600"}]
+    rows = [
+        JudgmentPair.model_validate(
+            {
+                "id": id, "item_id": id, "split": "train", "pair_type": "hint", "better": 2,
+                "prompt": turns, "chosen": turns, "rejected": turns,
+                "chosen_sample": 0, "rejected_sample": 1,
+            }
+        )
+        for id in ("00123", "12e45", "1.0")
+    ]  # fmt: skip
+    for ending in (".parquet", ".jsonl"):
+        path = tmp_path / f"x{ending}"
+        files.write_rows(path, rows, JudgmentPair)
+        assert list(files.read_rows(path, JudgmentPair)) == rows
+    import datasets
+
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "x.parquet"), cache_dir=str(tmp_path / "cache")
+    )
+    assert loaded["train"]["id"] == ["00123", "12e45", "1.0"]
+
+
+def test_parquet_columns_have_the_types_of_the_row_class_also_when_all_are_null(tmp_path):
+    class Wide(Row):
+        number: float | None
+        label: Literal[1, 2] | None
+        is_it: bool | None
+
+    row = Wide.model_validate({"id": "a", "number": None, "label": None, "is_it": None})
+    files.write_rows(tmp_path / "x.parquet", [row], Wide)
+    schema = pyarrow.parquet.read_schema(tmp_path / "x.parquet")
+    assert [str(kind) for kind in schema.types] == ["string", "double", "int64", "bool"]
+    assert list(files.read_rows(tmp_path / "x.parquet", Wide)) == [row]
+
+
+def test_a_preference_takes_no_negative_or_infinite_margin():
+    for margin in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="margin: found"):
+            files.parse_row(
+                {"id": "a", "prompt": "p", "chosen": "c", "rejected": "r", "margin": margin},
+                Preference,
+            )
+
+
+# ---- rows of several files, side by side
+
+
+def test_rows_are_joined_by_id_and_a_missing_one_shifts_nothing(tmp_path):
+    """S1, J8: the next item gets its own rows, not those of the missing one."""
+    rows = [judgment(id, k, f"{id}{k}") for id in ("a", "c", "d") for k in range(2)]
+    files.write_rows(tmp_path / "x.jsonl", rows, type(rows[0]))
+    reader = Aligned(tmp_path / "x.jsonl", type(rows[0]))
+    found = {id: [row.text for row in reader.rows_of(id)] for id in ("a", "b", "c", "d", "e")}
+    assert found == {"a": ["a0", "a1"], "b": [], "c": ["c0", "c1"], "d": ["d0", "d1"], "e": []}
+    reader.check_used_up()
+
+
+def test_rows_of_no_item_and_rows_out_of_order_are_an_error(tmp_path):
+    rows = [judgment(id) for id in ("a", "b", "c")]
+    files.write_rows(tmp_path / "x.jsonl", rows, type(rows[0]))
+    for ids, what in [("ac", "'b' is no item's id"), ("bac", "'b' stands twice or out of")]:
+        reader = Aligned(tmp_path / "x.jsonl", type(rows[0]))
+        for id in ids:
+            reader.rows_of(id)
+        with pytest.raises(DataError, match=rf"x\.jsonl: id {what}"):
+            reader.check_used_up()
+
+
+def test_with_a_limit_the_rows_of_other_items_are_passed_over(tmp_path):
+    rows = [judgment(id) for id in ("t0", "t1", "t2", "v0", "v1")]
+    files.write_rows(tmp_path / "x.jsonl", rows, type(rows[0]))
+    reader = Aligned(tmp_path / "x.jsonl", type(rows[0]), {"t0", "v0"})
+    assert [len(reader.rows_of(id)) for id in ("t0", "v0")] == [1, 1]
+    reader.check_used_up()
+
+
+def test_places_tell_the_first_of_two(tmp_path):
+    places = Places()
+    assert places.seen_at("a", "x/train.jsonl:3") is None
+    assert places.seen_at("b", "x/validation.jsonl:3") is None
+    assert places.seen_at("a", "x/validation.jsonl:900000") == "x/train.jsonl:3"
+
+
+# ---- memory
+
+
+def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
+    """200,000 rows through a run, the ids' check included: under 300 MB at 1,000,000."""
+    code = f"""
+import resource, sys
+sys.path[:0] = [{str(ROOT)!r}]
+from pathlib import Path
+import config
+from prefpipe import files
+from prefpipe.rows import Reject
+class Settings(config.Stage, env_prefix="MEMORY_"):
+    pass
+Settings.stage_name = classmethod(lambda cls: "memory")
+source, output = Path("in.jsonl"), Path("out.jsonl")
+with source.open("w") as file:
+    for k in range(200_000):
+        file.write('{{"id":"row %d","reason":"r","detail":"%s"}}\\n' % (k, "x" * 200))
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with files.open_run(Settings(), inputs=[source], outputs={{output: Reject}}) as run:
+    for row in run.read(source, Reject):
+        run.keep((output, row))
+end = resource.getrusage(resource.RUSAGE_SELF)
+print(start, end.ru_maxrss)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    start, end = map(int, result.stdout.split("\n")[-2].split())  # kB
+    assert (end - start) * 5 + start < 300_000, (start, end)
+
+
+def test_a_log_holds_offsets_and_no_rows(tmp_path):
+    log = RowLog(tmp_path / "log", Note, MARK)
+    gc.collect()
+    tracemalloc.start()
+    for k in range(2000):
+        log.add(Note(id=str(k), text="x" * 1000))
+    used = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    log.close()
+    assert used < 2000 * 250, used  # bytes; the texts alone are 2,000,000

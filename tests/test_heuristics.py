@@ -1,0 +1,162 @@
+"""The score of an answer: by hand, and what must hold for every answer."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefpipe.heuristics import (
+    Rules,
+    extract_keywords,
+    is_abstention,
+    keyword_coverage,
+    length_penalty,
+    pick_extremes,
+    score_answer,
+    split_words,
+)
+
+RULES = Rules(free_characters=10, full_characters=30)
+cosines = st.floats(-1, 1)
+texts = st.text(st.sampled_from("ab lost keys 不知。"), max_size=60)
+
+
+def test_a_score_is_what_the_formula_gives_by_hand():
+    # 20 characters: half way from 10 to 30. Two of four keywords.
+    score = score_answer("read_line and a FILE", 0.5, ["read", "file", "close", "open"], RULES)
+    assert (score.grounding, score.keyword_coverage, score.length_penalty) == (0.5, 0.5, 0.5)
+    assert score.score == pytest.approx(0.7 * 0.5 + 0.3 * 0.5 - 0.05 * 0.5)  # 0.475
+    assert not score.is_abstention
+
+
+def test_the_default_weights_are_those_of_the_reference():
+    rules = Rules()
+    assert (rules.grounding, rules.keywords, rules.length) == (0.7, 0.3, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("length", "penalty"), [(0, 0), (10, 0), (11, 0.05), (20, 0.5), (30, 1), (3000, 1)]
+)
+def test_the_length_penalty_rises_evenly_between_its_two_lengths(length, penalty):
+    assert length_penalty("x" * length, RULES) == pytest.approx(penalty)
+
+
+def test_an_answer_cut_at_the_token_limit_has_the_full_penalty():
+    assert score_answer("short", 0.5, [], RULES, is_cut=True).length_penalty == 1
+
+
+@given(texts, cosines, cosines)
+def test_more_grounding_never_lowers_a_score(text, one, other):
+    low, high = sorted((one, other))
+    assert (
+        score_answer(text, low, ["keys"], RULES).score
+        <= score_answer(text, high, ["keys"], RULES).score
+    )
+
+
+@given(texts, cosines)
+def test_a_mentioned_keyword_never_lowers_a_score(text, cosine):
+    free = Rules(free_characters=10**6, full_characters=10**6 + 1)
+    with_it = score_answer(f"{text} keys", cosine, ["keys", "lost"], free)
+    assert with_it.score >= score_answer(text, cosine, ["keys", "lost"], free).score
+
+
+@given(texts, cosines)
+def test_a_longer_text_with_the_same_words_is_never_scored_higher(text, cosine):
+    longer = score_answer(f"{text}{' ...' * 9}", cosine, ["keys"], RULES)
+    assert longer.score <= score_answer(text, cosine, ["keys"], RULES).score
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 1), texts, st.booleans()), min_size=2, unique_by=lambda x: x[1]
+    ),
+    st.randoms(),
+)
+def test_the_order_of_candidates_changes_neither_best_nor_worst(candidates, random):
+    def extremes(rows):
+        scores, words, may_win = zip(*rows, strict=True)
+        best, worst = pick_extremes(scores, words, may_win)
+        return words[best], words[worst]
+
+    best, worst = extremes(candidates)
+    shuffled = list(candidates)
+    random.shuffle(shuffled)
+    assert extremes(shuffled) == (best, worst)
+    assert best != worst
+
+
+def test_s16_equal_scores_do_not_make_one_text_both_best_and_worst():
+    assert set(pick_extremes([0.5, 0.5, 0.5], ["b", "a", "c"], [True] * 3)) == {1, 2}
+
+
+@given(texts, cosines, st.booleans())
+def test_where_the_context_answers_no_answer_is_scored_below_an_abstention(text, cosine, is_cut):
+    abstention = score_answer("I don't know.", 0.9, ["keys"], RULES)
+    assert abstention.is_abstention
+    assert abstention.score == pytest.approx(-0.05)  # 0.7 * 0 + 0.3 * 0 - 0.05 * 1
+    answer = score_answer(text, cosine, ["keys"], RULES, is_cut=is_cut)
+    assert answer.score >= abstention.score - 1e-9
+
+
+@given(texts, cosines)
+def test_where_the_context_does_not_answer_nothing_is_scored_above_an_abstention(text, cosine):
+    abstention = score_answer("I don’t know", -0.2, ["keys"], RULES, is_answerable=False)
+    assert abstention.score == pytest.approx(1.0)  # 0.7 * 1 + 0.3 * 1 - 0.05 * 0
+    assert score_answer(text, cosine, ["keys"], RULES, is_answerable=False).score <= 1.0
+
+
+def test_an_abstention_with_equal_score_does_not_win_over_an_answer():
+    best, worst = pick_extremes([-0.05, -0.05], ["zzz I don't know", "aaa"], [False, True])
+    assert (best, worst) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I don't know.", True),
+        ("“I don’t  KNOW”", True),
+        ("I do not know what this is.", True),
+        ("The context does not say.", True),
+        ("我不知道。", True),
+        ("Ask them: I don't know.", False),
+        ("I know: the context does not matter.", False),
+        ("", False),
+    ],
+)
+def test_an_abstention_is_known_by_how_it_begins(text, expected):
+    assert is_abstention(text.replace("“", '"')) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("readLine read_line READ-LINE", ["read", "line"] * 3),
+        ("HTTPServer2go", ["http", "server", "2", "go"]),
+        ("Étude, naïve", ["étude", "naïve"]),
+        ("列表 list", ["列", "表", "list"]),
+    ],
+)
+def test_identifiers_are_split_into_words(text, words):
+    assert split_words(text) == words
+
+
+def test_keywords_are_the_querys_words_that_the_context_has_then_its_frequent_ones():
+    context = "def parse_header(line): ''' Parse the header. ''' return line, header, 12, x"
+    found = extract_keywords("How do I parse a mail header?", context, 3)
+    assert found == ["parse", "header", "line"]  # mail is not in the context; def, x, 12 never
+    assert extract_keywords("the", "of and", 3) == []
+
+
+def test_coverage_counts_keywords_however_they_are_written():
+    assert keyword_coverage("It calls readLine(f).", ["read_line", "f", "line f", "close"]) == 3 / 4
+    assert keyword_coverage("bread", ["read"]) == 0
+    assert keyword_coverage("用列表", ["列表", "字典"]) == 1 / 2
+    assert keyword_coverage("anything", []) == 0
+
+
+@given(texts, st.lists(texts, max_size=4))
+def test_coverage_is_a_share(text, keywords):
+    assert 0 <= keyword_coverage(text, keywords) <= 1
+    assert not math.isnan(keyword_coverage(text, keywords))

@@ -1,0 +1,176 @@
+"""prefpipe.metrics of scored pairs: by hand, by brute force, and by scipy where it has the thing."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import rankdata
+
+from prefpipe.metrics import (
+    ScoredPair,
+    cross_scaled,
+    expected_calibration_error,
+    fit_order_temperature,
+    fit_temperature,
+    half_for_ties,
+    length_buckets,
+    preference_report,
+    reliability,
+    share_with_interval,
+    spearman,
+    wilson,
+)
+
+
+def odds(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def pair(margin, tie=False, lengths=(10, 10), id="p", question=None):
+    return ScoredPair(id, question or id, margin, tie, lengths)
+
+
+# ---- R10: accuracy counted ties as wrong, silently -----------------------------------------------
+
+
+def test_r10_a_margin_of_exactly_0_counts_half_and_the_rate_is_shown():
+    """1, 1, 0.5, 0 of four pairs: (1 + 1 + 0.5 + 0) / 4 = 0.625; one of four is undecided."""
+    report = preference_report([pair(m, id=f"p{k}") for k, m in enumerate((2.0, 0.1, 0.0, -1.0))])
+    assert half_for_ties([2.0, 0.1, 0.0, -1.0]) == [1, 1, 0.5, 0]
+    assert report["accuracy"] == 0.625 and report["undecided"] == 0.25
+
+
+def test_r10_labelled_ties_are_in_no_accuracy_and_are_counted():
+    rows = [pair(1.0, id="a"), pair(-3.0, tie=True, id="b"), pair(2.0, tie=True, id="c")]
+    report = preference_report(rows)
+    assert (report["n"], report["ties"], report["accuracy"]) == (3, 2, 1.0)
+    # in the calibration they are: at 95 % and 88 % confidence the fair probability is 0.5
+    certain = expected_calibration_error([1.0], [1.0])
+    assert report["ece"] > certain
+
+
+# ---- calibration ---------------------------------------------------------------------------------
+
+
+def test_ece_by_hand():
+    """Confidences 0.6, 0.6 (right, wrong) and 0.9, 0.9 (both right): bins of 0.05 from 0.5.
+    |0.5 - 0.6| * 2/4 + |1 - 0.9| * 2/4 = 0.1. A sure loss of chosen is a wrong answer."""
+    margins = [odds(0.6), -odds(0.6), odds(0.9), odds(0.9)]
+    assert expected_calibration_error(margins, [1, 1, 1, 1]) == pytest.approx(0.1)
+    assert expected_calibration_error([-odds(0.9)], [1]) == pytest.approx(0.9)
+    bins = reliability(margins, [1, 1, 1, 1])
+    assert [(b.n, round(b.confidence, 6), b.accuracy) for b in bins] == [
+        (2, 0.6, 0.5),
+        (2, 0.9, 1.0),
+    ]
+
+
+def test_ece_of_a_tie_is_the_distance_from_one_half():
+    assert expected_calibration_error([odds(0.8), -odds(0.8)], [0.5, 0.5]) == pytest.approx(0.3)
+    assert expected_calibration_error([0.0], [0.5]) == 0
+
+
+def test_probabilities_that_are_true_have_a_small_ece_and_temperature_1():
+    rng = np.random.default_rng(0)
+    margins = rng.normal(0, 2, 20_000)
+    flipped = rng.random(20_000) < 1 / (1 + np.exp(margins))
+    signed = np.where(flipped, -margins, margins)  # chosen first: every outcome is 1
+    # a pair of log-odds m is won with probability sigmoid(m): put the winner first
+    margins = np.where(rng.random(20_000) < 1 / (1 + np.exp(-np.abs(signed))), 1, -1) * np.abs(
+        signed
+    )
+    ones = np.ones(20_000)
+    assert expected_calibration_error(margins, ones) < 0.012
+    assert fit_temperature(margins, ones) == pytest.approx(1, abs=0.05)
+    assert fit_temperature(3 * margins, ones) == pytest.approx(3, abs=0.15)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_the_temperature_is_where_the_log_loss_is_smallest(seed):
+    rng = np.random.default_rng(seed)
+    margins = rng.normal(0.7, 2, 60)
+    outcomes = rng.choice([1.0, 1.0, 0.5], 60)
+
+    def loss(log_t):
+        x = margins / math.exp(log_t)
+        return (outcomes * np.logaddexp(0, -x) + (1 - outcomes) * np.logaddexp(0, x)).mean()
+
+    best = minimize_scalar(loss, bounds=(-6.9, 6.9), method="bounded").fun
+    assert loss(math.log(fit_temperature(margins, outcomes))) <= best + 1e-6
+
+
+def test_the_temperature_stays_finite_where_all_are_right_or_nothing_is_known():
+    assert fit_temperature([1.0, 2.0], [1, 1]) == pytest.approx(0.001)
+    assert fit_temperature([1.0, -1.0], [1, 1]) == pytest.approx(1000)
+
+
+def test_with_equal_orders_the_order_temperature_is_the_plain_one():
+    rng = np.random.default_rng(3)
+    margins = rng.normal(1, 2, 300)
+    ones = np.ones(300)
+    plain = fit_temperature(margins, ones)
+    assert fit_order_temperature(margins, margins, ones) == pytest.approx(plain, rel=1e-3)
+
+
+def test_each_half_is_scaled_by_the_other_half_s_temperature():
+    margins, ones = [4.0, -1.0, 3.0, 2.0, -0.5, 1.0] * 4, [1.0] * 24
+    groups = [f"q{k}" for k in range(24)]
+    scaled = cross_scaled(margins, ones, groups)
+    ratios = {round(m / s, 9) for m, s in zip(margins, scaled, strict=True)}
+    assert len(ratios) == 2
+    one, other = sorted(ratios)
+    sides = [
+        [m for m, s in zip(margins, scaled, strict=True) if round(m / s, 9) == t]
+        for t in (one, other)
+    ]
+    assert fit_temperature(sides[1], [1.0] * len(sides[1])) == pytest.approx(one, rel=1e-6)
+    assert fit_temperature(sides[0], [1.0] * len(sides[0])) == pytest.approx(other, rel=1e-6)
+
+
+# ---- intervals, ranks, lengths -------------------------------------------------------------------
+
+
+def test_pairs_of_one_question_are_counted_as_one_piece_of_evidence():
+    """Ten questions of ten pairs, each all right or all wrong: as good as ten pairs."""
+    scores = [float(q < 7) for q in range(10) for _ in range(10)]
+    groups = [str(q) for q in range(10) for _ in range(10)]
+    clustered, alone = share_with_interval(scores, groups), share_with_interval(scores)
+    ten = wilson(7, 10)
+    assert alone == wilson(70, 100)
+    assert clustered.value == pytest.approx(0.7)
+    assert (clustered.low, clustered.high) == pytest.approx((ten.low, ten.high), abs=1e-9)
+
+
+def test_groups_that_even_out_do_not_narrow_the_interval():
+    scores = [1.0, 0.0] * 20
+    groups = [str(k // 2) for k in range(40)]
+    assert share_with_interval(scores, groups) == share_with_interval(scores)
+
+
+def test_spearman_is_pearson_of_the_ranks_and_nothing_where_one_side_is_constant():
+    a, b = [0.1, 3.0, 2.0, 2.0, 5.0], [0.0, 1.0, 0.5, 1.0, 1.0]
+    assert spearman(a, b) == pytest.approx(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
+    assert spearman(a, [1.0] * 5) is None
+
+
+def test_length_buckets_hold_every_pair_once_and_equal_lengths_together():
+    differences = [-30, -20, 0, 0, 0, 0, 10, 20, 30, 40]
+    scores = [0.0, 0.0, 1, 1, 0, 0, 1, 1, 1, 1]
+    buckets = length_buckets(differences, scores)
+    assert sum(b["n"] for b in buckets) == 10
+    inside = [[d for d in differences if b["from"] <= d <= b["to"]] for b in buckets]
+    assert sorted(d for part in inside for d in part) == differences
+    (zero,) = [b for b in buckets if b["from"] == 0]
+    assert zero["accuracy"] == pytest.approx(sum(s for d, s in zip(differences, scores, strict=True) if zero["from"] <= d <= zero["to"]) / zero["n"])  # fmt: skip
+    assert buckets[0]["accuracy"] == 0 and buckets[-1]["accuracy"] == 1
+
+
+def test_the_length_null_is_what_picking_the_longer_would_score():
+    lengths = [(9, 3), (9, 3), (3, 9), (5, 5)]
+    rows = [pair(1.0, lengths=both, id=str(k)) for k, both in enumerate(lengths)]
+    report = preference_report(rows)
+    assert report["longer_is_right"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
