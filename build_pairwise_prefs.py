@@ -32,6 +32,7 @@ from pydantic import Field
 
 import config
 from prefpipe import files, heuristics, llm, metrics, prompts, retrieval, verdicts
+from prefpipe.files import DataError
 from prefpipe.rows import (
     Candidate,
     CandidateComparison,
@@ -360,6 +361,8 @@ def read_queries(s: Settings) -> Iterator[tuple[str, Entry | Reject | ValueError
     """(place, query) of each row of the table; a Reject where it asks nothing."""
     columns = retrieval.Columns(query=s.query_column, keywords=s.keywords_column, id=s.id_column)
     for place, entry in retrieval.read_entries(s.input, columns, s.limit):
+        if s.strict and isinstance(entry, ValueError):
+            raise DataError(f"{place}: {entry}")
         if isinstance(entry, Entry) and not entry.query.strip():
             detail = f"{place}: {s.query_column}: empty or NaN"
             yield place, Reject(id=entry.id, reason="empty_query", detail=detail)
@@ -381,13 +384,15 @@ def retrieve(
     count = 0
     for block in _blocks(entries_of(s), BLOCK):
         count += len(block)
-        new = [entry for entry in block if entry.id not in log]
-        if not new:
+        if all(entry.id in log for entry in block):
             continue
-        vectors = embedder.embed([entry.query for entry in new], "query")
+        # a block that a kill hit is embedded whole again: another batch gives other last digits
+        vectors = embedder.embed([entry.query for entry in block], "query")
         scores, rows = store.search(vectors, s.documents_per_query)
         documents = store.documents(rows[rows >= 0])
-        for place, entry in enumerate(new):
+        for place, entry in enumerate(block):
+            if entry.id in log:
+                continue
             found = [int(row) for row in rows[place] if row >= 0]
             context, is_cut = build_context(
                 [documents[row].text for row in found], s.max_context_characters
@@ -396,7 +401,7 @@ def retrieve(
                 Retrieved(
                     id=entry.id,
                     document_ids=[documents[row].id for row in found],
-                    scores=[round(float(score), 6) for score in scores[place, : len(found)]],
+                    scores=[round(float(score), 4) for score in scores[place, : len(found)]],
                     context=context,
                     is_cut=is_cut,
                 )

@@ -7,7 +7,7 @@ Writes  data/rag/store/documents.parquet Document rows, in the order of the tabl
         data/rag/store/build_vector_store.rejects.jsonl   Reject rows
 
     {"id": "d7", "query": "add two numbers", "code": "def add(a, b):\\n    return a + b", "description": "The sum of two.", "keywords": []}
- -> {"id": "d7", "row_id": "d7", "start": 0, "text": "The sum of two.\\n\\ndef add(a, b):\\n    return a + b", "content_hash": "d6d8a96f7a1c6c4b1a2cf6bd61bb6a24"}
+ -> {"id": "d7", "row_id": "d7", "start": 0, "text": "The sum of two.\\n\\ndef add(a, b):\\n    return a + b", "content_hash": "de62b9d130a4e62d971139f6afb4a0dc"}
 
 A row is one document: description and code are what is embedded, the query is not. A table that has
 changed is no reason for --overwrite: the run embeds its new and changed rows only. The index is
@@ -122,6 +122,7 @@ def main(s: Settings, embedder: retrieval.Embedder | None = None) -> None:
             queries = retrieval.QuerySample(SAMPLED_QUERIES, s.seed)
             done = embed_documents(s, run, embedder, cache, queries)
             if not done.digests:
+                path.unlink()
                 return  # leaving the block says why
             facts = write_index(s, run.temporary(index), embedder, cache, done.digests, queries)
             made = retrieval.Manifest(

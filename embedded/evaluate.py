@@ -52,7 +52,9 @@ class Model:
                 return_tensors="pt",
             )
             with torch.inference_mode():
-                ids = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)
+                ids = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+                    **inputs, max_new_tokens=max_new_tokens, **sampling
+                )
             new = self.tokenizer.batch_decode(
                 ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
             )

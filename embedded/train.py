@@ -32,6 +32,7 @@ MAX_POSITIONS, ROPE_THETA = 4096, 100_000.0
 TOKENS_PER_BATCH = 4096
 MUON_LR, ADAMW_LR = 0.01, 0.002
 WARMUP_STEPS, FALL_FROM, LAST_LR_SHARE = 100, 0.6, 0.03
+PADDING, START_OF_TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -65,9 +66,9 @@ def tokenizer_texts(seed: int) -> Iterator[str]:
         yield "\n".join(text for turn in world.lesson(rng) for text in turn)
         item = world.make_item(rng)
         yield world.lazy_reason(rng, item, rng.choice((1, 2)))
-    for language, attributes in world.VALUES.items():  # every value becomes one token
-        for value in [v for values in attributes.values() for v in values] + world.NAMES[language]:
-            yield (f" {value}. " if language == "en" else f"「{value}」。") * 100
+    for language, attributes in world.VALUES.items():  # every name and value becomes one token
+        for word in itertools.chain(world.NAMES[language], *attributes.values()):
+            yield (f" {word}. " if language == "en" else f"「{word}」。") * 100
     for name, text in quotes.docstrings():
         yield f"{name}\n{text}"
 
@@ -86,7 +87,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Qwen2Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=[PADDING, START_OF_TURN, END_OF_TURN],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -94,10 +95,10 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> Qwen2Tokenizer:
     learned = json.loads(tokenizer.to_str())["model"]
     wrapped = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
+        merges=[tuple(pair) for pair in learned["merges"]],  # pyright: ignore[reportArgumentType]
+        eos_token=END_OF_TURN,
+        pad_token=PADDING,
+        additional_special_tokens=[START_OF_TURN],
         model_max_length=MAX_POSITIONS,
     )
     wrapped.chat_template = CHAT_TEMPLATE
@@ -151,6 +152,7 @@ def batches(
 
 def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     """A model of random weights, but for the heads of `lay_copying_heads`."""
+    ids = tokenizer.get_vocab()
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
@@ -163,8 +165,8 @@ def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
             rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=ids[END_OF_TURN],
+            pad_token_id=ids[PADDING],
         )
     ).float()
     lay_copying_heads(model)

@@ -88,13 +88,13 @@ def score_answer(
     if abstains:
         grounding, coverage, penalty = (0.0, 0.0, 1.0) if is_answerable else (1.0, 1.0, 0.0)
     else:
-        grounding = min(max(cosine, 0.0), 1.0)
+        grounding = round(min(max(cosine, 0.0), 1.0), 4)  # more digits depend on the machine
         coverage = keyword_coverage(text, keywords)
         penalty = 1.0 if is_cut else length_penalty(text, rules)
     score = rules.grounding * grounding + rules.keywords * coverage - rules.length * penalty
     return Score(
         score=round(score, 6),
-        grounding=round(grounding, 6),
+        grounding=grounding,
         keyword_coverage=round(coverage, 6),
         length_penalty=round(penalty, 6),
         is_abstention=abstains,

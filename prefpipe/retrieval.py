@@ -567,8 +567,14 @@ class Store:
         """
         if vectors.shape[1] != self.manifest.dimension:
             raise ValueError(f"{vectors.shape[1]} dimensions, not {self.manifest.dimension}")
-        check_finite(vectors, [str(i) for i in range(len(vectors))], "query")
-        return self.index.search(np.ascontiguousarray(vectors, np.float32), min(k, len(self)))
+        k = min(k, len(self))
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        scores, rows = self.index.search(vectors, k)
+        if len(nothing := np.flatnonzero(rows[:, 0] < 0)):  # the probed lists are empty
+            probed, self.index.nprobe = self.index.nprobe, self.index.nlist
+            scores[nothing], rows[nothing] = self.index.search(vectors[nothing], k)
+            self.index.nprobe = probed
+        return scores, rows
 
     def vectors(self, rows: Sequence[int]) -> np.ndarray:
         """(N, dimension), as the documents of these rows were embedded."""

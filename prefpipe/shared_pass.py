@@ -35,7 +35,7 @@ class Tree:
 
 
 def lay_out(sequences: Sequence[Sequence[int]], min_shared: int = MIN_SHARED_TOKENS) -> Tree:
-    """The tree of the sequences. Equal ones share their last token, too."""
+    """The tree of the sequences; min_shared >= 2. Equal ones share their last token, too."""
     tree = Tree(last=[-1] * len(sequences))
     order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# a busy machine is no failure
-settings.register_profile("prefpipe", deadline=None)
+# The same examples in every run, however busy the machine; nothing is kept in the checkout.
+settings.register_profile("prefpipe", deadline=None, derandomize=True, database=None)
 settings.load_profile("prefpipe")
 
 # Before anything imports torch or a hub client; children inherit it.
@@ -20,10 +20,6 @@ os.environ |= {
 }
 for name in ("PROFILE", "PREFPIPE_DATA"):  # of the one who runs the tests
     os.environ.pop(name, None)
-
-# The same examples in every run, however slow the machine; nothing is kept in the checkout.
-hypothesis.settings.register_profile("here", deadline=None, derandomize=True, database=None)
-hypothesis.settings.load_profile("here")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -94,14 +94,14 @@ def test_one_pair_by_hand(home):
     }
     assert pair.candidates is not None
     for candidate in pair.candidates:
-        assert candidate["parts"]["score"] == pytest.approx(scores[candidate["text"]], abs=1e-5)
+        assert candidate["parts"]["score"] == pytest.approx(scores[candidate["text"]], abs=1e-4)
     assert pair.chosen == [{"role": "assistant", "content": ANSWERS[0]}]
     assert pair.rejected == [{"role": "assistant", "content": ANSWERS[1]}]
-    assert pair.margin == pytest.approx(scores[ANSWERS[0]] + 0.05, abs=1e-5)
+    assert pair.margin == pytest.approx(scores[ANSWERS[0]] + 0.05, abs=1e-4)
     assert (pair.chosen_sample, pair.rejected_sample) == (0, 1)
     assert pair.candidate_seeds == [f"2021:add:{k}" for k in range(4)]
     assert pair.document_ids == ["add"]
-    assert pair.retrieval_scores == [pytest.approx(cosine("add two numbers", context), abs=1e-5)]
+    assert pair.retrieval_scores == [pytest.approx(cosine("add two numbers", context), abs=1e-4)]
 
 
 def test_the_engine_is_asked_once_a_query_for_all_samples_with_the_settings(home):

@@ -239,6 +239,27 @@ def test_an_approximate_index_is_tuned_to_the_recall_that_it_states():
     assert (index.search(queries, 1)[1][:, 0] == best).mean() < 0.97  # no more than it takes
 
 
+def test_a_query_whose_probed_lists_are_empty_still_finds_its_document(tmp_path):
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(2), 2, 2, faiss.METRIC_INNER_PRODUCT)
+    quantizer = faiss.downcast_index(index.quantizer)
+    quantizer.add(np.array([[1, 0], [0, 1]], dtype=np.float32))
+    index.is_trained = True
+    index.add(np.array([[0, 1]], dtype=np.float32))
+    store = object.__new__(retrieval.Store)
+    facts = retrieval.IndexFacts(kind="ivf", lists=2, probed_lists=1)
+    store.index = index
+    store.manifest = retrieval.Manifest(
+        embedding_model="m",
+        embedding_identity="m",
+        dimension=2,
+        count=1,
+        content_hash="",
+        index=facts,
+    )
+    assert store.search(np.array([[1, 0]], dtype=np.float32), 1)[1].tolist() == [[0]]
+    assert index.nprobe == 1
+
+
 def test_every_nth_vector_is_every_nth_whatever_the_blocks():
     vectors = np.arange(1000, dtype=np.float32)[:, None]
     assert np.array_equal(retrieval._every_nth(in_blocks(vectors), 7), vectors[::7])

@@ -61,7 +61,7 @@ def test_the_tree_holds_every_sequence(seed):
     """Read back from the segments: the tokens of a leaf and its ancestors, at positions 0, 1, ..."""
     rng = random.Random(seed)
     rows = [[rng.randrange(2) for _ in range(rng.randrange(1, 9))] for _ in range(12)]
-    tree = shared_pass.lay_out(rows, min_shared=1 + seed % 3)
+    tree = shared_pass.lay_out(rows, min_shared=2 + seed % 3)
     for row, last in zip(rows, tree.last, strict=True):
         segment = next(s for s in tree.segments if s.start <= last < s.stop)
         assert last == segment.stop - 1
@@ -155,13 +155,13 @@ def test_r9_a_tokenizer_whose_only_special_token_is_the_end_of_turn_gets_a_pad_t
 
 def test_r7_a_long_prompt_is_cut_from_its_left_and_counted_or_left_out_by_name():
     tok = tokenizer()
-    prompt = "start " + "word " * 40 + "end of it"
+    prompt = "begin " + "word " * 40 + "end of it"
     turns = [{"role": "user", "content": "earlier"}, {"role": "assistant", "content": "yes"}]
     cutting = RewardTokenizer(tok, RewardFormat(80, True), True)
     made = cutting([*turns, {"role": "user", "content": prompt}], ["short", "a longer response"])
     assert not isinstance(made, Unscorable)
     text = tok.decode(made.prompt_ids)
-    assert "end of it" in text and "start" not in text and "earlier" not in text
+    assert "end of it" in text and "begin" not in text and "earlier" not in text
     assert made.tokens_cut > 0
     assert len(made.prompt_ids) + max(map(len, made.completions)) <= 80
     assert tok.decode(made.completions[1]) == "a longer response<|im_end|>"  # never cut
@@ -350,13 +350,13 @@ def test_r6_both_orders_are_averaged_and_the_mass_outside_a_and_b_is_reported(sh
 def test_r6_scoring_has_the_limit_of_training_and_cuts_the_context_only():
     tok = tokenizer()
     tokenize = PairwiseTokenizer(tok, 160)
-    prompt = "start " + "word " * 40 + "the end"
+    prompt = "begin " + "word " * 40 + "the end"
     made = tokenize(prompt, ["first response", "second one"], [(0, 1), (1, 0)])
     assert not isinstance(made, Unscorable)
     assert made.tokens_cut > 0 and max(map(len, made.rows)) <= 160
     for row in made.rows:
         text = tok.decode(row)
-        assert "start" not in text and "the end" in text
+        assert "begin" not in text and "the end" in text
         assert "first response" in text and "second one" in text
     whole = PairwiseTokenizer(tok, 1000)(prompt, ["first response", "second one"], [(0, 1)])
     assert not isinstance(whole, Unscorable) and whole.tokens_cut == 0

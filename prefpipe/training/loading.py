@@ -36,7 +36,9 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     what fills a batch; nothing is masked by comparing ids with it.
     """
     base = _base_name(name)
-    tokenizer = _from_pretrained(_tokenizer_class(base), base)
+    has_own = (Path(name) / "tokenizer_config.json").is_file()  # an adapter's folder may, too
+    source = str(name) if has_own else base
+    tokenizer = _from_pretrained(_tokenizer_class(source), source)
     if tokenizer.pad_token is None:
         known = tokenizer.get_vocab()
         tokenizer.pad_token = next(
