@@ -401,6 +401,7 @@ def retrieve(
                 Retrieved(
                     id=entry.id,
                     document_ids=[documents[row].id for row in found],
+                    store_rows=found,
                     scores=[round(float(score), 4) for score in scores[place, : len(found)]],
                     context=context,
                     is_cut=is_cut,
@@ -453,14 +454,19 @@ def measure_block(
     embedder: retrieval.Embedder,
 ) -> list[tuple[list[Candidate], list[float], float]]:
     """For each query its distinct candidates, the cosine of each with the context, and that of a
-    random document with it. All texts are embedded in one call.
+    random document with it. All texts are embedded in one call; a context that is one whole
+    document has its vector in the store.
     """
-    contexts = [retrieved.get(entry.id).context for entry in entries]
-    candidates = [candidates_of(s, entry.id, sampled) for entry in entries]
-    texts = list(dict.fromkeys([*contexts, *(c.text for row in candidates for c in row)]))
-    if not texts:
+    if not entries:
         return []
-    vectors = dict(zip(texts, embedder.embed(texts, "document"), strict=True))
+    found = [retrieved.get(entry.id) for entry in entries]
+    contexts = [row.context for row in found]
+    whole = {row.context: row.store_rows[0] for row in found if is_one_document(row)}
+    vectors = dict(zip(whole, store.vectors([*whole.values()]), strict=True)) if whole else {}
+    candidates = [candidates_of(s, entry.id, sampled) for entry in entries]
+    answers = [c.text for row in candidates for c in row]
+    if texts := list(dict.fromkeys(text for text in [*contexts, *answers] if text not in vectors)):
+        vectors |= dict(zip(texts, embedder.embed(texts, "document"), strict=True))
     rows = [random.Random(f"{s.seed}:{entry.id}").randrange(len(store)) for entry in entries]
     others = store.vectors(rows)
     return [
@@ -471,6 +477,10 @@ def measure_block(
         )
         for context, row, other in zip(contexts, candidates, others, strict=True)
     ]
+
+
+def is_one_document(found: Retrieved) -> bool:
+    return len(found.store_rows) == 1 and not found.is_cut
 
 
 class Judge:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 CHECKED_PAIRS = 16
 
 
-class Settings(config.TrainingStage, env_prefix="PAIRWISE_"):
+class Settings(config.TrainingStage, env_prefix="PAIRWISE_MODEL_"):
     output: Path = config.PAIRWISE_MODEL
     """Folder of the trained model."""
     max_length: config.Positive = 2048

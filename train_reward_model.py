@@ -39,7 +39,7 @@ CHECKED_PAIRS = 16
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-class Settings(config.TrainingStage, env_prefix="REWARD_"):
+class Settings(config.TrainingStage, env_prefix="REWARD_MODEL_"):
     output: Path = config.REWARD_MODEL
     """Folder of the trained model."""
     margin_weight: NotNegative = 1.0

@@ -33,6 +33,7 @@ def responses_of(question: Question) -> list[str]:
 
 
 def by_reward(model: "RewardModel", questions: Sequence[Question]) -> Iterator[Scores]:
+    """The reward of each response."""
     from prefpipe.reward import Unscorable
 
     texts = ((q.prompt, responses_of(q)) for q in questions)
@@ -74,6 +75,7 @@ def by_judge(
 
 
 def by_matches(play: Play, questions: Sequence[Question], seed: int) -> Iterator[Scores]:
+    """By comparisons: log-odds of a pair, a knockout's winner, a round-robin's strengths (Ties)."""
     contests = {q.id: Contest(q.prompt, responses_of(q)) for q in questions}
     failed: Failed = {}
 

@@ -152,10 +152,10 @@ def _powers(base: int, count: int) -> np.ndarray:
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """|A and B| / |A or B| of two texts' shingles: exact where both have up to 512 together, else an estimate.
+    """|A and B| / |A or B| of two texts' shingles: exact where both have up to 512 together.
 
-    The estimate is the share of common ones among the 512 smallest of both (Broder 1997, section 4); its standard
-    error is at most 0.022.
+    Else the share of common ones among the 512 smallest of both (Broder 1997, section 4), whose
+    standard error is at most 0.022.
     """
     smallest = np.union1d(first, second)[:_KEPT]
     common = np.intersect1d(first, second, assume_unique=True)

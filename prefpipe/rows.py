@@ -283,6 +283,8 @@ class Retrieved(Row):
 
     document_ids: list[str]
     """Best first."""
+    store_rows: list[int]
+    """Their 0-based places in the store."""
     scores: list[float]
     """Cosine of the query and each document, -1 to 1."""
     context: str

@@ -317,7 +317,9 @@ def test_chosen_never_equals_rejected_and_never_scores_less(texts, cosines, answ
     s = Settings(min_margin=0, answer_threshold=0.0 if answerable else 1.0)
     rows = distinct([candidate(text, k) for k, text in enumerate(texts)])
     entry = Entry(id="q", query="ab", code="", description="", keywords=[])
-    found = Retrieved(id="q", document_ids=["d"], scores=[0.5], context="ab b", is_cut=False)
+    found = Retrieved(
+        id="q", document_ids=["d"], store_rows=[0], scores=[0.5], context="ab b", is_cut=False
+    )
     scored = build_pairwise_prefs.score_candidates(entry, found, rows, cosines[: len(rows)], s)
     pair = build_pairwise_prefs.build_pair(entry, found, rows, scored, None, s)
     if isinstance(pair, Reject):

@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -73,6 +73,7 @@ def test_scores_by_item():
     assert order_scores(ROWS) == [1.0, 0.5, 0.0, 0.5, 0.0]  # the tie has none
 
 
+@settings(max_examples=20)
 @given(
     st.lists(
         st.tuples(*[st.sampled_from([1, 2, None])] * 3, st.integers(0, 3), st.integers(0, 3)),

@@ -6,7 +6,6 @@ LoRA gradients are exactly 0), no code from a model repository, no pickled weigh
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +16,6 @@ from transformers.utils.logging import disable_progress_bar
 if TYPE_CHECKING:  # torch is loaded with the first model: a tokenizer alone does without
     from transformers import PreTrainedModel
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a CPU kernel it can do without
 if not sys.stderr.isatty():
     disable_progress_bar()
 
@@ -107,6 +105,10 @@ def load_model(
         use_safetensors=True,
         **options,
     )
+    if device == "cpu":
+        # The weights are the mapped file: one that is rewritten in place would change under us.
+        for tensor in model.state_dict().values():
+            tensor.data = tensor.data.clone()
     if adapter is not None:
         from peft import PeftModel
 

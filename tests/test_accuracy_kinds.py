@@ -1,0 +1,249 @@
+"""accuracy --kind reward, pairwise, dpo, judge on pairs and on benchmarks with more responses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import accuracy
+from accuracy import Settings, main
+from prefpipe import evaluation, llm
+from prefpipe.evaluation import by_implicit_reward, by_matches
+from prefpipe.rows import Question, Reject
+from tests.preference_data import write_jsonl
+from tests.test_rank_responses import by_quality, quality
+
+PAIRS = [
+    {"id": "p1", "prompt": "Q1", "chosen": "good", "rejected": "bad", "source": "easy"},
+    {"id": "p2", "prompt": "Q2", "chosen": "fair", "rejected": "bad", "source": "easy"},
+    {"id": "p3", "prompt": "Q3", "chosen": "bad", "rejected": "a long one", "source": "hard"},
+    {"id": "p4", "prompt": "Q4", "chosen": "bad", "rejected": "good", "source": "hard"},
+    {
+        "id": "t",
+        "prompt": "Q5",
+        "chosen": "good",
+        "rejected": "fair",
+        "tie": True,
+        "source": "easy",
+    },
+    {"id": "same", "prompt": "Q6", "chosen": "x", "rejected": "x "},
+    {"id": "broken", "prompt": "Q7", "chosen": "x"},
+]
+BEST_OF = [
+    {"id": "n1", "prompt": "Q1", "responses": ["bad", "good", "fair"], "right": [False, True, False]},
+    {"id": "n2", "prompt": "Q2", "responses": ["good", "bad", "fair"], "right": [False, True, False]},
+]  # fmt: skip
+
+
+@pytest.fixture
+def settings(tmp_path):
+    def made(**changes) -> Settings:
+        options = {
+            "kind": ["reward"],
+            "items": None,
+            "benchmark": [f"sky={write_jsonl(tmp_path / 'pairs.jsonl', PAIRS)}"],
+            "output": tmp_path / "accuracy",
+            "base": "none",
+            "tuned": "none",
+            "reward_model": "none",
+            "pairwise_model": "none",
+        }
+        return Settings(**{**options, **changes})
+
+    return made
+
+
+@pytest.fixture(autouse=True)
+def known_scores(monkeypatch):
+    """Models whose opinion of a text is known, instead of those in folders."""
+    asked = []
+
+    def open_scorer(s, kind, engines):
+        def reward(questions):
+            asked.extend((kind, q.id) for q in questions)
+            for q in questions:
+                yield [quality(text) for text in evaluation.responses_of(q)]
+
+        def compare(questions):
+            asked.extend((kind, q.id) for q in questions)
+            return by_matches(by_quality, questions, s.seed)
+
+        return reward if kind == "reward" else compare
+
+    monkeypatch.setattr(accuracy, "open_scorer", open_scorer)
+    return asked
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def test_a_set_of_pairs_by_hand(settings, capsys):
+    """p1, p2 and p3 right, p4 wrong; the tie is in no accuracy; two rows cannot be used."""
+    s = settings()
+    main(s)
+    found = read(s.output / "accuracy.json")["scored"]["sky"]["reward"]
+    assert (found["n"], found["ties"], found["accuracy"]) == (5, 1, 0.75)
+    assert found["mean_margin"] == pytest.approx((7 + 3 + (-2 + 4.0) - 7) / 4)
+    by_source = found["by_source"]
+    assert (by_source["easy"]["n"], by_source["easy"]["accuracy"]) == (3, 1.0)
+    assert (by_source["hard"]["accuracy"], by_source["hard"]["longer_is_right"]) == (0.5, 0.0)
+    assert by_source["hard"]["interval"][0] < 0.5 < by_source["hard"]["interval"][1]
+    meta = read(s.output / "accuracy.meta.json")
+    assert meta["counts"]["left_out"] == {"identical_answers": 1, "bad_row": 1}
+    table = capsys.readouterr().out
+    assert "sky: n = 5" in table and "picking the longer" in table and "easy (3)" in table
+
+
+def test_kinds_stand_side_by_side_and_agree_where_they_judge_alike(settings, capsys):
+    s = settings(kind=["reward", "pairwise"])
+    main(s)
+    found = read(s.output / "accuracy.json")["scored"]["sky"]
+    assert found["pairwise"]["accuracy"] == found["reward"]["accuracy"] == 0.75
+    assert found["pairwise"]["mean_margin"] == pytest.approx(
+        found["reward"]["mean_margin"], abs=1e-6
+    )
+    rows = [json.loads(line) for line in (s.output / "scores.jsonl").read_text().splitlines()]
+    assert len(rows) == 10 and {r["kind"] for r in rows} == {"reward", "pairwise"}
+    header = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("sky: n"))
+    assert header.split()[-2:] == ["reward", "pairwise"]
+
+
+@pytest.mark.parametrize("kind", ["reward", "pairwise", "judge"])
+def test_the_best_of_n_against_a_random_pick(settings, tmp_path, kind):
+    path = write_jsonl(tmp_path / "best.jsonl", BEST_OF)
+    s = settings(kind=[kind], benchmark=[f"best_of_n={path}"])
+    main(s)
+    found = read(s.output / "accuracy.json")["scored"]["best_of_n"][kind]
+    assert (found["n"], found["responses"]) == (2, 3)
+    assert found["accuracy"] == 0.5  # "good" is right in n1 and wrong in n2
+    assert found["random_is_right"] == pytest.approx(1 / 3)
+
+
+def test_rewardbench_and_rewardbench_2_get_their_published_scores(settings, tmp_path):
+    bench = [
+        {"id": k, "prompt": f"Q{k}", "chosen": c, "rejected": r, "subset": subset}
+        for k, (c, r, subset) in enumerate(
+            [("good", "bad", "hep-go"), ("bad", "good", "hep-cpp"), ("good", "bad", "donotanswer")]
+        )
+    ]
+    second = [
+        {"id": "1", "prompt": "Q", "chosen": ["good"], "rejected": ["bad", "fair", "x"], "subset": "Math"},
+        {"id": "ref:0", "prompt": "T", "chosen": ["good"], "rejected": ["bad"], "subset": "Ties"},
+        {"id": "tied:0", "prompt": "T", "chosen": ["good", "fair"], "rejected": ["bad"], "subset": "Ties"},
+    ]  # fmt: skip
+    entries = {"rewardbench": bench, "rewardbench2": second}
+    s = settings(
+        kind=["reward", "pairwise"],
+        benchmark=[f"{n}={write_jsonl(tmp_path / (n + '.jsonl'), r)}" for n, r in entries.items()],
+    )
+    main(s)
+    report = read(s.output / "accuracy.json")["scored"]
+    for kind in s.kind:
+        first = report["rewardbench"][kind]["published"]
+        assert first["sections"] == {"Safety": 1.0, "Reasoning": 0.5} and first["score"] == 0.75
+        published = report["rewardbench2"][kind]["published"]
+        assert published["subsets"]["Math"] == 1.0
+        assert published["ties"]["tied_accurate"] == published["ties"]["ref_accurate"] == 1.0
+    # fair stands 4 below good and 3 above bad: right, but not well separated
+    assert report["rewardbench2"]["reward"]["published"]["ties"]["separated"] == 0
+
+
+def test_the_training_file_s_overlap_is_shown(settings, tmp_path, capsys):
+    words = "one two three four five six seven eight nine ten"
+    pairs = [{"id": "p", "prompt": words, "chosen": "good", "rejected": "bad"}, PAIRS[0]]
+    path = write_jsonl(tmp_path / "p.jsonl", pairs)
+    trained = [{"id": "x", "prompt": words.title(), "chosen": "a", "rejected": "b"}]
+    s = settings(
+        benchmark=[f"sky={path}"],
+        trained_on=[str(write_jsonl(tmp_path / "t.jsonl", trained))],
+    )
+    main(s)
+    found = read(s.output / "accuracy.json")["overlap"]["sky"]
+    assert found["questions"] == 2 and found["seen"] == 0.5 and found["most_seen"] == {"p": 1.0}
+    assert "0.500 of 2 questions share words 8 in a row with the training files" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_stopped_run_scores_only_what_is_left(settings, monkeypatch, known_scores):
+    s = settings()
+    monkeypatch.setattr(accuracy, "WINDOW", 2)
+    monkeypatch.setattr(evaluation, "report", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(s)
+    assert len(known_scores) == 5
+    monkeypatch.undo()
+    del known_scores[:]
+    monkeypatch.setattr(accuracy, "open_scorer", lambda *a: pytest.fail("nothing is left to score"))
+    main(s)
+    assert read(s.output / "accuracy.json")["scored"]["sky"]["reward"]["accuracy"] == 0.75
+
+
+def test_nothing_to_measure_on_is_a_sentence(settings):
+    with pytest.raises(SystemExit, match="set --items or --benchmark"):
+        main(settings(benchmark=[]))
+    with pytest.raises(SystemExit, match="wanted name=path, name one of: sky, llmbar"):
+        main(settings(benchmark=["unknown=x"]))
+
+
+# ---- prefpipe.evaluation -------------------------------------------------------------------------
+
+
+def question(id, right, wrong, source="x"):
+    return Question(id=id, prompt="Q", right=right, wrong=wrong, source=source)
+
+
+def test_an_implicit_reward_is_the_gain_in_log_probability():
+    class Engine:
+        def __init__(self, of):
+            self.of = of
+
+        def score(self, prompted):
+            for _, answers in prompted:
+                if "too long" in answers:
+                    yield llm.Failure("0", "prompt_too_long", "9 tokens")
+                else:
+                    yield [type("S", (), {"sum_logp": self.of[a]}) for a in answers]
+
+    base, tuned = Engine({"a": -3.0, "b": -1.0}), Engine({"a": -2.0, "b": -4.0})
+    found = list(
+        by_implicit_reward(
+            base, tuned, [question("1", ["a"], ["b"]), question("2", ["too long"], ["b"])]
+        )
+    )
+    assert found[0] == [1.0, -3.0]
+    assert isinstance(found[1], Reject) and found[1].reason == "prompt_too_long"
+
+
+def test_a_pair_s_score_is_the_log_odds_whichever_stood_first():
+    questions = [question(str(k), ["good"], ["bad"]) for k in range(9)]
+    for scores in by_matches(by_quality, questions, seed=1):
+        assert scores == pytest.approx([7.0, 0.0], abs=1e-6)
+
+
+def test_the_ties_subset_is_a_round_robin_others_a_knockout():
+    asked = []
+
+    def play(contests, matches, failed):
+        asked.append(len(matches))
+        return by_quality(contests, matches, failed)
+
+    responses = [f"x{'x' * k}" for k in range(5)]
+    ties = question("Ties:tied:0", responses[:2], responses[2:], "rewardbench2/Ties")
+    (scores,) = by_matches(play, [ties], 0)
+    assert sum(asked) == 10 and isinstance(scores, list) and len(set(scores)) == 5
+    asked.clear()
+    (scores,) = by_matches(play, [question("q", responses[:1], responses[1:])], 0)
+    assert sum(asked) == 4 and scores == [1.0, 0, 0, 0, 0]
+
+
+def test_what_cannot_be_compared_is_a_reject():
+    def play(contests, matches, failed):
+        failed["b"] = Reject(id="b", reason="too_long")
+        return [None if m.id == "b" else 0.9 for m in matches]
+
+    found = list(by_matches(play, [question("a", ["x"], ["y"]), question("b", ["x"], ["y"])], 0))
+    assert abs(found[0][0]) == pytest.approx(math.log(9))  # pyright: ignore[reportIndexIssue]
+    assert isinstance(found[1], Reject) and found[1].reason == "too_long"

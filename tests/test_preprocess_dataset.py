@@ -1,0 +1,259 @@
+"""preprocess_dataset: raw preferences to judge items, as a user runs it and as a function."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from prefpipe.files import DataError
+from preprocess_dataset import Settings, main
+from tests.examples import ledger, read_jsonl, run_stage, sentence, write_jsonl
+
+META, REJECTS = "preprocess_dataset.meta.json", "preprocess_dataset.rejects.jsonl"
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def raw(k: int, **changes) -> dict:
+    """A plain row; each k is another question, and no two are alike."""
+    subject = random.Random(k).sample(["tea", "rice", "snow", "jazz", "chess", "tides", "moss"], 4)
+    question = f"In {1000 + 7 * k} words, how do {', '.join(subject)} go together?"
+    row = {"id": f"r{k}", "prompt": question, "chosen": f"good {k}", "rejected": f"bad {k}"}
+    return row | {"source": "test"} | changes
+
+
+def preprocess(folder: Path, records: list, name: str = "items", **settings) -> dict[str, list]:
+    """main() on these records; the rows of each file it wrote."""
+    source = write_jsonl(folder / f"{name}.raw.jsonl", records)
+    options = {"input": str(source), "validation_input": "", "output": folder / name}
+    main(Settings(**(options | settings)))
+    names = ("train.jsonl", "validation.jsonl", REJECTS)
+    return {Path(n).stem.split(".")[-1]: read_jsonl(folder / name / n) for n in names}
+
+
+def test_rows_in_and_out_are_as_recorded(golden, tmp_path):
+    """As a user runs it: many forms of a row, and what is wrong with some."""
+    conversation = [turn("user", "hi"), turn("assistant", "hello"), turn("user", "and you?")]
+    records = [
+        raw(0, source="sums", margin=0.5),
+        {
+            "chosen": [*conversation, turn("assistant", "Fine.\n[Answer 2]\nnothing")],
+            "rejected": [*conversation, turn("assistant", "4")],
+            "source": "chat",
+        },
+        raw(2, id="00123", prompt="2加2等于几?", chosen="等于4。", rejected="等于5。"),
+        raw(3, id="a_b", tie=True),
+        *(raw(k) for k in range(4, 10)),
+        raw(10, chosen="same\n", rejected=" same"),
+        raw(11, prompt=" "),
+        raw(12, rejected=""),
+        {"prompt": "no id", "chosen": "a", "rejected": "b"},
+        {"prompt": "no id", "chosen": "a", "rejected": "b"},
+        {"chosen": "a", "rejected": "b"},
+        raw(13, id=1.5),
+    ]
+    source = write_jsonl(tmp_path / "raw.jsonl", records)
+    with source.open("a") as file:
+        file.write("not json\n")
+    result = run_stage(
+        "preprocess_dataset", "--input", "raw.jsonl", "--validation-input", "",
+        "--validation-share", "0.3", "--output", "items", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    for name in ("train.jsonl", "validation.jsonl", REJECTS):
+        golden(f"preprocess_dataset/{name}", (tmp_path / "items" / name).read_text("utf-8"))
+    golden("preprocess_dataset/stdout.txt", result.stdout)
+    counts = ledger(tmp_path / "items" / META)
+    assert counts["read"] == 18
+    assert counts["left_out"] == {
+        "bad_row": 3, "identical_answers": 1, "empty_question": 1, "empty_answer": 1,
+        "duplicate_row": 1,
+    }  # fmt: skip
+
+
+def test_the_order_of_the_rows_and_a_limit_change_no_item(tmp_path):
+    records = [raw(k) for k in range(60)]
+    whole = preprocess(tmp_path, records, "whole")
+    turned = preprocess(tmp_path, records[::-1], "turned")
+    for split in ("train", "validation"):
+        assert turned[split] == whole[split][::-1] and whole[split]
+    first = preprocess(tmp_path, records, "first", limit=20)
+    for split in ("train", "validation"):
+        wanted = [row for row in whole[split] if int(row["id"][1:]) < 20]
+        assert first[split] == wanted
+
+
+def test_shards_give_the_rows_of_the_whole(tmp_path):
+    records = [raw(k) for k in range(40)]
+    whole = preprocess(tmp_path, records, "whole")
+    halves = [preprocess(tmp_path, records[k::2], f"shard{k}") for k in (0, 1)]
+    for split in ("train", "validation"):
+        both = [row for half in halves for row in half[split]]
+        assert sorted(both, key=lambda row: row["id"]) == sorted(
+            whole[split], key=lambda row: row["id"]
+        )
+
+
+def test_another_seed_places_the_answers_anew(tmp_path):
+    records = [raw(k) for k in range(40)]
+    places = [
+        {row["id"]: row["better"] for split in ("train", "validation") for row in found[split]}
+        for found in (preprocess(tmp_path, records, str(seed), seed=seed) for seed in (1, 2))
+    ]
+    assert places[0].keys() == places[1].keys() and places[0] != places[1]
+    assert {1, 2} == set(places[0].values())
+
+
+def test_j8_no_question_is_on_both_sides_not_even_nearly(tmp_path):
+    """One question in three wordings: each row of it is in the split, or left out by reason."""
+    records = []
+    for k in range(80):
+        row = raw(k)
+        other = row["prompt"].replace("?", " ?!").upper()
+        nearly = f"{row['prompt']} Be brief."
+        records += [
+            row,
+            row | {"id": f"u{k}", "prompt": other},
+            row | {"id": f"n{k}", "prompt": nearly},
+        ]
+    found = preprocess(tmp_path, records, validation_share=0.3, near_duplicate=0.7)
+    sides = {row["id"]: split for split in ("train", "validation") for row in found[split]}
+    left_out = {row["id"]: row["reason"] for row in found["rejects"]}
+    assert set(left_out.values()) == {"near_duplicate_of_validation"}
+    for k in range(80):
+        assert sides.get(f"r{k}") == sides.get(f"u{k}")
+        assert len({sides[id] for id in (f"r{k}", f"u{k}", f"n{k}") if id in sides}) <= 1
+    assert sum(id.startswith("n") for id in left_out) > 5
+
+
+def test_held_out_rows_of_their_own_file_are_never_trained_on(tmp_path):
+    """A row that stands in both files is validation's; it is not lost from both."""
+    train = [raw(k, id=None) for k in range(10)]
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", [raw(k, id=None) for k in (3, 20, 21)])
+    found = preprocess(tmp_path, train, validation_input=str(held_out))
+    assert [row["question"] for row in found["validation"]] == [
+        raw(k)["prompt"] for k in (3, 20, 21)
+    ]
+    assert len(found["train"]) == 9
+    (reject,) = found["rejects"]
+    assert reject["reason"] == "near_duplicate_of_validation"
+    assert reject["detail"].endswith("items.raw.jsonl:4")
+    assert not {r["question"] for r in found["train"]} & {
+        r["question"] for r in found["validation"]
+    }
+
+
+def test_s11_two_rows_of_one_id_are_an_error_with_both_places(tmp_path):
+    with pytest.raises(DataError) as error:
+        preprocess(tmp_path, [raw(0), raw(1), raw(2, id="r0")])
+    path = f"{tmp_path}/items.raw.jsonl"
+    assert str(error.value) == f"{path}:3: id 'r0' stands at {path}:1 already; ids must be unique"
+    assert not (tmp_path / "items/train.jsonl").exists()
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", [raw(9, id="r1")])
+    with pytest.raises(DataError, match=r"held_out\.jsonl:1: id 'r1' stands at .*raw\.jsonl:2 alr"):
+        preprocess(tmp_path, [raw(0), raw(1)], validation_input=str(held_out))
+
+
+def test_e8_every_file_format_gives_the_same_items(tmp_path):
+    records = [raw(k, id=id) for k, id in enumerate(["00123", "12e45", "a_b", "1.0", "nan"])]
+    expected = preprocess(tmp_path, records, "jsonl")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "raw.parquet")
+    datasets.Dataset.from_list(records).save_to_disk(str(tmp_path / "saved"))
+    with (tmp_path / "raw.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*records[0], "margin", "tie"])
+        writer.writeheader()
+        writer.writerows(records)
+    for name in ("raw.parquet", "raw.csv", "saved"):
+        output = tmp_path / f"from_{name}"
+        main(Settings(input=str(tmp_path / name), validation_input="", output=output))
+        for split in ("train", "validation"):
+            assert read_jsonl(output / f"{split}.jsonl") == expected[split], name
+    ids = {row["id"] for split in ("train", "validation") for row in expected[split]}
+    assert ids == {"00123", "12e45", "a_b", "1.0", "nan"}
+
+
+def test_a_template_of_ones_own_is_the_prompt_and_part_of_the_fingerprint(tmp_path):
+    template = tmp_path / "mine.jinja"
+    template.write_text("{{ question }}|{{ answer_1 }}|{{ answer_2 }}")
+    found = preprocess(tmp_path, [raw(0)], template=str(template), validation_share=0)
+    (row,) = found["train"]
+    assert row["prompt"] == f"{row['question']}|{row['answer_1']}|{row['answer_2']}"
+    template.write_text("{{ question }}/{{ answer_1 }}/{{ answer_2 }}")
+    with pytest.raises(SystemExit, match=r"input mine\.jinja"):
+        preprocess(tmp_path, [raw(0)], template=str(template), validation_share=0)
+
+
+def test_a_name_that_is_no_file_is_one_of_the_hub(tmp_path, monkeypatch):
+    """Also one that ends in .1, as the published recipe's data does."""
+    asked = []
+
+    class Streamed(list):
+        def take(self, count):
+            return self[:count]
+
+    def load_dataset(name, **options):
+        asked.append((name, options))
+        return Streamed(raw(k) for k in range(5))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    name = "Skywork/Skywork-Reward-Preference-80K-v0.1"
+    main(Settings(input=name, validation_input="", output=tmp_path / "items", limit=3))
+    assert ledger(tmp_path / "items" / META)["read"] == 3
+    assert asked == [(name, {"split": "train", "streaming": True})] * 2  # a pass for the split
+
+
+@pytest.mark.parametrize("name", ["raw.jsonl", "some/raw.parquet", "./raw", "/a/b", "a/b/c"])
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, name):
+    result = run_stage("preprocess_dataset", "--input", name, cwd=tmp_path)
+    assert sentence(result) == f"preprocess_dataset: {name}: no such file"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "raw.jsonl: no row to read"),
+        (b'{"prompt": "p", "chosen": "c"}\n', "not one of 1 rows could be used ({'bad_row': 1})"),
+        (b'[{"prompt": "p"}]\n', "raw.jsonl:1: found a JSON array, wanted one object a line"),
+        ('{"prompt": "ä"}\n'.encode("latin-1"), "raw.jsonl:1: byte 12 is not UTF-8"),
+        (b'{"id": "a", "prompt": "p", "chosen": "c", "rejected": "r"}\n' * 2, "raw.jsonl:2: id 'a' stands"),
+    ],
+)  # fmt: skip
+def test_a_faulty_file_is_one_sentence(tmp_path, content, said):
+    (tmp_path / "raw.jsonl").write_bytes(content)
+    result = run_stage(
+        "preprocess_dataset", "--input", "raw.jsonl", "--validation-input", "", "--output", "items",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert said in sentence(result)
+    assert not (tmp_path / "items/train.jsonl").exists()
+
+
+def test_strict_stops_at_the_first_bad_row_with_its_line_and_field(tmp_path):
+    write_jsonl(tmp_path / "raw.jsonl", [raw(0), raw(1, margin="wide"), raw(2)])
+    result = run_stage(
+        "preprocess_dataset", "--input", "raw.jsonl", "--validation-input", "", "--strict",
+        "--output", "items", cwd=tmp_path,
+    )  # fmt: skip
+    assert sentence(result) == (
+        "preprocess_dataset: raw.jsonl:2: margin: found 'wide', wanted a number >= 0"
+    )
+    assert not list((tmp_path / "items").glob("*"))
+
+
+def test_the_second_run_is_finished_and_overwrite_makes_the_same_bytes(tmp_path, capsys):
+    found = preprocess(tmp_path, [raw(k) for k in range(9)])
+    before = {p.name: p.read_bytes() for p in (tmp_path / "items").glob("*.jsonl")}
+    assert preprocess(tmp_path, [raw(k) for k in range(9)]) == found
+    assert "finished before" in capsys.readouterr().out
+    preprocess(tmp_path, [raw(k) for k in range(9)], overwrite=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "items").glob("*.jsonl")} == before
+    meta = json.loads((tmp_path / "items" / META).read_text())
+    assert meta["settings"]["seed"] == 2021
