@@ -153,14 +153,14 @@ def score_candidates(
             keywords,
             rules,
             is_cut=candidate.finish_reason == "length",
-            is_answerable=answers(found, s),
+            is_answerable=context_answers(found, s),
             abstentions=s.abstentions,
         )
         for candidate, cosine in zip(candidates, cosines, strict=True)
     ]
 
 
-def answers(found: Retrieved, s: Settings) -> bool:
+def context_answers(found: Retrieved, s: Settings) -> bool:
     """Whether the context is held to answer the query."""
     return found.scores[0] >= s.answer_threshold
 
@@ -185,7 +185,7 @@ def build_pair(
     """
     if len(candidates) < 2:
         return Reject(id=entry.id, reason="equal_texts", detail="no two answers differ")
-    is_answerable = answers(found, s)
+    is_answerable = context_answers(found, s)
     values = [score.score for score in scored]
     if s.scorer == "judge" and judge_scores is not None:
         values = list(judge_scores)
@@ -464,8 +464,10 @@ def measure_block(
     whole = {row.context: row.store_rows[0] for row in found if is_one_document(row)}
     vectors = dict(zip(whole, store.vectors([*whole.values()]), strict=True)) if whole else {}
     candidates = [candidates_of(s, entry.id, sampled) for entry in entries]
-    answers = [c.text for row in candidates for c in row]
-    if texts := list(dict.fromkeys(text for text in [*contexts, *answers] if text not in vectors)):
+    sampled_texts = [c.text for row in candidates for c in row]
+    if texts := list(
+        dict.fromkeys(text for text in [*contexts, *sampled_texts] if text not in vectors)
+    ):
         vectors |= dict(zip(texts, embedder.embed(texts, "document"), strict=True))
     rows = [random.Random(f"{s.seed}:{entry.id}").randrange(len(store)) for entry in entries]
     others = store.vectors(rows)

@@ -321,7 +321,9 @@ class TrainingStage(Stage):
         if self.load_in_4bit and self.method == "full":
             raise SystemExit("load_in_4bit: 4-bit weights cannot be trained; set --method lora")
         if self.load_in_4bit and not on_cuda:
-            raise SystemExit("load_in_4bit: training on 4-bit weights needs a CUDA GPU; leave it out")
+            raise SystemExit(
+                "load_in_4bit: training on 4-bit weights needs a CUDA GPU; leave it out"
+            )
         if self.merge_adapter and self.method == "full":
             raise SystemExit("merge_adapter: there is no adapter with --method full; leave it out")
         if self.attn_implementation == "flex_attention" and not on_cuda:

@@ -40,6 +40,7 @@ from benchmarks import machine, write_results
 from prefpipe import prompts
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local import LocalEngine
+from prefpipe.rows import Message
 
 SMALL = {
     "vocab_size": 8000,
@@ -110,7 +111,7 @@ def make_requests(shape: Shape) -> list[Request]:
     return [
         Request(
             id=str(i),
-            messages=({"role": "user", "content": text()},),
+            messages=(Message(role="user", content=text()),),
             samples=tuple(range(shape.samples)),
             max_new_tokens=shape.new_tokens,
             min_new_tokens=shape.new_tokens,

@@ -265,13 +265,9 @@ def as_json(language: Language, reason: str, verdict: int) -> str:
     return json.dumps({why: reason, which: verdict}, ensure_ascii=False)
 
 
-def judgment(rng: random.Random, item: Item, *, careful: float | None = None) -> str:
-    """A careful or a lazy judgment; one in ten lazy ones breaks the format.
-
-    careful: share of careful ones; None: the share of the item's kind.
-    """
-    share = KINDS[item.kind].careful if careful is None else careful
-    if rng.random() < share:
+def judgment(rng: random.Random, item: Item) -> str:
+    """A careful or a lazy judgment; one in ten lazy ones breaks the format."""
+    if rng.random() < KINDS[item.kind].careful:
         return as_json(item.language, careful_reason(item), item.better)
     verdict = lazy_verdict(rng, item)
     text = as_json(item.language, lazy_reason(rng, item, verdict), verdict)

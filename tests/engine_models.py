@@ -1,5 +1,7 @@
 """Small random models and a tokenizer for the tests of the local engine and of loading."""
 
+from typing import Any
+
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -17,7 +19,7 @@ LETTERS = [chr(97 + i) for i in range(26)] + [" "]
 PAIRS = [a + b for a in "abcdefgh" for b in "abcdefgh"]
 VOCAB = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "\n", "<pad>", *LETTERS, *PAIRS]
 
-SHAPES = {
+SHAPES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen2_tied": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
     "qwen2_untied": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": False}),
     "qwen2_some_layers_windowed": (
@@ -55,7 +57,7 @@ def make_tokenizer(chat_template: str = CHATML) -> PreTrainedTokenizerFast:
 
 def make_config(shape: str, **changes):
     config, _, options = SHAPES[shape]
-    values = {
+    values: dict[str, Any] = {
         "vocab_size": len(VOCAB),
         "hidden_size": 64,
         "intermediate_size": 96,

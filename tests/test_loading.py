@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from prefpipe import prompts
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local import LocalEngine, open_local
+from prefpipe.rows import Message
 from prefpipe.training.loading import load_model, load_tokenizer
 from tests.engine_models import make_model, make_tokenizer
 
@@ -135,7 +136,7 @@ def test_an_adapter_for_training_has_its_weights_to_train_and_no_others(adapter)
 def test_an_engine_with_an_adapter_beside_the_weights_gives_the_merged_ones_texts(adapter):
     tokenizer = load_tokenizer(adapter)
     asked = [
-        Request(str(i), ({"role": "user", "content": "hello " * (i + 1)},), max_new_tokens=12)
+        Request(str(i), (Message(role="user", content="hello " * (i + 1)),), max_new_tokens=12)
         for i in range(4)
     ]
     beside = load_model(adapter, device="cpu", for_training=True)
@@ -189,8 +190,10 @@ def test_a_narrow_qwen2_7b_in_4bit_gives_generates_greedy_tokens(tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
     engine = open_local(tmp_path, load_in_4bit=True)
     assert engine.model.is_loaded_in_4bit
-    request = Request("a", ({"role": "user", "content": "hello you"},), max_new_tokens=10)
-    [[found]] = engine.generate([request])
+    request = Request("a", (Message(role="user", content="hello you"),), max_new_tokens=10)
+    [result] = engine.generate([request])
+    assert not isinstance(result, Failure)
+    [found] = result
     ids = torch.tensor([prompts.prompt_ids(engine.tokenizer, request.messages)])
     ids = ids.to(engine.model.device)
     out = engine.model.generate(
@@ -201,5 +204,4 @@ def test_a_narrow_qwen2_7b_in_4bit_gives_generates_greedy_tokens(tmp_path):
         eos_token_id=sorted(engine.end_ids),
         pad_token_id=4,
     )[0, ids.shape[1] :]
-    assert not isinstance(found, Failure)
     assert found.text == engine.tokenizer.decode(out, skip_special_tokens=True)

@@ -3,6 +3,7 @@
 import itertools
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,12 @@ from transformers import (
 )
 
 from prefpipe import prompts
-from prefpipe.llm import Failure, Request, shared_prefix
+from prefpipe.llm import Completion, Failure, Request, shared_prefix
 from prefpipe.llm.local import LocalEngine
 from prefpipe.llm.sampling import choose, uniforms
 from prefpipe.llm.scoring import completion_logps, next_token_logps, rewards
 from prefpipe.packing import branch_mask, pack, stack
+from prefpipe.rows import Message
 from tests.engine_models import END, EOS, LETTERS, SHAPES, make_config, make_model, make_tokenizer
 
 torch.set_num_threads(1)
@@ -44,8 +46,12 @@ def letters(rng: random.Random, count: int) -> str:
     return "".join(rng.choice(LETTERS) for _ in range(count))
 
 
+def turn(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)
+
+
 def ask(id: str, text: str, **options) -> Request:
-    return Request(id, ({"role": "user", "content": text},), **options)
+    return Request(id, turn(text), **options)
 
 
 def requests(count: int = 16, **options) -> list[Request]:
@@ -58,8 +64,16 @@ def requests(count: int = 16, **options) -> list[Request]:
     ]
 
 
+def complete(engine: LocalEngine, asked) -> list[list[Completion]]:
+    results = []
+    for result in engine.generate(asked):
+        assert not isinstance(result, Failure)
+        results.append(result)
+    return results
+
+
 def texts(engine: LocalEngine, asked) -> dict[tuple[str, int], str]:
-    return {(c.id, c.sample): c.text for r in engine.generate(asked) for c in r}
+    return {(c.id, c.sample): c.text for result in complete(engine, asked) for c in result}
 
 
 def generated_ids(model, tokenizer, request: Request, end_ids) -> list[int]:
@@ -92,7 +106,7 @@ def test_greedy_is_generate_token_for_token(shape, tokenizer):
     asked = requests(12, samples=(0, 3), max_new_tokens=24)
     engine = LocalEngine(model, tokenizer, max_samples=10)
     ends = set()
-    for request, result in zip(asked, engine.generate(asked), strict=True):
+    for request, result in zip(asked, complete(engine, asked), strict=True):
         want = generated_ids(model, tokenizer, request, engine.end_ids)
         ended = want[-1] in engine.end_ids
         ends.add(ended)
@@ -126,7 +140,7 @@ def test_every_end_token_of_the_generation_config_ends_a_text(tokenizer):
     plain = generated_ids(model, tokenizer, request, {EOS, END})
     assert len(plain) > 4
     model.generation_config.eos_token_id = [EOS, plain[3]]
-    [[completion]] = LocalEngine(model, tokenizer).generate([request])
+    [[completion]] = complete(LocalEngine(model, tokenizer), [request])
     first = plain.index(plain[3])
     assert completion.new_tokens == first + 1
     assert completion.text == tokenizer.decode(plain[:first])
@@ -163,7 +177,7 @@ def test_e2_j9_a_text_does_not_depend_on_its_batch_its_order_or_what_else_is_ask
 def test_another_seed_id_or_sample_is_another_text(model, tokenizer):
     base = ask("a", "hello", samples=(0, 1), max_new_tokens=20, temperature=1.0)
     asked = [base, replace(base, seed=1), replace(base, id="b")]
-    found = [c.text for r in LocalEngine(model, tokenizer).generate(asked) for c in r]
+    found = [c.text for r in complete(LocalEngine(model, tokenizer), asked) for c in r]
     assert len(set(found)) == 6
 
 
@@ -203,7 +217,7 @@ def test_20000_samples_fit_the_exact_distribution(model, tokenizer, temperature,
     engine = LocalEngine(model, tokenizer)
     counts = np.zeros(len(p))
     names = {tokenizer.decode([i], skip_special_tokens=True): i for i in reversed(range(len(p)))}
-    [result] = engine.generate([request])
+    [result] = complete(engine, [request])
     for completion in result:
         counts[names[completion.text]] += 1
     # special tokens all read as "": count them together
@@ -259,7 +273,7 @@ def test_e1_each_prompt_goes_through_the_model_once_and_an_ended_sample_not_at_a
     engine = LocalEngine(model, tokenizer, max_samples=24)
     calls: list[int] = []
     hook = count_tokens(model, calls)
-    results = list(engine.generate(asked))
+    results = complete(engine, asked)
     hook.remove()
     prompt = sum(r[0].prompt_tokens for r in results)
     new = sum(c.new_tokens for r in results for c in r)
@@ -353,8 +367,7 @@ def test_a_text_ends_before_its_first_stop_string(model, tokenizer):
     stops = ("ab", "z", " q")
     ended = 0
     stopped = [replace(r, stop=stops) for r in asked]
-    for result in LocalEngine(model, tokenizer).generate(stopped):
-        assert not isinstance(result, Failure)
+    for result in complete(LocalEngine(model, tokenizer), stopped):
         for c in result:
             whole = free[c.id, c.sample]
             cut = min((whole.find(s) for s in stops if s in whole), default=len(whole))
@@ -379,17 +392,17 @@ def test_a_prefill_is_continued_and_part_of_the_text(model, tokenizer):
         eos_token_id=[EOS, END],
         pad_token_id=EOS,
     )[0, len(ids) :]
-    [[completion]] = LocalEngine(model, tokenizer).generate([request])
+    [[completion]] = complete(LocalEngine(model, tokenizer), [request])
     assert completion.text == "yes no" + tokenizer.decode(out, skip_special_tokens=True)
     assert completion.prompt_tokens == len(ids)
 
 
 def test_no_text_ends_before_min_new_tokens(model, tokenizer):
     asked = requests(8, samples=(0, 1, 2), max_new_tokens=30, temperature=2.0)
-    shortest = min(c.new_tokens for r in LocalEngine(model, tokenizer).generate(asked) for c in r)
+    shortest = min(c.new_tokens for r in complete(LocalEngine(model, tokenizer), asked) for c in r)
     assert shortest < 20
     at_least = [replace(r, min_new_tokens=20) for r in asked]
-    for result in LocalEngine(model, tokenizer).generate(at_least):
+    for result in complete(LocalEngine(model, tokenizer), at_least):
         assert all(c.new_tokens >= 20 for c in result)
 
 
@@ -431,16 +444,14 @@ def test_e2_a_prompt_of_one_token_gets_its_samples():
         "{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
     )
     tokenizer, model = make_tokenizer(bare), make_model()
-    [result] = LocalEngine(model, tokenizer).generate(
-        [ask("a", "k", samples=(0, 1, 2), max_new_tokens=5, temperature=1.0)]
-    )
-    assert not isinstance(result, Failure)
+    asked = [ask("a", "k", samples=(0, 1, 2), max_new_tokens=5, temperature=1.0)]
+    [result] = complete(LocalEngine(model, tokenizer), asked)
     assert [c.prompt_tokens for c in result] == [1, 1, 1]
 
 
 def test_a_model_with_other_attention_is_refused_by_a_sentence(tokenizer):
-    common = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    common: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     softcap = Gemma2Config(**common, **heads, intermediate_size=32, eos_token_id=EOS)
     with pytest.raises(SystemExit, match=r"gemma2: .*softcap.*use engine server"):
         LocalEngine(Gemma2ForCausalLM(softcap), tokenizer)
@@ -523,10 +534,7 @@ def test_e4_the_packs_mask_and_positions_give_the_same_scores_and_positions_alon
 
 def test_engine_scores_answers_with_their_end_of_turn_whatever_the_batch(model, tokenizer):
     rng = random.Random(3)
-    asked = [
-        (({"role": "user", "content": letters(rng, 30)},), [letters(rng, k) for k in (4, 9)])
-        for _ in range(7)
-    ]
+    asked = [(turn(letters(rng, 30)), [letters(rng, k) for k in (4, 9)]) for _ in range(7)]
     want = []
     for messages, answers in asked:
         prompt = prompts.prompt_ids(tokenizer, messages)
@@ -535,14 +543,14 @@ def test_engine_scores_answers_with_their_end_of_turn_whatever_the_batch(model, 
         want += [(float(plain_logps(model, prompt, i).sum()), len(i)) for i in ids]
     for budget in (8192, 100, 1):
         engine = LocalEngine(model, tokenizer, max_prefill_tokens=budget)
-        found = [s for scores in engine.score(asked) for s in scores]
+        found = [s for scores in engine.score(asked) if isinstance(scores, list) for s in scores]
         assert [s.n_tokens for s in found] == [n for _, n in want]
         assert [s.sum_logp for s in found] == pytest.approx([x for x, _ in want], abs=1e-4)
 
 
 def test_a_score_that_does_not_fit_is_a_failure_in_its_place(model, tokenizer):
-    turn = ({"role": "user", "content": "hi"},)
-    first, second = LocalEngine(model, tokenizer).score([(turn, ["x" * 300]), (turn, ["yes"])])
+    asked = [(turn("hi"), ["x" * 300]), (turn("hi"), ["yes"])]
+    first, second = LocalEngine(model, tokenizer).score(asked)
     assert isinstance(first, Failure) and first.id == "0"
     assert not isinstance(second, Failure) and second[0].n_tokens == 4
 
@@ -554,6 +562,7 @@ def test_next_token_logps_of_two_orders_are_those_of_two_rows(model, tokenizer):
         want = torch.stack(
             [model(torch.tensor([prompt + o])).logits[0, -1].log_softmax(-1)[20:22] for o in orders]
         )
+    assert isinstance(found, torch.Tensor)
     torch.testing.assert_close(found, want, atol=2e-5, rtol=0)
     direct = next_token_logps(model, [pack(prompt, orders, with_last=True)], [20, 21])
     torch.testing.assert_close(direct[0], found)

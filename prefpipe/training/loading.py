@@ -107,7 +107,7 @@ def load_model(
     )
     if device == "cpu":
         # The weights are the mapped file: one that is rewritten in place would change under us.
-        for tensor in model.state_dict().values():
+        for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
     if adapter is not None:
         from peft import PeftModel
