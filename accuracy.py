@@ -470,7 +470,8 @@ def open_scorer(s: Settings, kind: Kind, engines: dict[Judge, Any] | None) -> Sc
     if kind == "reward":
         from prefpipe.reward import RewardModel
 
-        return partial(evaluation.by_reward, RewardModel.load(s.reward_model))
+        model = RewardModel.load(s.reward_model, load_in_4bit=s.load_in_4bit)
+        return partial(evaluation.by_reward, model)
     if kind == "pairwise":
         from prefpipe.pairwise import PairwiseModel
 

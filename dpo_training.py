@@ -17,8 +17,8 @@ log-ratio of chosen to its reference less that of rejected (Rafailov et al. 2023
     uv run dpo_training.py --epochs 1 --beta 0.1
 """
 
+import hashlib
 import os
-import random
 import sys
 import warnings
 from pathlib import Path
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from prefpipe.training.dataset import TokenizedPair
     from prefpipe.training.dpo import PrefixSharedDPOTrainer
 
-NotNegative = Annotated[float, Field(ge=0)]
 CHECKED_PAIRS = 4
 
 
@@ -75,7 +74,7 @@ class Settings(config.Stage, env_prefix="DPO_TRAINING_"):
     """Loss of a pair; sigmoid is DPO's own."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """How strongly the model is held to its reference; larger is closer."""
-    sft_weight: NotNegative = 0.05
+    sft_weight: Annotated[float, Field(ge=0)] = 0.05
     """Weight of the mean -log p of the chosen tokens, added to the loss; 0: none."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """At its highest, after the warm-up."""
@@ -91,7 +90,7 @@ class Settings(config.Stage, env_prefix="DPO_TRAINING_"):
     """Share of the steps in which the learning rate rises."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """How the learning rate falls afterwards."""
-    weight_decay: NotNegative = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """A longer gradient is shortened to this."""
@@ -127,6 +126,8 @@ def check_settings(s: Settings, on_cuda: bool) -> None:
             "load_in_4bit: training on 4-bit weights needs a GPU: on a CPU the gradients can be "
             "zero without a word; leave it out"
         )
+    if s.output.resolve() == Path(s.model).resolve():
+        raise SystemExit(f"output: {s.output} is the model itself; name another folder")
     if s.merge_adapter and s.method == "full":
         raise SystemExit("merge_adapter: there is no adapter with --method full; leave it out")
     if (Path(s.model) / "adapter_config.json").exists():
@@ -167,10 +168,16 @@ def read_pairs(
         raise DataError(f"{s.input}: no pair to train on (left out: {reasons or 'none read'})")
     if s.checkpoint == "best" and not pairs["validation"]:
         raise DataError(f"{s.input}: no validation pair, so no best checkpoint; use last")
-    if s.validation_pairs and len(pairs["validation"]) > s.validation_pairs:
-        rng = random.Random(f"{s.seed}:validation")
-        pairs["validation"] = rng.sample(pairs["validation"], s.validation_pairs)
     return pairs
+
+
+def draw(pairs: "list[TokenizedPair]", count: int | None, seed: int) -> "list[TokenizedPair]":
+    """The first `count` pairs in an order of their prompts drawn by seed; pairs of one stay together."""
+
+    def place(pair: "TokenizedPair") -> bytes:
+        return hashlib.sha256(f"{seed}:".encode() + pair.prompt_ids.tobytes()).digest()
+
+    return sorted(pairs, key=place)[:count]
 
 
 def training_arguments(s: Settings, bf16: bool, has_validation: bool) -> "DPOConfig":
@@ -356,11 +363,12 @@ def train(s: Settings, run: files.Run) -> None:
     model.set_attn_implementation(s.attn_implementation)
     limit = min(s.max_length, model.config.get_text_config().max_position_embeddings)
     pairs = read_pairs(s, run, tokenizer, limit)
+    validation = draw(pairs["validation"], s.validation_pairs, s.seed)
     trainer = PrefixSharedDPOTrainer(
         model,
-        training_arguments(s, bf16, bool(pairs["validation"])),
+        training_arguments(s, bf16, bool(validation)),
         to_dataset(pairs["train"]),
-        to_dataset(pairs["validation"]) if pairs["validation"] else None,
+        to_dataset(validation) if validation else None,
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing,
         pairs_per_pack=s.pairs_per_pack,
@@ -375,9 +383,10 @@ def train(s: Settings, run: files.Run) -> None:
         raise SystemExit(f"{run.stage}: {error}") from None
     steps = write_curve(s, trainer.state.log_history)
     found = results(trainer.state.log_history)
-    checked = (pairs["validation"] or pairs["train"])[:CHECKED_PAIRS]
+    checked = (validation or pairs["train"])[:CHECKED_PAIRS]
     difference = save(s, trainer, tokenizer, checked)
     counts = {f"{split} pairs": len(rows) for split, rows in pairs.items()}
+    counts["validation pairs measured"] = len(validation)
     write_card(s, run, counts, found)
     run.written["loss_curve.csv"] = steps
     run.summary |= {

@@ -143,7 +143,9 @@ def open_ranker(s: Settings) -> Ranker:
     if s.by == "reward":
         from prefpipe.reward import RewardModel
 
-        reward = RewardModel.load(s.reward_model, max_length=s.max_length)
+        reward = RewardModel.load(
+            s.reward_model, max_length=s.max_length, load_in_4bit=s.load_in_4bit
+        )
         return lambda rows: rank_by_reward(reward, rows)
     if s.by == "pairwise":
         from prefpipe.pairwise import PairwiseModel

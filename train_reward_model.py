@@ -127,7 +127,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing and causal,
         pairs_per_pack=s.pairs_per_pack,
-        peft_config=s.adapter("SEQ_CLS", [reward.head_name(model)]),
+        peft_config=s.adapter("SEQ_CLS", [reward.head_name(model)] if s.method == "lora" else None),
         callbacks=[TrainingCallback(s.output / "loss_curve.csv", run.stage)],
     )
     preferences.run_training(trainer, stopped_at, s.early_stopping, run.stage)

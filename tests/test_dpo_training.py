@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 import dpo_training
-from dpo_training import Settings, main
+from dpo_training import Settings, draw, main
 from prefpipe import files
 from prefpipe.files import DataError
 from prefpipe.rows import JudgmentPair
 from prefpipe.training.checkpoints import TrainingCallback
 from prefpipe.training.loading import load_model, load_tokenizer
-from tests.training_models import qwen2, tokenizer
+from tests.training_models import pairs, qwen2, tokenizer
 
 ROOT = Path(__file__).parent.parent
 META, REJECTS = "dpo_training.meta.json", "dpo_training.rejects.jsonl"
@@ -108,7 +108,9 @@ def test_the_command_trains_and_says_so_the_second_time(settings):
     assert float(rows[-1]["rewards/margins"]) > 0.05 > abs(float(rows[0]["rewards/margins"]))
     assert rows[-1]["eval_loss"] and not rows[0]["eval_loss"]
     meta = json.loads((out / META).read_text())
-    assert meta["pairs"] == {"train pairs": 46, "validation pairs": 6}
+    assert meta["pairs"] == {
+        "train pairs": 46, "validation pairs": 6, "validation pairs measured": 6,
+    }  # fmt: skip
     assert meta["reload_difference"] <= 1e-4
     assert "52" not in (out / "README.md").read_text().split("## Settings")[0]
     assert "- train pairs: 46" in (out / "README.md").read_text()
@@ -277,6 +279,21 @@ def test_settings_that_cannot_work_end_in_a_sentence(settings, changes, sentence
     with pytest.raises(SystemExit, match=sentence):
         main(settings.model_copy(update=changes))
     assert not (settings.output / "checkpoints").exists()
+
+
+def test_validation_pairs_are_drawn_by_prompt_whatever_their_order():
+    rows = pairs([3, 2, 4, 1, 2])
+    drawn = draw(rows, 5, seed=1)
+    assert len(drawn) == 5 and {p.id for p in drawn} == {p.id for p in draw(rows[::-1], 5, seed=1)}
+    prompts = [pair.prompt_ids.tobytes() for pair in drawn]
+    assert prompts == sorted(prompts, key=prompts.index)  # those of one prompt stand together
+    assert {p.id for p in draw(rows, 5, seed=2)} != {p.id for p in drawn}
+    assert len(draw(rows, None, seed=1)) == 12
+
+
+def test_the_model_is_not_overwritten(settings, base):
+    with pytest.raises(SystemExit, match="is the model itself"):
+        main(settings.model_copy(update={"output": base}))
 
 
 def test_an_item_in_train_and_validation_is_refused(settings, data, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from prefpipe.training.curve import curve_rows, write_csv
+from prefpipe.training.loading import load_model
 from prefpipe.training.saving import check_reloaded, mean_logps, save_model, weight_dtype
 from tests.training_models import pairs, qwen2, tokenizer
 
@@ -18,6 +19,16 @@ def test_a_model_that_was_not_saved_whole_is_noticed(tmp_path):
         broken.lm_head.weight[int(rows[0].chosen_ids[0])] += 0.05
     with pytest.raises(RuntimeError, match="was not saved whole"):
         check_reloaded(expected, broken, rows, tmp_path)
+
+
+def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
+    """safetensors maps the file; one that is written anew, as `cp` does it, showed through."""
+    save_model(qwen2(), tokenizer(), tmp_path)
+    model = load_model(tmp_path, device="cpu")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:4000] + bytes(len(content) - 4000))
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_mean_logps_are_those_of_the_models_own_loss():

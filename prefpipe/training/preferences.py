@@ -295,4 +295,3 @@ def check_scores(
             "rounding): it was not saved whole, its head perhaps. The checkpoints are kept"
         )
     return largest
-
