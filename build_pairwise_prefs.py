@@ -15,7 +15,8 @@ score = weight_grounding * grounding + weight_keywords * keyword_coverage
         - weight_length * length_penalty
 
 An abstention ("I don't know") may win only where the context does not answer, that is where the
-best document's score is under answer_threshold; prefpipe/heuristics.py has the rules.
+best document's score is under answer_threshold; prefpipe/heuristics.py has the rules. An answer that
+was cut at max_new_tokens may be rejected, but never chosen.
 
     uv run build_pairwise_prefs.py --num-candidates 8 --scorer both
 """
@@ -74,7 +75,8 @@ class Settings(config.ModelStage, env_prefix="PAIRWISE_PREFS_"):
     num_candidates: Annotated[int, Field(ge=2)] = 4
     """Answers sampled for each query, each from a seed of its own."""
     temperature: float = 0.7
-    top_p: config.Share = 0.9
+    top_p: config.TopP = 0.9
+    """The likeliest tokens that have this share of the probability; 1: all."""
     top_k: int = 0
     """0: all tokens."""
     keywords: list[str] = []
@@ -90,7 +92,7 @@ class Settings(config.ModelStage, env_prefix="PAIRWISE_PREFS_"):
     free_characters: config.Positive = 600
     """The length penalty is 0 for answers up to here ..."""
     full_characters: config.Positive = 1800
-    """... and rises evenly to 1 here; an answer cut at max_new_tokens has 1."""
+    """... and rises evenly to 1 here."""
     answer_threshold: float = 0.35
     """A context whose best document scores less is held not to answer: abstaining is right there."""
     abstentions: list[str] = list(heuristics.ABSTENTIONS)
@@ -152,7 +154,6 @@ def score_candidates(
             cosine,
             keywords,
             rules,
-            is_cut=candidate.finish_reason == "length",
             is_answerable=context_answers(found, s),
             abstentions=s.abstentions,
         )
@@ -189,11 +190,15 @@ def build_pair(
     values = [score.score for score in scored]
     if s.scorer == "judge" and judge_scores is not None:
         values = list(judge_scores)
-    may_win = [not (is_answerable and score.is_abstention) for score in scored]
-    best, worst = heuristics.pick_extremes(values, [c.text for c in candidates], may_win)
+    may_win = [
+        candidate.finish_reason == "stop" and not (is_answerable and score.is_abstention)
+        for candidate, score in zip(candidates, scored, strict=True)
+    ]
+    extremes = heuristics.pick_extremes(values, [c.text for c in candidates], may_win)
+    if extremes is None:
+        return Reject(id=entry.id, reason="no_winner", detail="all abstain or are cut")
+    best, worst = extremes
     margin = round(values[best] - values[worst], 6)
-    if not may_win[best]:
-        return Reject(id=entry.id, reason="only_abstentions", detail="the context answers")
     if margin < s.min_margin:
         return Reject(
             id=entry.id, reason="small_margin", detail=f"{margin}, wanted {s.min_margin} or more"

@@ -447,10 +447,10 @@ def difference(old: dict[str, str], new: dict[str, str]) -> str:
 class RowLog(Generic[R]):
     """Rows done so far, one line each, so that a stopped run goes on where it stood.
 
-    The first line is the fingerprint of what makes rows comparable: a log of another one is
-    refused, never mixed in. A last line cut short by a kill is dropped; any other wrong line raises
-    DataError. Failures are not logged, so the next run tries them again. In memory is one offset a
-    row; the rows stay on disk. Two processes on one log: the second is refused.
+    The first line is the fingerprint of what makes rows comparable: a log with rows of another one
+    is refused, never mixed in. A last line cut short by a kill is dropped; any other wrong line
+    raises DataError. Failures are not logged, so the next run tries them again. In memory is one
+    offset a row; the rows stay on disk. Two processes on one log: the second is refused.
     """
 
     def __init__(self, path: Path, row_type: type[R], mark: dict[str, str]) -> None:
@@ -460,17 +460,20 @@ class RowLog(Generic[R]):
         header = json.dumps(mark, ensure_ascii=False).encode() + b"\n"
         self._file.seek(0)
         first = self._file.readline()
-        if not first.endswith(b"\n"):  # new, or killed in its very first write
-            self._file.truncate(0)
-            self._append(header)
-        elif first != header:
-            was = _parse_mark(first, path)
-            raise DataError(
-                f"{path}:1: a stopped run with other settings or input ({difference(was, mark)}); "
-                "--overwrite starts anew"
-            )
-        else:
+        if first == header:
             self._load(len(first))
+            return
+        if first.endswith(b"\n"):
+            was = _parse_mark(first, path)
+            if self._file.read(1):
+                changed = difference(was, mark)
+                raise DataError(
+                    f"{path}:1: a stopped run with other settings or input ({changed}); "
+                    "--overwrite starts anew"
+                )
+        # new, or killed in its very first write, or of other settings and without a row
+        self._file.truncate(0)
+        self._append(header)
 
     def _load(self, start: int) -> None:
         self._file.seek(start)

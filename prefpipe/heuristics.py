@@ -75,14 +75,13 @@ def score_answer(
     keywords: Sequence[str],
     rules: Rules,
     *,
-    is_cut: bool = False,
     is_answerable: bool = True,
     abstentions: Sequence[str] = ABSTENTIONS,
 ) -> Score:
     """The score of one answer; it depends on nothing but these arguments.
 
-    cosine: of the answer and its context, -1 to 1. is_cut: it ran into the token limit, and has the
-    full length penalty. is_answerable: the context is held to answer the question.
+    cosine: of the answer and its context, -1 to 1. is_answerable: the context is held to answer the
+    question.
     """
     abstains = is_abstention(text, abstentions)
     if abstains:
@@ -90,7 +89,7 @@ def score_answer(
     else:
         grounding = round(min(max(cosine, 0.0), 1.0), 4)  # more digits depend on the machine
         coverage = keyword_coverage(text, keywords)
-        penalty = 1.0 if is_cut else length_penalty(text, rules)
+        penalty = length_penalty(text, rules)
     score = rules.grounding * grounding + rules.keywords * coverage - rules.length * penalty
     return Score(
         score=round(score, 6),
@@ -157,10 +156,11 @@ def _plain(text: str) -> str:
 
 def pick_extremes(
     scores: Sequence[float], texts: Sequence[str], may_win: Sequence[bool]
-) -> tuple[int, int]:
-    """Places of the best and of the worst text, whatever order they come in.
+) -> tuple[int, int] | None:
+    """Places of the best text that may win, and of the worst of the others; None: no text may win.
 
-    One that may not win stands behind all that may. Equal scores are put in order by the text.
+    Equal scores are put in order by the text, so the order they come in does not matter.
     """
-    order = sorted(range(len(texts)), key=lambda i: (may_win[i], scores[i], texts[i]))
-    return order[-1], order[0]
+    order = sorted(range(len(texts)), key=lambda i: (scores[i], texts[i]))
+    best = next((i for i in reversed(order) if may_win[i]), None)
+    return None if best is None else (best, next(i for i in order if i != best))

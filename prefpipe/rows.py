@@ -331,7 +331,7 @@ class ScoreParts(TypedDict):
     keyword_coverage: float
     """Share of the keywords that the candidate mentions."""
     length_penalty: float
-    """0 (short enough) to 1 (far too long, or cut at the token limit)."""
+    """0 (short enough) to 1 (far too long)."""
     is_abstention: bool
     """It says that it does not know."""
     judge_score: float | None

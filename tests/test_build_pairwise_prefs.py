@@ -189,7 +189,7 @@ def test_what_is_left_out_is_told_by_reason(home, capsys):
     assert rejects_of(s) == {
         "a": "equal_texts",
         "b": "equal_texts",
-        "c": "only_abstentions",
+        "c": "no_winner",
         "d": "small_margin",
         "e": "scripted_failure",
         "f": "empty_query",
@@ -327,9 +327,33 @@ def test_chosen_never_equals_rejected_and_never_scores_less(texts, cosines, answ
         return
     chosen, rejected = (str(side[0]["content"]) for side in (pair.chosen, pair.rejected))  # pyright: ignore[reportArgumentType]
     assert chosen.split() != rejected.split()
-    assert pair.chosen_parts["score"] >= pair.rejected_parts["score"]
+    assert pair.margin == pytest.approx(
+        pair.chosen_parts["score"] - pair.rejected_parts["score"], abs=1e-6
+    )
     assert pair.chosen_parts["score"] == max(score.score for score in scored)
     assert pair.rejected_parts["score"] == min(score.score for score in scored)
+
+
+def test_an_answer_that_was_cut_is_rejected_at_most_and_never_chosen():
+    s = Settings(min_margin=0, answer_threshold=0)
+    rows = [candidate(text, k) for k, text in enumerate(("ab ab", "ab", "b"))]
+    rows[0] = rows[0].model_copy(update={"finish_reason": "length"})
+    entry = Entry(id="q", query="ab", code="", description="", keywords=["ab"])
+    found = Retrieved(
+        id="q", document_ids=["d"], store_rows=[0], scores=[0.5], context="ab b", is_cut=False
+    )
+
+    def pair(cosines):
+        scored = build_pairwise_prefs.score_candidates(entry, found, rows, cosines, s)
+        return build_pairwise_prefs.build_pair(entry, found, rows, scored, None, s)
+
+    best_is_cut = pair([0.9, 0.6, 0.3])
+    assert isinstance(best_is_cut, RagPair)
+    assert (best_is_cut.chosen_sample, best_is_cut.rejected_sample) == (1, 2)
+    worst_is_cut = pair([-0.9, 0.6, 0.9])
+    assert isinstance(worst_is_cut, RagPair)
+    # 0.7 * 0.6 + 0.3 = 0.72 against 0.7 * 0 + 0.3 = 0.3; the third has 0.7 * 0.9 + 0 = 0.63
+    assert (worst_is_cut.chosen_sample, worst_is_cut.rejected_sample) == (1, 0)
 
 
 def test_a_context_is_cut_at_white_space_and_says_so():

@@ -76,7 +76,9 @@ def test_a_kill_at_any_byte_loses_at_most_the_row_being_written(ids, cut):
 
 
 def test_a_log_of_other_settings_is_refused_and_the_difference_named(tmp_path):
-    RowLog(tmp_path / "log", Note, MARK).close()
+    log = RowLog(tmp_path / "log", Note, MARK)
+    log.add(Note(id="a"))
+    log.close()
     other = MARK | {"setting n": "16", "input items.jsonl": "cd"}
     with pytest.raises(DataError) as error:
         RowLog(tmp_path / "log", Note, other)
@@ -84,6 +86,15 @@ def test_a_log_of_other_settings_is_refused_and_the_difference_named(tmp_path):
         f"{tmp_path}/log:1: a stopped run with other settings or input "
         "(setting n 8 -> 16; input items.jsonl); --overwrite starts anew"
     )
+
+
+def test_a_log_without_a_row_keeps_nobody_from_other_settings(tmp_path):
+    RowLog(tmp_path / "log", Note, MARK).close()
+    other = MARK | {"setting n": "16"}
+    log = RowLog(tmp_path / "log", Note, other)
+    log.add(Note(id="a"))
+    log.close()
+    assert len(RowLog(tmp_path / "log", Note, other)) == 1
 
 
 def test_a_wrong_line_before_the_last_is_an_error_with_its_number(tmp_path):

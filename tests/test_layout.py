@@ -23,7 +23,7 @@ PROFILES = sorted((ROOT / "profiles").glob("*.toml"))
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("[a-z]*/README.md"))]
 STAGE_NAMES = {p.stem for p in STAGES}
 HEAVY = ("torch", "transformers", "trl", "peft", "faiss", "openai", "pandas", "datasets", "scipy")
-SAYS_IT_ALL = re.compile(r"input|output|seed|temperature|\w+_column")
+SAYS_IT_ALL = re.compile(r"input|output|seed|temperature|top_k|\w+_column")
 each_stage = pytest.mark.parametrize("path", STAGES, ids=lambda p: p.stem)
 each_module = pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 each_profile = pytest.mark.parametrize("path", PROFILES, ids=lambda p: p.stem)
@@ -231,13 +231,41 @@ def test_the_published_recipe_reaches_its_stages(tmp_path):
     assert shown("accuracy")["base"] == shown("inference_all")["model"] == qwen
 
 
-def test_pipeline_sh_names_each_stage_once_and_no_other():
+def paths_of_the_pipeline() -> dict[str, list[list[str]]]:
+    """The commands of each path of pipeline.sh, as words."""
+    script = (ROOT / "pipeline.sh").read_text(encoding="utf-8").replace("\\\n", " ")
+    functions = re.findall(r"^(\w+)\(\) \{\n(.*?)^\}", script, re.M | re.S)
+    return {
+        name: [
+            shlex.split(line, comments=True)[1:] for line in re.findall(r"^ *run .*$", body, re.M)
+        ]
+        for name, body in functions
+    }
+
+
+def test_pipeline_sh_runs_each_stage_in_some_path_and_no_other():
+    paths = paths_of_the_pipeline()
+    for name, commands in paths.items():
+        scripts = [words[0] for words in commands]
+        assert len(set(scripts)) == len(scripts), f"{name}: a stage stands twice"
+        assert not [s for s in scripts if s.endswith(".py") and not (ROOT / s).is_file()], name
+    run = {Path(words[0]).stem for commands in paths.values() for words in commands}
+    assert not STAGE_NAMES - run, "in no path"
+
+
+def test_the_options_in_pipeline_sh_are_those_of_the_stages():
+    for commands in paths_of_the_pipeline().values():
+        for script, *words in commands:
+            if Path(script).stem in STAGE_NAMES:
+                options = {word.partition("=")[0] for word in words if word.startswith("--")}
+                assert options <= options_of(Path(script).stem), script
+
+
+def test_pipeline_sh_stops_at_the_first_failure_and_has_a_case_for_each_path():
     script = (ROOT / "pipeline.sh").read_text(encoding="utf-8")
-    run = re.findall(r"^\s*run (\w+)\.py\b", script, re.M)
-    assert sorted(set(run)) == sorted(run), "a stage stands twice"
-    assert set(run) <= STAGE_NAMES
-    assert not STAGE_NAMES - set(re.findall(r"(\w+)\.py\b", script)), "a stage is in no path"
     assert "set -euo pipefail" in script
+    for name in paths_of_the_pipeline():
+        assert re.search(rf'^  {name}(\|\w+)*\) {name} "\$@"', script, re.M), name
 
 
 def test_pipeline_sh_is_valid_bash_and_refuses_an_unknown_path():
@@ -284,6 +312,7 @@ def test_every_file_kind_is_in_the_data_readme():
         name
         for name, kind in vars(prefpipe.rows).items()
         if inspect.isclass(kind) and issubclass(kind, prefpipe.rows.Row) and name != "Row"
+        if "a line of the resume log" not in (kind.__doc__ or "")
     }
     assert not {name for name in kinds if not re.search(rf"\b{name}\b", text)}
 
