@@ -84,7 +84,7 @@ def main(s: Settings, engines: dict[Judge, Any] | None = None) -> None:
     sets = {name: path for name, path in every.items() if name not in sources.QUESTIONS}
     sets = sets if "judge" in s.kind else {}
     pairs = s.pairs if "judge" in s.kind and s.engine == "local" else None
-    scored = [
+    scored: list[tuple[Kind, str]] = [
         (kind, name) for kind in s.kind for name in every if kind != "judge" or name not in sets
     ]
     outputs = {

@@ -174,8 +174,8 @@ def read_pairs(
 def draw(pairs: "list[TokenizedPair]", count: int | None, seed: int) -> "list[TokenizedPair]":
     """The first `count` pairs in an order of their prompts drawn by seed; pairs of one stay together."""
 
-    def place(pair: "TokenizedPair") -> bytes:
-        return hashlib.sha256(f"{seed}:".encode() + pair.prompt_ids.tobytes()).digest()
+    def place(pair: "TokenizedPair") -> tuple[bytes, str]:
+        return hashlib.sha256(f"{seed}:".encode() + pair.prompt_ids.tobytes()).digest(), pair.id
 
     return sorted(pairs, key=place)[:count]
 

@@ -126,7 +126,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
 
 
 def training_arguments(s: Settings, bf16: bool) -> Any:
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     return SFTConfig(**s.trainer_arguments(s.output / "checkpoints", bf16))
 

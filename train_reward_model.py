@@ -151,7 +151,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
 
 
 def training_arguments(s: Settings, bf16: bool) -> Any:
-    from trl import RewardConfig
+    from trl.trainer.reward_config import RewardConfig
 
     return RewardConfig(
         **s.trainer_arguments(s.output / "checkpoints", bf16),

@@ -87,7 +87,8 @@ def train(which: str, rows: Sequence[Any], tokens: Sequence[Any], folder: str) -
     import numpy as np
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import RewardConfig, RewardTrainer
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
 
     from prefpipe.training.reward import PrefixSharedRewardTrainer
 

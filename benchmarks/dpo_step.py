@@ -101,7 +101,11 @@ def make_pairs(shape: Shape) -> list[TokenizedPair]:
 
 def make_model(shape: Shape) -> PreTrainedModel:
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(Qwen2Config(**shape.model, attn_implementation="sdpa"))
+    config = Qwen2Config(
+        **shape.model,
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
+    )
+    return Qwen2ForCausalLM(config)
 
 
 def step_of(trainer: Any, batch_pairs: int) -> Callable[[], float]:

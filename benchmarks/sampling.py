@@ -81,7 +81,7 @@ CURVES += [Shape(f"prompt_{p}", SMALL, p, 64, 8, prompts=2) for p in (100, 400, 
 SETTINGS = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 
 
-def make_model(shape: Shape) -> PreTrainedModel:
+def make_model(shape: Shape) -> Qwen2ForCausalLM:
     torch.manual_seed(0)
     return Qwen2ForCausalLM(Qwen2Config(**shape.model, eos_token_id=0, bos_token_id=None)).eval()
 
@@ -122,7 +122,7 @@ def make_requests(shape: Shape) -> list[Request]:
 
 
 def make_sides(
-    shape: Shape, model: PreTrainedModel, with_batch: bool
+    shape: Shape, model: Qwen2ForCausalLM, with_batch: bool
 ) -> dict[str, Callable[[], int]]:
     """What each side does in a round; returns the number of new tokens."""
     tokenizer, requests = make_tokenizer(shape), make_requests(shape)
@@ -143,11 +143,16 @@ def make_sides(
         return sum(c.new_tokens for r in results if not isinstance(r, Failure) for c in r)
 
     def num_return_sequences() -> int:
-        out = model.generate(ids, num_return_sequences=shape.samples, **options)
+        out = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            ids, num_return_sequences=shape.samples, **options
+        )
         return out[:, shape.prompt_tokens :].numel()
 
     def runs_of_generate() -> int:
-        outs = [model.generate(ids, **options) for _ in range(shape.samples)]
+        outs = [
+            model.generate(ids, **options)  # pyright: ignore[reportAttributeAccessIssue]
+            for _ in range(shape.samples)
+        ]
         return sum(out[:, shape.prompt_tokens :].numel() for out in outs)
 
     def generate_batch() -> int:
@@ -218,7 +223,7 @@ def same_texts_in_bfloat16() -> float:
     """Share of texts that are the same in two batchings, with weights in bfloat16."""
     shape = replace(SHAPES[-1], prompts=16)
     model, tokenizer, requests = make_model(shape), make_tokenizer(shape), make_requests(shape)
-    model = model.to(torch.bfloat16)
+    model = model.bfloat16()
 
     def texts(max_samples: int) -> list[str]:
         results = LocalEngine(model, tokenizer, max_samples=max_samples).generate(requests)

@@ -49,9 +49,10 @@ def by_implicit_reward(base: Any, tuned: Any, questions: Sequence[Question]) -> 
 
     def texts() -> Iterator[tuple[list[Message], list[str]]]:
         for q in questions:
-            alone = isinstance(q.prompt, str)
-            turns = [Message(role="user", content=q.prompt)] if alone else q.prompt
-            yield list(turns), responses_of(q)  # pyright: ignore[reportReturnType]
+            prompt = q.prompt
+            alone = isinstance(prompt, str)
+            turns = [Message(role="user", content=prompt)] if alone else list(prompt)
+            yield turns, responses_of(q)
 
     both = zip(questions, base.score(texts()), tuned.score(texts()), strict=True)
     for question, before, after in both:

@@ -38,7 +38,11 @@ def pairwise_matches(
     for match in matches:
         by_id.setdefault(match.id, []).append(match)
     questions = (
-        (*contests[id], [(match.first, match.second) for match in members])
+        (
+            contests[id].prompt,
+            contests[id].responses,
+            [(match.first, match.second) for match in members],
+        )
         for id, members in by_id.items()
     )
     found: dict[Match, float] = {}

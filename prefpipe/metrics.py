@@ -7,7 +7,7 @@ an accuracy, and is in no rate that needs a verdict; the readable share stands b
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -279,12 +279,18 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 
     if len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    return float(spearmanr(first, second).statistic)
+    return float(spearmanr(first, second).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+LengthBucket = TypedDict(  # a call: `from` is a keyword
+    "LengthBucket",
+    {"from": int, "to": int, "n": int, "accuracy": float, "interval": list[float]},
+)
 
 
 def length_buckets(
     differences: Sequence[int], scores: Sequence[float], buckets: int = 5
-) -> list[dict[str, float | int | list[float]]]:
+) -> list[LengthBucket]:
     """Accuracy by length difference (chosen - rejected), in buckets of about equal size.
 
     Equal differences share a bucket, so there can be fewer; from and to are both inside.
@@ -293,7 +299,7 @@ def length_buckets(
     edges = {int(np.asarray(differences)[part[0]]) for part in np.array_split(order, buckets) if len(part)}  # fmt: skip
     starts = sorted(edges)
     place = np.searchsorted(starts, differences, side="right") - 1
-    made = []
+    made: list[LengthBucket] = []
     for k in range(len(starts)):
         inside = [i for i in range(len(place)) if place[i] == k]
         accuracy = share_with_interval([scores[i] for i in inside])

@@ -183,7 +183,9 @@ def use_own_pad_token(tokenizer: Tokenizer, model: PreTrainedModel) -> None:
         known = [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
         found = (t for t in known if t and tokenizer.convert_tokens_to_ids(t) != last)
         tokenizer.pad_token = next(found, None) or "[PAD]"
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        embeddings = model.get_input_embeddings().weight
+        assert isinstance(embeddings, torch.Tensor)
+        if len(tokenizer) > embeddings.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
@@ -329,7 +331,9 @@ class RewardModel:
 
     def _shared(self, rows: list[Sequence[int]]) -> list[float]:
         bare = bare_model(self.model)
-        outputs, last = shared_pass.run_tree(bare.base_model, rows)
+        backbone = bare.base_model
+        assert isinstance(backbone, PreTrainedModel)
+        outputs, last = shared_pass.run_tree(backbone, rows)
         with torch.inference_mode():
             head: Any = bare.score
             return head(outputs.last_hidden_state[0, last])[:, 0].float().tolist()

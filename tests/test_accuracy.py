@@ -7,7 +7,8 @@ from itertools import count
 
 import pytest
 
-from accuracy import Settings, main, parse_benchmarks
+from accuracy import JUDGES, Settings, main, parse_benchmarks
+from accuracy import Judge as JudgeName
 from prefpipe import pairing
 from prefpipe.files import DataError, write_rows
 from prefpipe.llm import Failure
@@ -199,7 +200,10 @@ def test_a_run_killed_half_way_asks_and_scores_nothing_twice(s, engines, tmp_pat
 
             return answer
 
-        again = {"base": Judge("base", die(first)), "tuned": Judge("tuned", die(right))}
+        again: dict[JudgeName, Judge] = {
+            "base": Judge("base", die(first)),
+            "tuned": Judge("tuned", die(right)),
+        }
         try:
             main(killed, again)
         except KeyboardInterrupt:
@@ -255,7 +259,7 @@ def test_benchmarks_are_judged_beside_the_validation_items(s, engines, tmp_path)
 
 
 def test_nothing_readable_is_no_share_and_no_crash(s):
-    mute = {name: Judge(name, lambda request: "?") for name in ("base", "tuned")}
+    mute: dict[JudgeName, Judge] = {name: Judge(name, lambda request: "?") for name in JUDGES}
     main(s, mute)
     found = report(s)["judging"]["validation"]["base"]
     assert (found["accuracy"], found["readable"], found["agreement"]) == (0.0, 0.0, None)

@@ -42,6 +42,7 @@ def settings(tmp_path):
         options = {
             "kind": ["reward"],
             "items": None,
+            "pairs": None,
             "benchmark": [f"sky={write_jsonl(tmp_path / 'pairs.jsonl', PAIRS)}"],
             "output": tmp_path / "accuracy",
             "base": "none",

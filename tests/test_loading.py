@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Qwen2ForCausalLM
 
 from prefpipe import prompts
 from prefpipe.llm import Failure, Request
@@ -170,7 +170,7 @@ def test_a_sequence_classifier_loads_by_the_same_function(folder):
     model = load_model(
         folder, device="cpu", auto_class=AutoModelForSequenceClassification, num_labels=1
     )
-    assert model.score.out_features == 1
+    assert isinstance(model.score, torch.nn.Linear) and model.score.out_features == 1
 
 
 def test_a_narrow_qwen2_7b_in_4bit_gives_generates_greedy_tokens(tmp_path):
@@ -189,14 +189,14 @@ def test_a_narrow_qwen2_7b_in_4bit_gives_generates_greedy_tokens(tmp_path):
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     engine = open_local(tmp_path, load_in_4bit=True)
-    assert engine.model.is_loaded_in_4bit
+    assert isinstance(engine.model, Qwen2ForCausalLM) and engine.model.is_loaded_in_4bit
     request = Request("a", (Message(role="user", content="hello you"),), max_new_tokens=10)
     [result] = engine.generate([request])
     assert not isinstance(result, Failure)
     [found] = result
     ids = torch.tensor([prompts.prompt_ids(engine.tokenizer, request.messages)])
     ids = ids.to(engine.model.device)
-    out = engine.model.generate(
+    out = engine.model.generate(  # pyright: ignore[reportAttributeAccessIssue]
         ids,
         attention_mask=torch.ones_like(ids),
         do_sample=False,

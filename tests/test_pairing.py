@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prefpipe import pairing
 from prefpipe.files import DataError
 from prefpipe.pairing import NearDuplicates, build_item, build_judgment_pairs, shingles, swap
-from prefpipe.rows import CleanJudgment, Item, Message, Preference, Reject
+from prefpipe.rows import CleanJudgment, Item, Message, Preference, Reject, Variant
 from prefpipe.verdicts import parse_verdict
 from tests.examples import item, judgment, says
 
@@ -212,9 +212,10 @@ def sampled(*verdicts: int | None, reason: str = "r") -> list[CleanJudgment]:
 
 def told(right: int | None, wrong: int | None) -> list[CleanJudgment]:
     """The judgments for the right (1) and for the wrong (2) hint, by what was read."""
+    read: list[tuple[Variant, int, int | None]] = [("guide", 1, right), ("guide_reverse", 2, wrong)]
     return [
         cleaned(judgment("a", 0, says(v, name) if v else "?", variant=name, hint=hint), v)
-        for name, hint, v in (("guide", 1, right), ("guide_reverse", 2, wrong))
+        for name, hint, v in read
     ]
 
 

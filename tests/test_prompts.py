@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from prefpipe import prompts
 from prefpipe.llm import Request
 from prefpipe.prompts import TemplateError, judge_prompt
-from prefpipe.rows import JudgmentPair, Message
-from prefpipe.training.dataset import PairTokenizer
+from prefpipe.rows import JudgmentPair, Language, Message
+from prefpipe.training.dataset import PairTokenizer, TokenizedPair
 from tests.tokenizers_of_chats import FAMILIES, MISTRAL, QWEN2, tokenizer_of
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
-TEXTS = {
+TEXTS: dict[Language, tuple[str, str, str]] = {
     "en": ("What is 2+2?", "It is 4.", "It is 5."),
     "zh": ("2加2等于几?", "等于4。", "等于5。"),
 }
@@ -217,6 +217,7 @@ def test_j2_sampled_trained_and_scored_ids_are_the_same(tokenizers, family):
         }
     )  # fmt: skip
     trained = PairTokenizer(tokenizer, 10_000)(pair)
+    assert isinstance(trained, TokenizedPair)
     assert trained.prompt_ids.tolist() == sampled
     assert trained.chosen_ids.tolist() == prompts.completion_ids(tokenizer, answer)
     whole = prompts.render(tokenizer, [user(prompt)])

@@ -15,6 +15,7 @@ from prefpipe.verdicts import render_judgment
 from rank_responses import Settings, main, rank_by_matches, rank_by_reward, to_preference
 from tests.preference_data import save_base, write_jsonl
 from tests.test_shared_pass import pairwise_model, reward_model
+from tests.training_models import scorable
 
 ROWS = [
     {"id": "a", "prompt": "Q a", "responses": ["bad", "good", "fair"], "right": [False, True, False]},
@@ -117,7 +118,7 @@ def test_a_stopped_run_asks_only_for_what_is_left_and_ends_in_the_same_bytes(set
     whole = settings(output=tmp_path / "whole", prompts_at_once=1)
     main(whole, lambda rows: rank_by_reward(Scorer(), rows))  # pyright: ignore[reportArgumentType]
     s = settings(output=tmp_path / "stopped", prompts_at_once=1)
-    calls = []
+    calls: list[list[str] | None] = []
 
     def fails_at_the_third(rows):
         calls.append([row.id for row in rows])
@@ -215,8 +216,9 @@ def test_the_pairwise_model_s_matches_are_its_comparisons():
     matches = [Match("q", 0, 1), Match("r", 1, 0), Match("q", 2, 1)]
     found = pairwise_matches(model, contests, matches, {})
     for match, p in zip(matches, found, strict=True):
-        alone = next(model.compare([(*contests[match.id], [(match.first, match.second)])]))
-        assert p == pytest.approx(alone[0].p, abs=1e-4)  # pyright: ignore[reportIndexIssue]
+        prompt, responses = contests[match.id]
+        alone = next(model.compare([(prompt, responses, [(match.first, match.second)])]))
+        assert p == pytest.approx(scorable(alone)[0].p, abs=1e-4)
 
 
 def test_a_prompt_too_long_for_the_model_is_a_reject_and_others_are_ranked(settings):
@@ -235,9 +237,9 @@ def test_the_reward_model_s_scores_rank(settings):
     model = reward_model()
     row = Responses(id="q", prompt="Q", responses=["one", "two", "three"])
     made = rank_by_reward(model, [row])["q"]
-    scores = next(model.score([("Q", row.responses)]))
+    scores = scorable(next(model.score([("Q", row.responses)])))
     assert not isinstance(made, Reject) and made.scores is not None
-    assert made.scores == pytest.approx(sorted(scores, reverse=True), abs=1e-4)  # pyright: ignore
+    assert made.scores == pytest.approx(sorted(scores, reverse=True), abs=1e-4)
 
 
 @pytest.mark.parametrize("by", ["reward", "pairwise"])

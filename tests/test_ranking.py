@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ class Scored:
     """Compares by a known score of each response, and remembers its calls."""
 
     def __init__(self, scores: dict[str, list[float]]) -> None:
-        self.scores, self.calls = scores, []
+        self.scores = scores
+        self.calls: list[list[Match]] = []
 
-    def __call__(self, matches: list[Match]) -> list[float | None]:
+    def __call__(self, matches: Sequence[Match]) -> list[float | None]:
         self.calls.append(list(matches))
         return [
             1 / (1 + math.exp(self.scores[m.id][m.second] - self.scores[m.id][m.first]))

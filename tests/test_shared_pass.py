@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from prefpipe import shared_pass
 from prefpipe.files import DataError
@@ -27,8 +27,9 @@ from prefpipe.reward import (
     max_positions,
     use_own_pad_token,
 )
+from prefpipe.rows import Message
 from tests.test_training_reward import classifier
-from tests.training_models import qwen2, tokenizer
+from tests.training_models import qwen2, scorable, tokenizer
 
 # ---- one row of many sequences -------------------------------------------------------------------
 
@@ -76,7 +77,7 @@ def test_the_tree_holds_every_sequence(seed):
 
 # ---- reward scores -------------------------------------------------------------------------------
 
-QUESTIONS = [
+QUESTIONS: list[tuple[str | list[Message], list[str]]] = [
     ("What is 2 + 2?", ["4", "It is five, I think.", "4", "four"]),
     ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."},
       {"role": "user", "content": "Who are you?"}], ["Nobody.", "A model, and you?"]),
@@ -107,7 +108,7 @@ def alone(scorer, prompt, response, left_padding=0):
 def test_prefix_sharing_padding_side_and_batch_size_change_no_score(share, tokens):
     scorer = reward_model(share_prompts=share, max_batch_tokens=tokens)
     assert scorer.share_prompts is share
-    found = list(scorer.score(QUESTIONS))
+    found = [scorable(scores) for scores in scorer.score(QUESTIONS)]
     for (prompt, responses), scores in zip(QUESTIONS, found, strict=True):
         for response, score in zip(responses, scores, strict=True):
             assert score == pytest.approx(alone(scorer, prompt, response), abs=1e-4)
@@ -119,8 +120,9 @@ def test_r9_pad_equal_to_eos_does_not_move_the_place_of_the_score():
     """The tokenizer's only pad is its end of turn: the score is still read at the end of turn."""
     tok = tokenizer()
     tok.pad_token = tok.eos_token
-    model = classifier(vocab_size=300)
-    model.config.pad_token_id = tok.eos_token_id  # what a naive set-up leaves behind
+    model, eos = classifier(vocab_size=300), tok.eos_token_id
+    assert isinstance(eos, int)
+    model.config.pad_token_id = eos  # what a naive set-up leaves behind
     row = [5, 6, 7, 8, end_of_turn_id(tok)]
     with torch.no_grad():
         hidden = model.model(input_ids=torch.tensor([row])).last_hidden_state[0]
@@ -147,7 +149,8 @@ def test_r9_a_tokenizer_whose_only_special_token_is_the_end_of_turn_gets_a_pad_t
     before = alone(reward_model(classifier(vocab_size=len(tok))), "Q", "A")
     use_own_pad_token(tok, model)
     assert tok.pad_token_id not in (None, tok.eos_token_id)
-    assert model.get_input_embeddings().weight.shape[0] >= len(tok)
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding) and embeddings.weight.shape[0] >= len(tok)
     assert alone(RewardModel(model, tok, RewardFormat(512, True), True), "Q", "A") == (
         pytest.approx(before, abs=1e-5)
     )
@@ -156,9 +159,13 @@ def test_r9_a_tokenizer_whose_only_special_token_is_the_end_of_turn_gets_a_pad_t
 def test_r7_a_long_prompt_is_cut_from_its_left_and_counted_or_left_out_by_name():
     tok = tokenizer()
     prompt = "begin " + "word " * 40 + "end of it"
-    turns = [{"role": "user", "content": "earlier"}, {"role": "assistant", "content": "yes"}]
+    turns: list[Message] = [
+        {"role": "user", "content": "earlier"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": prompt},
+    ]
     cutting = RewardTokenizer(tok, RewardFormat(80, True), True)
-    made = cutting([*turns, {"role": "user", "content": prompt}], ["short", "a longer response"])
+    made = cutting(turns, ["short", "a longer response"])
     assert not isinstance(made, Unscorable)
     text = tok.decode(made.prompt_ids)
     assert "end of it" in text and "begin" not in text and "earlier" not in text
@@ -173,14 +180,15 @@ def test_r7_a_long_prompt_is_cut_from_its_left_and_counted_or_left_out_by_name()
 def test_an_empty_prompt_has_no_score_but_its_neighbours_do():
     found = list(reward_model().score([("Q", ["a", "b"]), (" ", ["a", "b"]), ("Q", ["b", "a"])]))
     assert isinstance(found[1], Unscorable) and found[1].reason == "empty_prompt"
-    assert found[0] == pytest.approx(found[2][::-1], abs=1e-5)
+    assert scorable(found[0]) == pytest.approx(scorable(found[2])[::-1], abs=1e-5)
 
 
 def bert():
     torch.manual_seed(0)
     shape = BertConfig(
         vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=48, num_labels=1, max_position_embeddings=40, initializer_range=0.2,
+        intermediate_size=48, max_position_embeddings=40, initializer_range=0.2,
+        num_labels=1,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     return BertForSequenceClassification(shape).eval()
 
@@ -188,7 +196,7 @@ def bert():
 def bert_tokenizer():
     letters = [chr(c) for c in range(97, 123)]
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
-    return BertTokenizerFast(vocab={word: k for k, word in enumerate(words)})
+    return BertTokenizer(vocab={word: k for k, word in enumerate(words)})
 
 
 def test_an_encoder_reads_prompt_and_response_as_a_pair_and_batches_change_nothing():
@@ -199,17 +207,16 @@ def test_an_encoder_reads_prompt_and_response_as_a_pair_and_batches_change_nothi
     for tokens in (10, 8192):
         scorer = RewardModel(model, tok, RewardFormat(40, True), False, max_batch_tokens=tokens)
         assert not scorer.share_prompts
-        found = list(scorer.score([(p, responses) for p in prompts]))
+        found = [scorable(scores) for scores in scorer.score([(p, responses) for p in prompts])]
         for prompt, scores in zip(prompts, found, strict=True):
             for response, score in zip(responses, scores, strict=True):
-                made = scorer.tokenize(prompt, responses)
-                assert not isinstance(made, Unscorable)
+                made = scorable(scorer.tokenize(prompt, responses))
                 ids = tok(prompt, response)["input_ids"]
                 if made.tokens_cut == 0:
                     assert ids in made.completions
                     alone = model(input_ids=torch.tensor([ids])).logits[0, 0].item()
                     assert score == pytest.approx(alone, abs=1e-4)
-    made = scorer.tokenize(prompts[1], responses)
+    made = scorable(scorer.tokenize(prompts[1], responses))
     assert made.tokens_cut > 0 and max(map(len, made.completions)) <= 40
 
 
@@ -251,6 +258,7 @@ def test_r1_the_token_behind_a_row_is_the_label(template):
     answered = tok.apply_chat_template(
         [turn, {"role": "assistant", "content": "A"}], tokenize=False
     )
+    assert isinstance(answered, str)
     ids = tok(answered, add_special_tokens=False)["input_ids"]
     assert ids[: len(made.rows[0]) + 1] == [*made.rows[0], label_ids(tok)[0]]
 
@@ -272,13 +280,16 @@ def test_a_label_of_several_tokens_is_refused_naming_tokenizer_and_tokens(monkey
 
 
 def test_the_context_is_rendered_as_the_published_template_renders_it():
-    turns = [
+    turns: list[Message] = [
         {"role": "user", "content": "Q1"},
         {"role": "assistant", "content": "A1"},
         {"role": "user", "content": "Q2"},
     ]
     for conversation in (turns[:1], turns):
-        theirs = with_template(PUBLISHED).apply_chat_template(conversation, tokenize=False)
+        theirs = with_template(PUBLISHED).apply_chat_template(
+            conversation,  # pyright: ignore[reportArgumentType]
+            tokenize=False,
+        )
         assert render_context(conversation) == theirs
     text = "[CONTEXT] {context} [RESPONSE A] {response_A} [RESPONSE B] {response_B} \n"
     context = render_context(turns)
@@ -288,6 +299,7 @@ def test_the_context_is_rendered_as_the_published_template_renders_it():
 def test_r2_there_is_exactly_one_bos_and_its_name_inside_content_stays_text():
     tok = tokenizer()
     tok.add_special_tokens({"bos_token": "<s>"})
+    assert isinstance(tok.chat_template, str) and isinstance(tok.bos_token_id, int)
     tok.chat_template = "{{ bos_token }}" + tok.chat_template
     made = PairwiseTokenizer(tok, 512)("Say <s> twice: <s><s>", ["<s>", "no"], [(0, 1), (1, 0)])
     assert not isinstance(made, Unscorable)
@@ -333,10 +345,11 @@ def test_r6_both_orders_are_averaged_and_the_mass_outside_a_and_b_is_reported(sh
     model = pairwise_model(share_prompts=share, max_batch_tokens=tokens, temperature=2.0)
     responses = ["one", "another response", "three"]
     pairs = [(0, 1), (0, 2), (1, 2)]
-    (found,) = model.compare([("What?", responses, pairs)])
+    (compared,) = model.compare([("What?", responses, pairs)])
+    found = scorable(compared)
     a, b = model.tokenize.labels
     for (i, j), preferred in zip(pairs, found, strict=True):
-        made = model.tokenize("What?", responses, [(i, j), (j, i)])
+        made = scorable(model.tokenize("What?", responses, [(i, j), (j, i)]))
         logits = [model.model(input_ids=torch.tensor([row])).logits[0, -1] for row in made.rows]
         first = [((x[a] - x[b]) / 2.0).sigmoid().item() for x in logits]
         outside = [1 - x.softmax(-1)[[a, b]].sum().item() for x in logits]
@@ -369,4 +382,5 @@ def test_what_the_rows_of_a_context_share_ends_where_the_first_response_begins()
     for responses in (["same start a", "same start b"], ["x", "y"]):
         made = PairwiseTokenizer(tok, 512)("Q", responses, [(0, 1), (1, 0)])
         assert not isinstance(made, Unscorable)
-        assert tok.decode(made.rows[0][: made.shared]).endswith("[RESPONSE A]")
+        text = tok.decode(made.rows[0][: made.shared])
+        assert isinstance(text, str) and text.endswith("[RESPONSE A]")

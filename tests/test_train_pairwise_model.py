@@ -14,6 +14,7 @@ from prefpipe.pairwise import PairwiseModel
 from prefpipe.training.checkpoints import TrainingCallback
 from prefpipe.training.loading import load_tokenizer
 from tests.preference_data import row, rows, save_base, write_jsonl
+from tests.training_models import scorable
 from train_pairwise_model import Settings, main
 
 
@@ -76,7 +77,7 @@ def test_a_run_writes_model_curve_report_and_the_worst_pairs(settings, data, cap
     right = agree = 0
     for record in map(json.loads, data[1].read_text().splitlines()):
         responses = [record["chosen"], record["rejected"]]
-        made = model.tokenize(record["prompt"], responses, [(0, 1), (1, 0)])
+        made = scorable(model.tokenize(record["prompt"], responses, [(0, 1), (1, 0)]))
         with torch.no_grad():
             logits = [model.model(input_ids=torch.tensor([r])).logits[0, -1] for r in made.rows]
         given = (logits[0][a] - logits[0][b]).sigmoid().item()
@@ -127,7 +128,7 @@ def test_a_checkpoint_of_the_format_is_loaded_by_path_without_our_own_file(base)
     assert (model.temperature, model.tokenize.max_length) == (1.0, 300)
     assert PairwiseModel.load(base, temperature=2.0).temperature == 2.0
     (found,) = model.compare([("Q", ["one", "two"], [(0, 1)])])
-    assert 0 < found[0].p < 1
+    assert 0 < scorable(found)[0].p < 1
 
 
 def test_rows_whose_responses_leave_no_room_are_left_out_by_name_and_cut_contexts_are_counted(

@@ -19,6 +19,7 @@ from prefpipe.training.checkpoints import TrainingCallback
 from prefpipe.training.preferences import check_scores
 from tests.preference_data import row, rows, save_base, write_jsonl
 from tests.test_shared_pass import bert, bert_tokenizer
+from tests.training_models import scorable
 from train_reward_model import Settings, main
 
 
@@ -85,7 +86,8 @@ def test_a_run_writes_model_curve_report_and_the_worst_pairs(settings, data, cap
     held_out = [json.loads(line) for line in data[1].read_text().splitlines()]
     margins = {}
     for record in held_out:
-        made = model.tokenize(record["prompt"], [record["chosen"], record["rejected"]])
+        responses = [record["chosen"], record["rejected"]]
+        made = scorable(model.tokenize(record["prompt"], responses))
         with torch.no_grad():
             chosen, rejected = (
                 model.model(input_ids=torch.tensor([[*made.prompt_ids, *ids]])).logits[0, 0].item()
@@ -230,8 +232,7 @@ def test_each_row_that_cannot_be_used_is_left_out_by_name(settings, tmp_path):
         "chosen_is_rejected": 1,
         "empty_response": 1,
         "empty_prompt": 1,
-        "bad_row": 1,
-        "bad_margin": 1,
+        "bad_row": 2,
         "tie": 1,
         "too_long": 1,
         "near_duplicate_of_validation": 1,
@@ -240,6 +241,7 @@ def test_each_row_that_cannot_be_used_is_left_out_by_name(settings, tmp_path):
     assert meta["counts"]["read"] == 8 + 10 + 4 == meta["counts"]["kept"] + 9
     rejects = (s.output / "train_reward_model.rejects.jsonl").read_text()
     assert "rejected: missing; found id, prompt, chosen" in rejects
+    assert "margin" in rejects
 
 
 def test_r7_the_split_is_by_prompt_and_nothing_held_out_is_trained_on(settings, data, monkeypatch):

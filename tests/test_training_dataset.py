@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 from prefpipe import prompts
-from prefpipe.rows import Preference, Reject
+from prefpipe.rows import Message, Preference, Reject
 from prefpipe.training.dataset import PairTokenizer, TokenizedPair, to_dataset
 from tests.training_models import tokenizer
 
-MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+MESSAGES: list[Message] = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "2+2?"},
+]
 
 
 def preference(**changes) -> Preference:
@@ -21,7 +24,8 @@ def test_the_ids_are_those_of_the_chat_template_on_the_whole_conversation():
     pair = PairTokenizer(tok, 1000)(preference())
     assert isinstance(pair, TokenizedPair)
     whole = tok.apply_chat_template(
-        [*MESSAGES, {"role": "assistant", "content": "five"}], tokenize=False
+        [*MESSAGES, Message(role="assistant", content="five")],  # pyright: ignore[reportArgumentType]
+        tokenize=False,
     )
     assert isinstance(whole, str)
     expected = tok(whole.removesuffix("\n"), add_special_tokens=False)["input_ids"]

@@ -205,7 +205,8 @@ def test_on_cuda_with_flex_attention(tmp_path, implementation):
     """Heads of 16: FlexAttention takes no narrower ones."""
 
     def model(implementation):
-        return qwen2(hidden_size=64, attn_implementation=implementation).to("cuda")
+        made = qwen2(hidden_size=64, attn_implementation=implementation)
+        return made.to("cuda")  # pyright: ignore[reportArgumentType]
 
     data = to_dataset(pairs(SIZES))
     options = config(tmp_path, use_cpu=False)

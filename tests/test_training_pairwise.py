@@ -3,18 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from prefpipe.pairwise import PairwiseTokenizer, label_ids
 from prefpipe.rows import Preference, Reject
-from prefpipe.training.dataset import to_dataset
+from prefpipe.training.dataset import TokenizedPair, to_dataset
 from prefpipe.training.pairwise import (
     PairwiseCollator,
     PrefixSharedPairwiseTrainer,
     tokenize_pair,
 )
-from tests.training_models import qwen2, tokenizer
+from tests.training_models import gradient_of, qwen2, tokenizer
 
 ROWS = [
     Preference(id=f"p{k}", prompt=prompt, chosen=chosen, rejected=rejected, tie=k == 3)
@@ -41,11 +43,14 @@ def model():
     return qwen2(vocabulary=300)
 
 
-def pairs(rows=ROWS):
+def pairs(rows=ROWS) -> list[TokenizedPair]:
     tokenize = PairwiseTokenizer(tokenizer(), 512)
-    made = [tokenize_pair(row, tokenize) for row in rows]
-    assert not any(isinstance(m, Reject) for m in made)
-    return [pair for pair, _ in made]  # pyright: ignore[reportGeneralTypeIssues]
+    found = []
+    for row in rows:
+        made = tokenize_pair(row, tokenize)
+        assert not isinstance(made, Reject)
+        found.append(made[0])
+    return found
 
 
 def data(ties=None):
@@ -111,7 +116,7 @@ def by_hand(ties):
         losses.append(sum(orders) / 2)
     loss = torch.stack(losses).mean()
     loss.backward()
-    return loss.item(), torch.cat([p.grad.flatten() for p in net.parameters()])
+    return loss.item(), gradient_of(net)
 
 
 @pytest.mark.parametrize("ties", [[False] * 5, [False, True, False, True, False]])
@@ -125,8 +130,6 @@ def test_the_loss_is_minus_log_p_of_the_label_in_both_orders_a_tie_half_of_each(
 
 
 def test_it_is_the_loss_of_trl_on_whole_rows(tmp_path):
-    from datasets import Dataset
-
     a, b = label_ids(tokenizer())
     rows = [
         ([*p.prompt_ids, *rest], label)
@@ -175,7 +178,8 @@ def test_r4_the_label_of_each_row_reaches_the_loss(tmp_path):
     """Trained until it knows them: the labels, and not their opposites, are what is learned."""
     trainer = ours(tmp_path, num_train_epochs=40, learning_rate=3e-3)
     trainer.train()
-    batch = trainer.data_collator(list(trainer.train_dataset))
+    assert isinstance(trainer.train_dataset, Dataset)
+    batch = trainer.data_collator(trainer.train_dataset.to_list())
     assert trainer.evaluate()["eval_mean_token_accuracy"] > 0.99
     batch["labels"][:, 1] = sum(label_ids(tokenizer())) - batch["labels"][:, 1]
     batch["input_ids"][:, 1] = batch["labels"][:, 1]
@@ -184,8 +188,9 @@ def test_r4_the_label_of_each_row_reaches_the_loss(tmp_path):
 
 
 def test_the_orders_of_all_pairs_of_a_prompt_are_behind_one_copy_of_it():
-    batch = PairwiseCollator(0, label_ids(tokenizer()))(list(data()))
-    whole = PairwiseCollator(0, label_ids(tokenizer()), prefix_sharing=False)(list(data()))
+    rows = data().to_list()
+    batch = PairwiseCollator(0, label_ids(tokenizer()))(rows)
+    whole = PairwiseCollator(0, label_ids(tokenizer()), prefix_sharing=False)(rows)
     packed = int(batch["attention_mask"].sum())
     # whole rows hold each order twice (for ties), and the label; 2 pairs share a prompt
     assert batch["pack_input_ids"].shape[0] == 3
@@ -210,4 +215,5 @@ def test_responses_of_equal_tokens_are_left_out():
 def test_ids_are_int32_and_the_shared_part_is_no_response():
     pair = pairs()[0]
     assert pair.prompt_ids.dtype == np.int32
-    assert tokenizer().decode(pair.prompt_ids).endswith("[RESPONSE A]")
+    text = tokenizer().decode(pair.prompt_ids)
+    assert isinstance(text, str) and text.endswith("[RESPONSE A]")

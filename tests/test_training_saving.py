@@ -53,7 +53,7 @@ def test_saving_takes_the_earlier_model_away(tmp_path):
 
 
 def test_the_type_of_the_weights_is_that_of_the_base():
-    model = qwen2().to(torch.bfloat16)
+    model = qwen2().bfloat16()
     assert weight_dtype(model) == "bfloat16"
 
 

@@ -1,14 +1,17 @@
 """Tiny random models and token pairs for the tests of prefpipe.training. Nothing is downloaded."""
 
 import random
+from typing import TypeVar
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from prefpipe.reward import Unscorable
 from prefpipe.training.dataset import TokenizedPair
 
+T = TypeVar("T")
 VOCABULARY = 97
 
 CHATML = (
@@ -52,6 +55,20 @@ def qwen2(seed: int = 0, vocabulary: int = VOCABULARY, **changes: object) -> Pre
     }
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(Qwen2Config(**{**shape, **changes})).eval()
+
+
+def scorable(result: T | Unscorable) -> T:
+    assert not isinstance(result, Unscorable), result
+    return result
+
+
+def gradient_of(model: torch.nn.Module) -> torch.Tensor:
+    """Of all parameters, in one row; each of them has one."""
+    found = []
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        found.append(parameter.grad.flatten())
+    return torch.cat(found)
 
 
 def pairs(sizes: list[int], seed: int = 0, prompt_tokens: int = 20) -> list[TokenizedPair]:

@@ -26,8 +26,14 @@ def open_checkpoints(folder: Path, mark: dict[str, str], overwrite: bool) -> Pat
     """
     if overwrite and folder.exists():
         shutil.rmtree(folder)
+    newest = None
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name[11:])):
+        if (checkpoint / _WHOLE).exists():
+            newest = checkpoint
+        else:
+            shutil.rmtree(checkpoint)
     mark_path = folder / "fingerprint.json"
-    if mark_path.exists():
+    if newest and mark_path.exists():
         was = json.loads(mark_path.read_text(encoding="utf-8"))
         if was != mark:
             raise SystemExit(
@@ -35,12 +41,6 @@ def open_checkpoints(folder: Path, mark: dict[str, str], overwrite: bool) -> Pat
                 "--overwrite starts anew"
             )
     write_json(mark_path, mark)
-    newest = None
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name[11:])):
-        if (checkpoint / _WHOLE).exists():
-            newest = checkpoint
-        else:
-            shutil.rmtree(checkpoint)
     return newest
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from prefpipe.packing import IGNORED
 from prefpipe.pairwise import PairwiseTokenizer
@@ -128,6 +129,8 @@ class PrefixSharedPairwiseTrainer(PairTrainer, SFTTrainer):
     ) -> None:
         pad = processing_class.pad_token_id
         pad = processing_class.eos_token_id if pad is None else pad
+        if not isinstance(pad, int):
+            raise ValueError("the tokenizer has neither a pad token nor an end-of-text token")
         super().__init__(
             model=model,
             args=args,

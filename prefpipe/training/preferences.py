@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from prefpipe import metrics, pairing, sources
 from prefpipe.files import DataError, Places, Run, write_json, write_rows
 from prefpipe.prompts import flatten_turns
@@ -26,12 +24,16 @@ class DataSettings(Protocol):
     input: str
     validation_input: str
     validation_share: float
-    format: str
     near_duplicate: float
-    ties: Any
     seed: int
     limit: int | None
     strict: bool
+
+    # Read only: a stage has a narrower type, the values it allows.
+    @property
+    def format(self) -> str: ...
+    @property
+    def ties(self) -> str: ...
 
 
 Tokenize = Callable[[Preference], "tuple[TokenizedPair, int] | Reject"]
@@ -145,8 +147,6 @@ def _pair(
         return Reject(id=row.id, reason="empty_response")
     if chosen.split() == rejected.split():
         return Reject(id=row.id, reason="chosen_is_rejected")
-    if row.margin is not None and (row.margin < 0 or not np.isfinite(row.margin)):
-        return Reject(id=row.id, reason="bad_margin", detail=f"found {row.margin}, wanted >= 0")
     if split == "train" and row.tie and s.ties == "drop":
         return Reject(id=row.id, reason="tie")
     if split == "train" and question_of(row) in held_out:

@@ -17,7 +17,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
 
 from prefpipe.training.layout import PackCollator
 from prefpipe.training.trainer import PairTrainer, Weight
