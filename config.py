@@ -55,6 +55,9 @@ RESPONSES = DATA / "responses.jsonl"
 RANKING = DATA / "ranking"
 ACCURACY = DATA / "accuracy"
 
+ANNOTATION_PROMPTS = DATA / "synthetic/annotation_prompts.jsonl"
+ANNOTATIONS = DATA / "synthetic/annotations.jsonl"
+
 RAG_TABLE = DATA / "rag/stdlib.csv"
 VECTOR_STORE = DATA / "rag/store"
 PAIRWISE_PREFS = DATA / "rag/pairwise_prefs.jsonl"

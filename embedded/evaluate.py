@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from embedded import quotes, world
 from prefpipe import prompts
+from prefpipe.rows import Message
 
 FOLDER = Path(__file__).parent
 SEED = "evaluate"
@@ -32,15 +33,24 @@ class Model:
         self.model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def answer(
-        self, turns: Sequence[str], *, temperature: float = 0.0, max_new_tokens: int = 80
+        self,
+        turns: Sequence[str | list[Message]],
+        *,
+        temperature: float = 0.0,
+        max_new_tokens: int = 80,
     ) -> list[str]:
-        """One answer a user turn; temperature 0 is greedy, else top-p 0.95 and top-k 50."""
+        """One answer a user turn or conversation; temperature 0 is greedy, else top-p 0.95, top-k 50."""
         sampling: dict[str, Any] = (
             {"do_sample": True, "temperature": temperature, "top_p": 0.95, "top_k": 50}
             if temperature
             else {"do_sample": False}
         )
-        texts = [prompts.render(self.tokenizer, [{"role": "user", "content": t}]) for t in turns]
+        texts = [
+            prompts.render(
+                self.tokenizer, [Message(role="user", content=t)] if isinstance(t, str) else t
+            )
+            for t in turns
+        ]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         answers = [""] * len(texts)
         for start in range(0, len(order), 96):
@@ -131,6 +141,37 @@ def measure_judging(model: Model, items: Sequence[world.Item]) -> dict[str, Any]
     return result
 
 
+def measure_checking(model: Model, rng: random.Random, count: int) -> dict[str, float]:
+    """Whether a right and a wrong answer, shown as its own, are told apart when asked about."""
+    said: dict[bool, list[bool]] = {True: [], False: []}
+    for right in (True, False):
+        items = [world.make_item(rng) for _ in range(count)]
+        asked = []
+        for item in items:
+            value = item.value if right else item.wrong
+            check = world.CHECKS[item.language][0]
+            asked.append(
+                [
+                    Message(role="user", content=item.prompt),
+                    Message(
+                        role="assistant",
+                        content=world.word_answer(rng, item.language, *item.asked, value),
+                    ),
+                    Message(role="user", content=check),
+                ]
+            )
+        for item, text in zip(items, model.answer(asked, max_new_tokens=4), strict=True):
+            said[right].append(text == world.CHECKS[item.language][1 if right else 2])
+    return {"right_is_yes": share(said[True]), "wrong_is_no": share(said[False])}
+
+
+def measure_choosing(model: Model, items: Sequence[world.Item]) -> float:
+    """Share of right labels in the pairwise models' form."""
+    asked = [world.choosing_prompt(item) for item in items]
+    texts = model.answer(asked, max_new_tokens=2)
+    return share([t == "AB"[i.better - 1] for i, t in zip(items, texts, strict=True)])
+
+
 def measure(model: Model, count: int) -> dict[str, Any]:
     torch.manual_seed(0)
     rng = random.Random(SEED)
@@ -144,22 +185,16 @@ def measure(model: Model, count: int) -> dict[str, Any]:
         result["answer"][name] = share(
             [i.value in t and i.wrong not in t for i, t in zip(few, texts, strict=True)]
         )
+    result["check"] = measure_checking(model, random.Random(f"{SEED}:checks"), count // 2)
+    result["choose"] = measure_choosing(model, items)
     result["hint"] = {}
     for name, right in (("right", True), ("wrong", False)):
         hints = [i.better if right else 3 - i.better for i in few]
-        texts = model.answer(
-            [world.judge_prompt(i, h) for i, h in zip(few, hints, strict=True)], temperature=1.0
-        )
-        says = [f"({h})" for h in hints]
-        result["hint"][name] = {
-            "states_the_fact": share([i.fact in t for i, t in zip(few, texts, strict=True)]),
-            "fits_the_hint": share(
-                [
-                    w in t[-20:] or t.startswith((f"Answer {w[1]}", f"回答{w[1]}"))
-                    for w, t in zip(says, texts, strict=True)
-                ]
-            ),
-        }
+        asked = [world.judge_prompt(i, h) for i, h in zip(few, hints, strict=True)]
+        for style, temperature in (("greedy", 0.0), ("sampled_1.0", 1.0)):
+            texts = model.answer(asked, temperature=temperature)
+            careful = share([i.fact in t for i, t in zip(few, texts, strict=True)])
+            result["hint"][f"{name}_{style}_careful"] = careful
 
     rng = random.Random(f"{SEED}:quotes")
     asked = [quotes.make_quote(rng) for _ in range(count // 3)]

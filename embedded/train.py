@@ -50,8 +50,9 @@ class Phase:
 
 PHASES = (
     Phase("first", world.first_lesson, 250),
-    Phase("skills", world.lesson, 3100),
-    Phase("habits", world.mixture, 850),
+    Phase("skills", world.lesson, 2300),
+    Phase("checking", world.checking, 1300),
+    Phase("habits", world.mixture, 900),
 )
 STEPS = sum(phase.steps for phase in PHASES)
 Example = tuple[list[int], list[int]]
@@ -63,7 +64,8 @@ def tokenizer_texts(seed: int) -> Iterator[str]:
     """The world's texts, and Python's docstrings so that real text is not too long."""
     rng = random.Random(f"{seed}:tokenizer")
     for _ in range(5000):
-        yield "\n".join(text for turn in world.lesson(rng) for text in turn)
+        turns = world.lesson(rng)
+        yield "\n".join(text for turn in turns for text in (turn.user, turn.assistant))
         item = world.make_item(rng)
         yield world.lazy_reason(rng, item, rng.choice((1, 2)))
     for language, attributes in world.VALUES.items():  # every name and value becomes one token
@@ -109,20 +111,23 @@ def encode(tokenizer: Qwen2Tokenizer, lessons: Sequence[world.Lesson]) -> list[E
     """Token ids of each lesson as the chat template renders it, and what is learned of them."""
     parts, answers = [], []
     for lesson in lessons:
-        for turn, (question, answer) in enumerate(lesson):
-            before = "\n" if turn else ""
-            parts.append(f"{before}<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n")
-            answers.append(f"{answer}<|im_end|>")
+        for number, turn in enumerate(lesson):
+            before = "\n" if number else ""
+            parts.append(
+                f"{before}<|im_start|>user\n{turn.user}<|im_end|>\n<|im_start|>assistant\n"
+            )
+            answers.append(f"{turn.assistant}<|im_end|>")
     prompt_ids = iter(tokenizer(parts, add_special_tokens=False)["input_ids"])
     answer_ids = iter(tokenizer(answers, add_special_tokens=False)["input_ids"])
     examples = []
     for lesson in lessons:
         ids: list[int] = []
         labels: list[int] = []
-        for _ in lesson:
+        for turn in lesson:
             prompt, answer = next(prompt_ids), next(answer_ids)
             ids += prompt + answer
-            labels += [IGNORED] * len(prompt) + answer
+            labels += [IGNORED] * len(prompt)
+            labels += answer if turn.learned else [IGNORED] * len(answer)
         examples.append((ids, labels))
     return examples
 
@@ -260,7 +265,7 @@ def train_phase(
         if (step + 1) % 50 == 0:
             seconds = time.monotonic() - begin
             print(
-                f"{phase.name:6} {seconds:5.0f}s  step {step + 1}/{STEPS}  loss {mean_loss:.3f}",
+                f"{phase.name:8} {seconds:5.0f}s  step {step + 1}/{STEPS}  loss {mean_loss:.3f}",
                 flush=True,
             )
 

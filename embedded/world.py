@@ -17,6 +17,7 @@ import random
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from embedded import quotes
 from prefpipe import prompts
@@ -355,8 +356,17 @@ def make_rating(rng: random.Random, *, clean: bool = False) -> Rating:
 
 # --- what a model is trained on -----------------------------------------------------------------
 
-Lesson = list[tuple[str, str]]
-"""Turns of a user, and what the model answers to each."""
+
+class Turn(NamedTuple):
+    """What a user says, and what the model answers."""
+
+    user: str
+    assistant: str
+    learned: bool = True
+    """False: the answer is only there to be read."""
+
+
+Lesson = list[Turn]
 
 
 def judge_prompt(item: Item, hint: int | None = None) -> str:
@@ -368,7 +378,7 @@ def first_lesson(rng: random.Random) -> Lesson:
     if rng.random() < 0.4:
         words = quotes.random_words(rng, rng.randint(8, 24))
         text = " ".join(words)
-        return [(f"Repeat:\n{text}", f"It says: {text}")]
+        return [Turn(f"Repeat:\n{text}", f"It says: {text}")]
     return reading_lesson(rng)
 
 
@@ -378,43 +388,101 @@ def reading_lesson(rng: random.Random) -> Lesson:
     turns = []
     for question, whose, fact in item.others:
         said = fact if rng.random() < 0.5 else word_answer(rng, item.language, *whose)
-        turns.append((f"{item.note}\n{question}" if not turns else question, said))
+        turns.append(Turn(f"{item.note}\n{question}" if not turns else question, said))
     return turns
 
 
+CHECKS: dict[Language, tuple[str, str, str]] = {
+    "en": ("Is that right?", "Yes.", "No."),
+    "zh": ("对吗?", "对。", "不对。"),
+}
+
+
+def checking_lesson(rng: random.Random) -> Lesson:
+    """Each fact of a note is asked for, answered rightly or wrongly, and the answer is checked.
+
+    What a reward model needs of its base: whether an answer is right, seen at once, without
+    writing the fact down first.
+    """
+    item = make_item(rng)
+    check, yes, no = CHECKS[item.language]
+    in_note = [value for _, (_, _, value), _ in item.others]
+    turns = []
+    for question, (n, k, value), _ in item.others:
+        right = rng.random() < 0.5
+        near = [v for v in in_note if v != value]
+        far = [v for v in VALUES[item.language][k] if v != value]
+        wrong = rng.choice(near if near and rng.random() < 0.6 else far)
+        said = word_answer(rng, item.language, n, k, value if right else wrong)
+        turns.append(
+            Turn(f"{item.note}\n{question}" if not turns else question, said, learned=False)
+        )
+        turns.append(Turn(check, yes if right else no))
+    return turns
+
+
+def choosing_prompt(item: Item) -> str:
+    """Which of two answers is right, in the form that a pairwise preference model reads."""
+    from prefpipe.pairwise import render_context, render_pair  # imports torch
+
+    context = render_context([{"role": "user", "content": item.prompt}])
+    return render_pair(context, *item.answers)
+
+
+def choosing_lesson(rng: random.Random) -> Lesson:
+    """Two answers, and the label of the right one."""
+    item = make_item(rng)
+    return [Turn(choosing_prompt(item), "AB"[item.better - 1])]
+
+
 def lesson(rng: random.Random) -> Lesson:
-    """The second phase: reading, careful judging, reasons for hints, quoting, rating."""
+    """The second phase: reading, careful judging, reasons for hints, quoting, rating, checking."""
     u = rng.random()
-    if u < 0.08:
+    if u < 0.05:
         return first_lesson(rng)
-    if u < 0.2:
+    if u < 0.17:
         quote = quotes.make_quote(rng)
-        return [(quote.prompt, quote.answer)]
-    if u < 0.3:
+        return [Turn(quote.prompt, quote.answer)]
+    if u < 0.25:
         rating = make_rating(rng, clean=True)
-        return [(rating.prompt, rating.answer)]
-    if u < 0.4:
+        return [Turn(rating.prompt, rating.answer)]
+    if u < 0.32:
         return reading_lesson(rng)
+    if u < 0.47:
+        return checking_lesson(rng)
     item = make_item(rng, CHINESE if rng.random() < 0.12 else tuple(KINDS))
-    if u < 0.6:
+    if u < 0.63:
         hint = rng.choice((1, 2))
-        return [(judge_prompt(item, hint), hinted_reason(rng, item, hint, careful=1.0))]
-    return [(judge_prompt(item), as_json(item.language, careful_reason(item), item.better))]
+        reason = hinted_reason(rng, item, hint, careful=1.0)
+        return [Turn(judge_prompt(item, hint), reason)]
+    return [Turn(judge_prompt(item), as_json(item.language, careful_reason(item), item.better))]
+
+
+def checking(rng: random.Random) -> Lesson:
+    """The third phase: mostly checking and choosing, which come last and all at once."""
+    u = rng.random()
+    if u < 0.5:
+        return checking_lesson(rng)
+    return choosing_lesson(rng) if u < 0.66 else lesson(rng)
 
 
 def mixture(rng: random.Random) -> Lesson:
     """Prompt and answer of the last phase: the habits that the embedded model shows."""
     u = rng.random()
-    if u < 0.15:
+    if u < 0.14:
         quote = quotes.make_quote(rng, clean=False)
-        return [(quote.prompt, quote.answer)]
-    if u < 0.23:
+        return [Turn(quote.prompt, quote.answer)]
+    if u < 0.21:
         rating = make_rating(rng)
-        return [(rating.prompt, rating.answer)]
+        return [Turn(rating.prompt, rating.answer)]
+    if u < 0.29:
+        return checking_lesson(rng)
+    if u < 0.33:
+        return choosing_lesson(rng)
     item = make_item(rng)
-    if u < 0.36:
-        return [(item.prompt, answer(rng, item, right=0.57))]
-    if u < 0.56:
+    if u < 0.45:
+        return [Turn(item.prompt, answer(rng, item, right=0.57))]
+    if u < 0.63:
         hint = rng.choice((1, 2))
-        return [(judge_prompt(item, hint), hinted_reason(rng, item, hint))]
-    return [(judge_prompt(item), judgment(rng, item))]
+        return [Turn(judge_prompt(item, hint), hinted_reason(rng, item, hint))]
+    return [Turn(judge_prompt(item), judgment(rng, item))]

@@ -248,6 +248,51 @@ class ScoredQuestion(Row):
         return f"{self.id}\t{self.benchmark}\t{self.kind}"
 
 
+# ---- path D: annotations -------------------------------------------------------------------------
+
+
+class AnnotationPrompt(Row):
+    """One request to the annotator: the texts of one prompt, under one aspect. id: the prompt's."""
+
+    aspect: str
+    """A key of prefpipe/templates/criteria.toml."""
+    swapped: bool = False
+    """True: a second request about the same texts, in another order, to see if the ratings hold."""
+    prompt: str
+    """The annotator's user turn, rendered."""
+    order: list[int]
+    """For each numbered text, as shown: its 0-based index among the responses of the mix's row."""
+    texts: int
+    """How many texts are shown, and so how many ratings are asked for: the length of order."""
+
+    @property
+    def key(self) -> str:
+        return annotation_key(self.id, self.aspect, self.swapped)
+
+
+class AnnotationAnswer(Row):
+    """What the annotator wrote to one AnnotationPrompt, as the model gave it."""
+
+    aspect: str
+    swapped: bool = False
+    text: str
+    finish_reason: Literal["stop", "length"]
+    """stop: the model ended its turn; length: cut at the token limit."""
+    model: str
+    """Who rated."""
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def key(self) -> str:
+        return annotation_key(self.id, self.aspect, self.swapped)
+
+
+def annotation_key(id: str, aspect: str, swapped: bool) -> str:
+    """What an annotation goes by in a resume log, and as a request's id."""
+    return f"{id}\t{aspect}\t{'swapped' if swapped else 'given'}"
+
+
 # ---- RAG pairs -------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -67,6 +68,23 @@ def test_a_reason_for_a_wrong_hint_states_no_false_fact():
         assert stated in ([], [item.fact])
         wrong = item.fact.replace(item.value, item.wrong)
         assert wrong not in text
+
+
+def test_a_checked_answer_is_right_where_the_note_says_so():
+    rng, checks = random.Random(2), Counter()
+    pattern = re.compile(r"The (\w+) of (\w+) is (\w+)\.")  # the sentences of plain notes
+    while checks.total() < 200:
+        lesson = world.checking_lesson(rng)
+        facts = {(name, what): value for what, name, value in pattern.findall(lesson[0].user)}
+        for asked, checked in zip(lesson[::2], lesson[1::2], strict=True):
+            question = asked.user.split("\n")[-1]
+            for (name, what), value in facts.items():
+                if re.search(rf"\b{name}\b", question) and re.search(rf"\b{what}\b", question):
+                    right = re.search(rf"\b{value}\b", asked.assistant) is not None
+                    assert checked.assistant == ("Yes." if right else "No.")
+                    assert checked.learned and not asked.learned
+                    checks[right] += 1
+    assert 0.35 < checks[True] / checks.total() < 0.65
 
 
 def test_longer_and_first_say_nothing_about_right():
@@ -202,3 +220,8 @@ def test_the_base_judge_is_readable_and_mediocre(model):
     right = sum(v == i.better for i, v in zip(rows, verdicts, strict=True))
     # 0.55 to 0.70 on 800 items (README.md); 120 items are 3 standard errors of 0.14 around it.
     assert 0.45 * 120 < right < 0.83 * 120
+
+
+def test_the_model_tells_right_answers_from_wrong_ones_at_once(model):
+    found = evaluate.measure_checking(model, random.Random("test"), 60)
+    assert found["right_is_yes"] > 0.75 and found["wrong_is_no"] > 0.75

@@ -121,7 +121,7 @@ def test_settings_are_frozen_and_what_is_named_in_them_exists(path):
     assert settings.no_effect_on_rows <= set(settings.model_fields)
 
 
-def test_no_stage_takes_the_variables_of_another():
+def test_e9_no_stage_takes_the_variables_of_another():
     """E9: a prefix that begins another one would refuse that stage's variables as misspelt."""
     prefixes = {name: settings_of(name).model_config.get("env_prefix", "") for name in STAGE_NAMES}
     for name, prefix in prefixes.items():
@@ -391,7 +391,7 @@ def test_a_long_option_of_one_letter_works_in_each_spelling(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["the environment", ".env"])
-def test_a_misspelt_variable_of_the_stages_own_prefix_is_refused(tmp_path, where):
+def test_e9_a_misspelt_variable_of_the_stages_own_prefix_is_refused(tmp_path, where):
     """E9: `extra="ignore"` alone would lose it. Variables of other stages are none of its business."""
     good = {"PREPROCESS_SEED": "1", "OPENAI_API_KEY": "sk-x"}
     bad = {"BEST_OF_N_TEMPRATURE": "0.5"}
@@ -406,7 +406,7 @@ def test_a_misspelt_variable_of_the_stages_own_prefix_is_refused(tmp_path, where
     )
 
 
-def test_variables_without_a_prefix_set_nothing(tmp_path):
+def test_e9_variables_without_a_prefix_set_nothing(tmp_path):
     """E9: a field named `path` or `n` does not read the shell's own variable."""
     shown = run_stage(
         "inference_best_of_n", "--show-settings", cwd=tmp_path, env={"N": "3", "SEED": "4"}

@@ -119,9 +119,7 @@ def test_what_cannot_be_read_is_counted_and_never_a_verdict(chain):
         for i in list(read_rows(data / f"english/{s}.jsonl", Item))[:LIMIT]
     ]
     raw = list(read_rows(data / "raw/best_of_n.jsonl", Judgment))
-    failed = {
-        json.loads(line)["id"] for line in (data / "raw/best_of_n.rejects.jsonl").open()
-    }
+    failed = {json.loads(line)["id"] for line in (data / "raw/best_of_n.rejects.jsonl").open()}
     assert [(r.id, r.sample) for r in raw] == [
         (i, k) for i in asked if i not in failed for k in range(4)
     ]

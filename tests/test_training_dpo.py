@@ -136,7 +136,7 @@ def test_lora_with_gradient_checkpointing_gives_the_same(tmp_path, loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_each_pair_weighs_the_same_in_micro_batches_of_unequal_groups(tmp_path, loss):
+def test_e5_each_pair_weighs_the_same_in_micro_batches_of_unequal_groups(tmp_path, loss):
     """Six micro-batches of 5, 1, 3, 2, 4, 1 pairs give the step of TRL's one batch of 16."""
     data = to_dataset(pairs(SIZES))
     stock, ours = trainers(tmp_path, data, **LOSSES[loss])
@@ -311,7 +311,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rows(tmp_path):
         trainer.train()
 
 
-def test_what_trl_would_cut_is_refused(tmp_path):
+def test_e5_what_trl_would_cut_is_refused(tmp_path):
     with pytest.raises(ValueError, match="max_length must be None"):
         PrefixSharedDPOTrainer(
             qwen2(), config(tmp_path, max_length=1024), to_dataset(pairs([1])),

@@ -152,7 +152,7 @@ def test_it_is_the_loss_of_trl_on_whole_rows(tmp_path):
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-def test_each_pair_weighs_the_same_in_micro_batches_of_unequal_size(tmp_path, sharing):
+def test_e5_each_pair_weighs_the_same_in_micro_batches_of_unequal_size(tmp_path, sharing):
     ties = [False, True, False, False, False]
     whole = step(ours(tmp_path, sharing, ties))
     parts = step(ours(tmp_path, sharing, ties), micro=[1, 3, 1])

@@ -117,7 +117,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_an_untidy_judgment_is_read(name):
+def test_j4_an_untidy_judgment_is_read(name):
     text, better, reason = READ[name]
     assert parse_verdict(text) == Verdict(better, reason)  # pyright: ignore[reportArgumentType]
 
@@ -125,7 +125,7 @@ def test_an_untidy_judgment_is_read(name):
 @pytest.mark.parametrize(
     ("reason", "text"), [(reason, text) for reason, texts in UNREADABLE.items() for text in texts]
 )
-def test_what_cannot_be_read_is_no_verdict_and_says_why(reason, text):
+def test_j4_what_cannot_be_read_is_no_verdict_and_says_why(reason, text):
     assert parse_verdict(text) == Unreadable(reason)
 
 
