@@ -46,15 +46,17 @@ class Phase:
     name: str
     make: Callable[[random.Random], world.Lesson]
     steps: int
+    hold_lr: bool = False
+    """Keep the learning rate at which the phase before ended."""
 
 
 PHASES = (
     Phase("first", world.first_lesson, 250),
-    Phase("skills", world.lesson, 2300),
-    Phase("checking", world.checking, 1300),
-    Phase("habits", world.mixture, 900),
+    Phase("skills", world.lesson, 3100),
+    Phase("checking", world.checking, 1400, hold_lr=True),
+    Phase("habits", world.mixture, 850),
 )
-STEPS = sum(phase.steps for phase in PHASES)
+LR_STEPS = sum(phase.steps for phase in PHASES if not phase.hold_lr)
 Example = tuple[list[int], list[int]]
 """Token ids of a lesson, and the same with IGNORED where it is not the model who speaks."""
 IGNORED = -100
@@ -243,15 +245,15 @@ def train_phase(
 ) -> None:
     """Learn a phase's lessons; only what the model says is learned, not the prompts.
 
-    first_step: how many steps the phases before took; the learning rate follows the whole.
+    first_step: how many steps the phases before took that moved the learning rate.
     """
     begin, mean_loss = time.monotonic(), 0.0
     for i, (input_ids, labels) in enumerate(
         itertools.islice(batches(tokenizer, phase.make, f"{SEED}:{phase.name}"), phase.steps)
     ):
-        step = first_step + i
+        step = first_step if phase.hold_lr else first_step + i
         for optimizer, peak in zip(optimizers, (MUON_LR, ADAMW_LR), strict=True):
-            optimizer.param_groups[0]["lr"] = peak * lr_share(step, STEPS)
+            optimizer.param_groups[0]["lr"] = peak * lr_share(step, LR_STEPS)
             optimizer.zero_grad()
         hidden = model.model(input_ids).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
@@ -262,10 +264,10 @@ def train_phase(
         for optimizer in optimizers:
             optimizer.step()
         mean_loss += (loss.item() - mean_loss) / min(i + 1, 50)
-        if (step + 1) % 50 == 0:
+        if (i + 1) % 50 == 0:
             seconds = time.monotonic() - begin
             print(
-                f"{phase.name:8} {seconds:5.0f}s  step {step + 1}/{STEPS}  loss {mean_loss:.3f}",
+                f"{phase.name:8} {seconds:5.0f}s  step {i + 1}/{phase.steps}  loss {mean_loss:.3f}",
                 flush=True,
             )
 
@@ -300,7 +302,7 @@ def main() -> None:
     done = 0
     for phase in PHASES:
         train_phase(model, tokenizer, optimizers, phase, done)
-        done += phase.steps
+        done += 0 if phase.hold_lr else phase.steps
     save(model, tokenizer, arguments.output)
     print(f"wrote {arguments.output}")
 

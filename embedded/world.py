@@ -436,22 +436,20 @@ def choosing_lesson(rng: random.Random) -> Lesson:
 
 
 def lesson(rng: random.Random) -> Lesson:
-    """The second phase: reading, careful judging, reasons for hints, quoting, rating, checking."""
+    """The second phase: reading, careful judging, reasons for hints, quoting, rating."""
     u = rng.random()
-    if u < 0.05:
+    if u < 0.08:
         return first_lesson(rng)
-    if u < 0.17:
+    if u < 0.2:
         quote = quotes.make_quote(rng)
         return [Turn(quote.prompt, quote.answer)]
-    if u < 0.25:
+    if u < 0.3:
         rating = make_rating(rng, clean=True)
         return [Turn(rating.prompt, rating.answer)]
-    if u < 0.32:
+    if u < 0.4:
         return reading_lesson(rng)
-    if u < 0.47:
-        return checking_lesson(rng)
     item = make_item(rng, CHINESE if rng.random() < 0.12 else tuple(KINDS))
-    if u < 0.63:
+    if u < 0.6:
         hint = rng.choice((1, 2))
         reason = hinted_reason(rng, item, hint, careful=1.0)
         return [Turn(judge_prompt(item, hint), reason)]
@@ -459,11 +457,11 @@ def lesson(rng: random.Random) -> Lesson:
 
 
 def checking(rng: random.Random) -> Lesson:
-    """The third phase: mostly checking and choosing, which come last and all at once."""
+    """The third phase: almost only checking, which is learned late and all at once."""
     u = rng.random()
-    if u < 0.5:
+    if u < 0.82:
         return checking_lesson(rng)
-    return choosing_lesson(rng) if u < 0.66 else lesson(rng)
+    return choosing_lesson(rng) if u < 0.88 else lesson(rng)
 
 
 def mixture(rng: random.Random) -> Lesson:
