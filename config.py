@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -31,6 +38,7 @@ from prefpipe.files import DataError
 
 if TYPE_CHECKING:
     from prefpipe.llm import Engine
+    from prefpipe.llm.openai_batch import BatchEngine, BatchOptions
 
 ROOT = Path(__file__).parent
 
@@ -55,8 +63,14 @@ RESPONSES = DATA / "responses.jsonl"
 RANKING = DATA / "ranking"
 ACCURACY = DATA / "accuracy"
 
+SYNTHETIC = DATA / "synthetic"
+PROMPTS = str(SYNTHETIC / "prompts.jsonl")
+MODEL_RESPONSES = SYNTHETIC / "responses"
+ANNOTATION_MIX = SYNTHETIC / "mix.jsonl"
+SYNTHETIC_PREFERENCES = SYNTHETIC / "preferences.jsonl"
 ANNOTATION_PROMPTS = DATA / "synthetic/annotation_prompts.jsonl"
 ANNOTATIONS = DATA / "synthetic/annotations.jsonl"
+BATCHES = DATA / "batches"
 
 RAG_TABLE = DATA / "rag/stdlib.csv"
 VECTOR_STORE = DATA / "rag/store"
@@ -82,6 +96,52 @@ NotNegative = Annotated[int, Field(ge=0)]
 Temperature = Annotated[float, Field(ge=0)]
 """0 is greedy."""
 TopP = Annotated[float, Field(gt=0, le=1)]
+EngineKind = Literal["local", "server", "batch"]
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return pattern
+
+
+Regex = Annotated[str, AfterValidator(_compiles)]
+
+
+class ResponseModel(BaseModel):
+    """One of the models that generate_responses.py asks; None: as the stage's own setting says."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """What it is called from here on: the folder of its responses."""
+    model: str = BASE_MODEL
+    """A folder or a hub name; of a server, the name it serves the model under."""
+    engine: EngineKind | None = None
+    base_urls: list[str] | None = None
+    """Where this model is served."""
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: NotNegative | None = None
+    max_new_tokens: Positive | None = None
+    load_in_4bit: bool | None = None
+
+    def __repr_args__(self) -> Any:
+        """For --help: only what is set."""
+        return [(name, value) for name, value in super().__repr_args__() if value is not None]
+
+
+RESPONSE_MODELS = [
+    ResponseModel(name="base-t0.5", temperature=0.5),
+    ResponseModel(name="base-t0.8", temperature=0.8),
+    ResponseModel(name="base-t1.1", temperature=1.1),
+    ResponseModel(name="base-t1.4", temperature=1.4),
+    ResponseModel(name="judge", model=str(TUNED_JUDGE), temperature=1.0),
+]
+"""Who answers the prompts of path D. A profile has one [[generate_responses.models]] table each."""
 
 
 class Stage(BaseSettings):
@@ -206,10 +266,21 @@ class EngineStage(Stage):
     """What every stage takes that asks a model for texts."""
 
     no_effect_on_rows: ClassVar[frozenset[str]] = frozenset(
-        {"base_urls", "requests_in_flight", "max_batch_tokens"}
+        {
+            "base_urls",
+            "requests_in_flight",
+            "max_batch_tokens",
+            "batch_folder",
+            "batch_requests",
+            "batch_bytes",
+            "batch_tries",
+            "max_cost",
+            "poll_seconds",
+        }
     )
-    engine: Literal["local", "server"] = "local"
-    """local: in this process; server: an OpenAI-compatible endpoint at base_urls."""
+    engine: EngineKind = "local"
+    """local: in this process; server: an OpenAI-compatible endpoint at base_urls; batch: OpenAI's
+    Batch API, or one like it, at the first of them."""
     load_in_4bit: bool | None = None
     """4-bit NF4 weights; None: where bfloat16 ones would take over half of the GPU's free memory."""
     max_new_tokens: Positive = 160
@@ -221,6 +292,20 @@ class EngineStage(Stage):
     with OPENAI_API_KEY alone OpenAI itself."""
     requests_in_flight: Positive = 128
     """Requests under way at once (server)."""
+    batch_folder: Path | None = None
+    """Where the record of what was submitted stands, and what came back (batch). None:
+    data/batches/ and the stage's name. What is in it is not paid again."""
+    batch_requests: Positive = 50_000
+    """Requests of one batch at most (batch): the API's limit."""
+    batch_bytes: Positive = 200_000_000
+    """Bytes of one batch at most (batch): the API's limit."""
+    batch_tries: Positive = 3
+    """Batches that a request is sent in at most, where they end without an answer to it (batch)."""
+    max_cost: Annotated[float, Field(gt=0)] | None = None
+    """USD that all batches of the folder may cost together (batch): what could go beyond it is not
+    submitted. None: no limit."""
+    poll_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """Longest pause between two looks at the batches under way (batch)."""
 
     def open_engine(self, model: str) -> "Engine":
         """Load the model, or connect: the slow part, so only once there is work to do."""
@@ -234,6 +319,27 @@ class EngineStage(Stage):
             base_urls=self.base_urls or Account().base_urls(),
             api_key=Account().api_key,
             requests_in_flight=self.requests_in_flight,
+            batch=self.batch_options() if self.engine == "batch" else None,
+        )
+
+    def open_batch_engine(self, model: str) -> "BatchEngine":
+        """The batch engine, for a stage that takes it step by step. Nothing is asked yet."""
+        from prefpipe.llm.openai_batch import BatchEngine
+
+        account = Account()
+        urls = self.base_urls or account.base_urls()
+        return BatchEngine(urls, model, account.api_key, self.batch_options())
+
+    def batch_options(self) -> "BatchOptions":
+        from prefpipe.llm.openai_batch import BatchOptions
+
+        return BatchOptions(
+            folder=self.batch_folder or BATCHES / self.stage_name(),
+            requests=self.batch_requests,
+            bytes=self.batch_bytes,
+            tries=self.batch_tries,
+            max_cost=self.max_cost,
+            poll_seconds=self.poll_seconds,
         )
 
 
@@ -361,7 +467,7 @@ class TrainingStage(Stage):
             "weight_decay": self.weight_decay,
             "max_grad_norm": self.max_grad_norm,
             "max_length": None,
-            "gradient_checkpointing": self.gradient_checkpointing,
+            "activation_checkpointing": self.gradient_checkpointing,
             "bf16": bf16,
             "seed": self.seed,
             "data_seed": self.seed,

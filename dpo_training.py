@@ -203,7 +203,7 @@ def training_arguments(s: Settings, bf16: bool, has_validation: bool) -> "DPOCon
         max_length=None,
         precompute_ref_log_probs=True,
         disable_dropout=s.lora_dropout == 0,  # it would switch the adapter's off, too
-        gradient_checkpointing=s.gradient_checkpointing,
+        activation_checkpointing=s.gradient_checkpointing,
         bf16=bf16,
         seed=s.seed,
         data_seed=s.seed,

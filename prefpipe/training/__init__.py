@@ -6,8 +6,3 @@ dpo       DPOTrainer on that layout
 curve     a trainer's log -> loss_curve.csv and loss_curve.png
 loading   model and tokenizer
 """
-
-import logging
-
-# Before anything imports it: it warns of a CPU kernel that it can do without.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
