@@ -18,7 +18,7 @@ is log p(tuned) - log p(base), Rafailov et al. 2023, eq. 5. With --kind judge (t
 judges are asked; dpo takes the same two models as an implicit reward on responses; reward and
 pairwise take the models of path C. Several kinds stand side by side in the table.
 
-    uv run accuracy.py --benchmark llmbar=../shared/data/llmbar.jsonl
+    uv run accuracy.py --benchmark llmbar=llmbar.jsonl
     uv run accuracy.py --kind reward --kind pairwise --benchmark rewardbench=filtered.parquet
 """
 

@@ -267,6 +267,7 @@ def main(
         judge = None
         if s.scorer != "heuristic":
             if s.judge_model not in (None, s.model):
+                engine = None  # the two need not fit into memory together
                 engine = s.open_engine(s.judge_model)
             log = run.open_log(CandidateComparison, "judge")
             judge = Judge(s, engine, log, retrieved, sampled)
@@ -308,26 +309,34 @@ class Report:
     grounding: dict[str, float] = field(
         default_factory=lambda: {"chosen": 0.0, "rejected": 0.0, "random_document": 0.0}
     )
-    """Sums over the pairs."""
+    """Sums over the pairs' texts that are no abstentions: these have no grounding of their own."""
+    measured: Counter[str] = field(default_factory=Counter)
+    """How many texts are in these sums."""
     abstentions: Counter[str] = field(default_factory=Counter)
     judged: list[metrics.Judged] = field(default_factory=list)
     """Every two candidates of a query; better: by the heuristic."""
 
-    def add(self, pair: RagPair | Reject, found: Retrieved, random_cosine: float) -> None:
+    def add(self, pair: RagPair | Reject, found: Retrieved, random_cosine: float | None) -> None:
         self.contexts_cut += found.is_cut
         if isinstance(pair, Reject):
             return
         self.pairs += 1
         sides = {"chosen": pair.chosen_parts, "rejected": pair.rejected_parts}
         for side, parts in sides.items():
-            self.grounding[side] += parts["grounding"]
             self.abstentions[side] += parts["is_abstention"]
-        self.grounding["random_document"] += max(random_cosine, 0.0)
+            if not parts["is_abstention"]:
+                self._measure(side, parts["grounding"])
+        if random_cosine is not None:
+            self._measure("random_document", max(random_cosine, 0.0))
+
+    def _measure(self, name: str, grounding: float) -> None:
+        self.grounding[name] += grounding
+        self.measured[name] += 1
 
     def summary(self) -> dict[str, Any]:
-        """Of an abstention the grounding is the one it was scored with."""
         means = {
-            name: round(total / max(1, self.pairs), 4) for name, total in self.grounding.items()
+            name: round(total / self.measured[name], 4) if self.measured[name] else None
+            for name, total in self.grounding.items()
         }
         judge = (
             {"judge_against_heuristic": metrics.judge_report(self.judged)} if self.judged else {}
@@ -341,8 +350,16 @@ class Report:
 
     def __str__(self) -> str:
         facts = self.summary()
-        means = ", ".join(f"{name} {value:.3f}" for name, value in facts["mean_grounding"].items())
+        means = ", ".join(
+            f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}"
+            for name, value in facts["mean_grounding"].items()
+        )
         lines = [f"mean grounding, {self.pairs} pairs: {means}"]
+        if total := self.abstentions.total():
+            lines.append(
+                f"{total} abstentions are in no mean: {self.abstentions['chosen']} chosen, "
+                f"{self.abstentions['rejected']} rejected"
+            )
         if self.contexts_cut:
             lines.append(f"{self.contexts_cut} contexts were cut at --max-context-characters")
         if judge := facts.get("judge_against_heuristic"):
@@ -457,9 +474,9 @@ def measure_block(
     sampled: files.RowLog[Candidate],
     store: retrieval.Store,
     embedder: retrieval.Embedder,
-) -> list[tuple[list[Candidate], list[float], float]]:
+) -> list[tuple[list[Candidate], list[float], float | None]]:
     """For each query its distinct candidates, the cosine of each with the context, and that of a
-    random document with it. All texts are embedded in one call; a context that is one whole
+    random other document with it (None: there is none). All texts are embedded in one call; a context that is one whole
     document has its vector in the store.
     """
     if not entries:
@@ -474,16 +491,29 @@ def measure_block(
         dict.fromkeys(text for text in [*contexts, *sampled_texts] if text not in vectors)
     ):
         vectors |= dict(zip(texts, embedder.embed(texts, "document"), strict=True))
-    rows = [random.Random(f"{s.seed}:{entry.id}").randrange(len(store)) for entry in entries]
-    others = store.vectors(rows)
+    others = [
+        draw_other(len(store), row.store_rows, random.Random(f"{s.seed}:{row.id}")) for row in found
+    ]
+    drawn = [other for other in others if other is not None]
+    vector_of = dict(zip(drawn, store.vectors(drawn), strict=True)) if drawn else {}
     return [
         (
             row,
             [float(vectors[c.text] @ vectors[context]) for c in row],
-            float(other @ vectors[context]),
+            None if other is None else float(vector_of[other] @ vectors[context]),
         )
         for context, row, other in zip(contexts, candidates, others, strict=True)
     ]
+
+
+def draw_other(count: int, retrieved: Sequence[int], rng: random.Random) -> int | None:
+    """A row of the store's count that was not retrieved; None where all were."""
+    if len(retrieved) >= count:
+        return None
+    row = rng.randrange(count - len(retrieved))
+    for taken in sorted(retrieved):
+        row += taken <= row
+    return row
 
 
 def is_one_document(found: Retrieved) -> bool:

@@ -38,8 +38,8 @@ class Settings(config.Stage, env_prefix="VECTOR_STORE_"):
     """Folder of the store."""
     id_column: str | None = None
     """None: `id` where the table has it, else ids are made of the rows' content."""
-    query_column: str = "query"
-    """Read for measuring recall only."""
+    query_column: str | None = "query"
+    """Read for measuring the recall of an ivf index only; None: there is none."""
     code_column: str | None = "code"
     """None: there is none."""
     description_column: str | None = "description"
@@ -237,7 +237,10 @@ def write_index(
     facts = retrieval.IndexFacts(kind="exact")
     if kind == "ivf":
         if not (texts := queries.texts()):
-            raise DataError(f"{s.input}: {s.query_column}: no query to measure an ivf index with")
+            raise DataError(
+                f"{s.input}: no query to measure an ivf index with; name a --query-column, or take "
+                "--index exact"
+            )
         facts = retrieval.tune_index(index, embedder.embed(texts, "query"), s.target_recall)
     faiss.write_index(index, str(path))
     return facts

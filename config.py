@@ -262,14 +262,11 @@ class Stage(BaseSettings):
                 )
 
 
-class EngineStage(Stage):
-    """What every stage takes that asks a model for texts."""
+class BatchStage(Stage):
+    """What every stage takes that may ask through the OpenAI Batch API."""
 
     no_effect_on_rows: ClassVar[frozenset[str]] = frozenset(
         {
-            "base_urls",
-            "requests_in_flight",
-            "max_batch_tokens",
             "batch_folder",
             "batch_requests",
             "batch_bytes",
@@ -278,20 +275,6 @@ class EngineStage(Stage):
             "poll_seconds",
         }
     )
-    engine: EngineKind = "local"
-    """local: in this process; server: an OpenAI-compatible endpoint at base_urls; batch: OpenAI's
-    Batch API, or one like it, at the first of them."""
-    load_in_4bit: bool | None = None
-    """4-bit NF4 weights; None: where bfloat16 ones would take over half of the GPU's free memory."""
-    max_new_tokens: Positive = 160
-    """Tokens a text may have; one that is longer is cut, and marked so."""
-    max_batch_tokens: Positive | None = None
-    """Tokens in memory at once (local); None: found from the free memory. Changes no text."""
-    base_urls: list[str] = []
-    """Servers that serve the model (server); requests go to all of them. Empty: OPENAI_BASE_URL, or
-    with OPENAI_API_KEY alone OpenAI itself."""
-    requests_in_flight: Positive = 128
-    """Requests under way at once (server)."""
     batch_folder: Path | None = None
     """Where the record of what was submitted stands, and what came back (batch). None:
     data/batches/ and the stage's name. What is in it is not paid again."""
@@ -306,6 +289,42 @@ class EngineStage(Stage):
     submitted. None: no limit."""
     poll_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Longest pause between two looks at the batches under way (batch)."""
+
+    def batch_options(self) -> "BatchOptions":
+        from prefpipe.llm.openai_batch import BatchOptions
+
+        return BatchOptions(
+            folder=self.batch_folder or BATCHES / self.stage_name(),
+            requests=self.batch_requests,
+            bytes=self.batch_bytes,
+            tries=self.batch_tries,
+            max_cost=self.max_cost,
+            poll_seconds=self.poll_seconds,
+        )
+
+
+class EngineStage(BatchStage):
+    """What every stage takes that asks a model for texts."""
+
+    no_effect_on_rows: ClassVar[frozenset[str]] = BatchStage.no_effect_on_rows | {
+        "base_urls",
+        "requests_in_flight",
+        "max_batch_tokens",
+    }
+    engine: EngineKind = "local"
+    """local: in this process; server: an OpenAI-compatible endpoint at base_urls; batch: the
+    OpenAI Batch API there, at half the price, within a day."""
+    load_in_4bit: bool | None = None
+    """4-bit NF4 weights; None: where bfloat16 ones would take over half of the GPU's free memory."""
+    max_new_tokens: Positive = 160
+    """Tokens a text may have; one that is longer is cut, and marked so."""
+    max_batch_tokens: Positive | None = None
+    """Tokens in memory at once (local); None: found from the free memory. Changes no text."""
+    base_urls: list[str] = []
+    """Servers that serve the model (server); requests go to all of them (batch: to one). Empty:
+    OPENAI_BASE_URL, or with OPENAI_API_KEY alone OpenAI itself."""
+    requests_in_flight: Positive = 128
+    """Requests under way at once (server)."""
 
     def open_engine(self, model: str) -> "Engine":
         """Load the model, or connect: the slow part, so only once there is work to do."""
@@ -329,18 +348,6 @@ class EngineStage(Stage):
         account = Account()
         urls = self.base_urls or account.base_urls()
         return BatchEngine(urls, model, account.api_key, self.batch_options())
-
-    def batch_options(self) -> "BatchOptions":
-        from prefpipe.llm.openai_batch import BatchOptions
-
-        return BatchOptions(
-            folder=self.batch_folder or BATCHES / self.stage_name(),
-            requests=self.batch_requests,
-            bytes=self.batch_bytes,
-            tries=self.batch_tries,
-            max_cost=self.max_cost,
-            poll_seconds=self.poll_seconds,
-        )
 
 
 class ModelStage(EngineStage):

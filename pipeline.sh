@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The stages in their order. Options go to every stage: ./pipeline.sh judge --overwrite
-#   ./pipeline.sh [judge|rag|models|all] [--overwrite] [--limit N] [--seed N] ...
+#   ./pipeline.sh [judge|rag|models|synthetic|all] [--overwrite] [--limit N] [--seed N] ...
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -12,7 +12,7 @@ export HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 if [[ -z ${PROFILE:-} ]]; then export HF_HUB_OFFLINE=1 TRANSLATION_OFFLINE=${TRANSLATION_OFFLINE:-true}; fi
 uv sync --quiet --no-dev --inexact
 data=${PREFPIPE_DATA:-data}
-run() { echo "== $1"; uv run --no-sync "$@"; }
+run() { local name=$1; [[ $name != -m ]] || name=$2; echo "== $name"; uv run --no-sync "$@"; }
 
 judge() {
   run preprocess_dataset.py "$@"
@@ -46,10 +46,31 @@ models() {
     --benchmark best_of_n="$data/responses.jsonl" --output "$data/accuracy_models" "$@"
 }
 
+synthetic() {
+  if [[ -z ${PROFILE:-} ]]; then # the embedded models, behind an OpenAI-compatible server on this machine
+    run -m embedded.synthetic prompts --output "$data/synthetic/prompts.jsonl" --questions 150
+    local models=(--model embedded/model) url
+    if [[ -d $data/models/judge ]]; then models+=(--model "$data/models/judge")
+    else export GENERATE_IGNORE_MODEL='^judge$'; fi
+    url=$(mktemp)
+    uv run --no-sync python -m tests.server "${models[@]}" >"$url" &
+    trap "kill $! || true; rm -f '$url'" EXIT
+    until [[ -s $url ]]; do kill -0 $!; sleep 0.2; done
+    OPENAI_BASE_URL=$(head -n 1 "$url")
+    export OPENAI_BASE_URL GENERATE_ENGINE=server ANNOTATE_ENGINE=server
+  fi
+  run generate_responses.py "$@"
+  run create_annotation_mix.py "$@"
+  run annotate_preferences.py "$@"
+  run parse_preferences.py "$@"
+  [[ -n ${PROFILE:-} ]] || run -m embedded.synthetic right --preferences "$data/synthetic/preferences.jsonl"
+}
+
 case $path in
   judge) judge "$@" ;;
   rag) rag "$@" ;;
   models) models "$@" ;;
-  all) judge "$@"; rag "$@"; models "$@" ;;
-  *) echo "pipeline.sh: no path named $path; there are: judge, rag, models, all" >&2; exit 2 ;;
+  synthetic) synthetic "$@" ;;
+  all) judge "$@"; rag "$@"; models "$@"; synthetic "$@" ;;
+  *) echo "pipeline.sh: no path named $path; there are: judge, rag, models, synthetic, all" >&2; exit 2 ;;
 esac

@@ -33,6 +33,7 @@ from prefpipe.llm.costs import estimate_tokens, find_price
 from prefpipe.rows import Item, Message, Reject
 
 if TYPE_CHECKING:
+    from prefpipe.llm.openai_batch import BatchEngine
     from prefpipe.llm.server import ServerEngine
 
 FIELDS = ("question", "answer_1", "answer_2")
@@ -74,26 +75,27 @@ _JSON_START = re.compile(r'\[\s*\{\s*"|\{\s*"')
 _DECODER = json.JSONDecoder()
 
 
-class Settings(config.Stage, env_prefix="TRANSLATION_"):
-    no_effect_on_rows: ClassVar[frozenset[str]] = frozenset(
-        {
-            "base_urls",
-            "tries",
-            "max_retries",
-            "requests_in_flight",
-            "timeout_seconds",
-            "requests_per_minute",
-            "tokens_per_minute",
-            "offline",
-            "estimate",
-            "require",
-            "accept_failures",
-        }
-    )
+class Settings(config.BatchStage, env_prefix="TRANSLATION_"):
+    no_effect_on_rows: ClassVar[frozenset[str]] = config.BatchStage.no_effect_on_rows | {
+        "engine",
+        "base_urls",
+        "tries",
+        "max_retries",
+        "requests_in_flight",
+        "timeout_seconds",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "offline",
+        "estimate",
+        "require",
+        "accept_failures",
+    }
     input: Path = config.ITEMS
     """Folder of train and validation items, or one file of items."""
     output: Path = config.ITEMS_ENGLISH
     """Folder of train.jsonl and validation.jsonl."""
+    engine: Literal["server", "batch"] = "server"
+    """server: requests at once; batch: the OpenAI Batch API, at half the price, within a day."""
     model: str = "gpt-4o-mini"
     """The model's name at the server."""
     base_urls: list[str] = []
@@ -240,20 +242,7 @@ def main(s: Settings) -> None:
         usage: dict[str, Any] = {}
         total = sum(item.id not in log for item in _chinese(s, run))
         if total and s.servers():
-            from prefpipe.llm.server import ServerEngine
-
-            engine = ServerEngine(
-                s.servers(),
-                s.model,
-                config.Account().api_key,
-                requests_in_flight=s.requests_in_flight,
-                max_retries=s.max_retries,
-                timeout_seconds=s.timeout_seconds,
-                requests_per_minute=s.requests_per_minute,
-                tokens_per_minute=s.tokens_per_minute,
-                in_order=False,  # what has come is logged at once: a kill loses none of it
-                extra_body=_REPLY_FORMATS[s.reply_format],
-            )
+            engine = open_engine(s)
             for attempt in range(s.tries):
                 ask_once(s, run, log, engine, failures, attempt, total)
                 if not (total := sum(r.reason in ASKED_AGAIN for r in failures.values())):
@@ -282,11 +271,41 @@ def main(s: Settings) -> None:
         print(describe(s, counts, usage))
 
 
+def open_engine(s: Settings) -> "ServerEngine | BatchEngine":
+    key, form = config.Account().api_key, _REPLY_FORMATS[s.reply_format]
+    if s.engine == "batch":
+        from prefpipe.llm.openai_batch import BatchEngine
+
+        return BatchEngine(
+            s.servers(),
+            s.model,
+            key,
+            s.batch_options(),
+            max_retries=s.max_retries,
+            timeout_seconds=s.timeout_seconds,
+            extra_body=form,
+        )
+    from prefpipe.llm.server import ServerEngine
+
+    return ServerEngine(
+        s.servers(),
+        s.model,
+        key,
+        requests_in_flight=s.requests_in_flight,
+        max_retries=s.max_retries,
+        timeout_seconds=s.timeout_seconds,
+        requests_per_minute=s.requests_per_minute,
+        tokens_per_minute=s.tokens_per_minute,
+        in_order=False,  # what has come is logged at once: a kill loses none of it
+        extra_body=form,
+    )
+
+
 def ask_once(
     s: Settings,
     run: files.Run,
     log: files.RowLog[Item],
-    engine: "ServerEngine",
+    engine: "ServerEngine | BatchEngine",
     failures: dict[str, Reject],
     attempt: int,
     total: int,
@@ -352,7 +371,7 @@ def describe(s: Settings, counts: Counter[str], usage: dict[str, Any]) -> str:
         prompt_tokens, new_tokens = usage["prompt_tokens"], usage["new_tokens"]
         line += f"; used {prompt_tokens:,} prompt + {new_tokens:,} new tokens"
         if price := find_price(s.model):
-            money = price.money(prompt_tokens, new_tokens)
+            money = price.money(prompt_tokens, new_tokens, batch=s.engine == "batch")
             line += f", {money:.2f} USD at the prices of {price.as_of}"
     return line
 
@@ -377,7 +396,8 @@ def print_estimate(s: Settings) -> None:
         "(0.8 a Chinese character, 0.25 any other; a translation counted as its source)"
     )
     if price := find_price(s.model):
-        money = price.money(counts["prompt_tokens"], counts["new_tokens"])
+        batch = s.engine == "batch"
+        money = price.money(counts["prompt_tokens"], counts["new_tokens"], batch=batch)
         print(
             f"money: about {money:.2f} USD for {s.model}, at the prices of {price.as_of} in "
             "prefpipe/prices.toml; they may have changed since"

@@ -1,8 +1,12 @@
-"""Scripts behind each number in the documents. What they share: where results go, and on what."""
+"""Scripts behind each number in the documents. What they share: how they measure, where results go."""
 
+import argparse
 import datetime
 import os
 import platform
+import statistics
+import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +14,100 @@ from prefpipe.files import library_versions, write_json
 
 RESULTS = Path(__file__).parent / "results"
 
+_LOAD_BEFORE = os.getloadavg()[0]
+
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on besides the code."""
+    """What the numbers depend on besides the code.
+
+    load_before: processes that wanted to run when the script started, this one not yet among them.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     model = next(models, platform.processor())
-    return {"processor": model, "cores": os.cpu_count(), "libraries": library_versions()}
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "load_before": round(_LOAD_BEFORE, 2),
+        "libraries": library_versions(),
+    }
 
 
-def write_results(name: str, results: dict[str, Any]) -> None:
-    """benchmarks/results/<name>.json, with the date."""
-    write_json(RESULTS / f"{name}.json", {"date": datetime.date.today().isoformat(), **results})
-    print(f"{RESULTS.name}/{name}.json written")
+def write_results(name: str, results: dict[str, Any], folder: Path = RESULTS) -> None:
+    """<folder>/<name>.json, with the date."""
+    write_json(folder / f"{name}.json", {"date": datetime.date.today().isoformat(), **results})
+    print(f"{folder.name}/{name}.json written")
+
+
+def make_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of every script that measures two sides: --rounds, --tiny, --results."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side")
+    parser.add_argument(
+        "--tiny", action="store_true", help="shapes of a few tokens: shows that it runs, no number"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
+    return parser
+
+
+def alternate(
+    sides: dict[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    ways: Collection[str] = (),
+    finish: Callable[[], Any] = lambda: None,
+) -> dict[str, Any]:
+    """Seconds of each side, the sides taking turns; the first round is thrown away.
+
+    ways: sides that are several ways of one peer. One that took over 1.5 times the fastest of them
+    in the first round is not run again: its ratio could only flatter. finish: waits for a device.
+    Returns seconds and cpu_seconds (lists of rounds), median_seconds and median_cpu_seconds, and
+    dropped (the first round's seconds of what was not run again).
+    """
+    first = {name: _timed(side, finish)[0] for name, side in sides.items()}
+    fastest = min((first[name] for name in ways), default=0.0)
+    dropped = {name: first[name] for name in ways if first[name] > 1.5 * fastest}
+    seconds: dict[str, list[float]] = {name: [] for name in sides if name not in dropped}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in seconds}
+    for _ in range(rounds):
+        for name in seconds:
+            wall, cpu = _timed(sides[name], finish)
+            seconds[name].append(wall)
+            cpu_seconds[name].append(cpu)
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "median_seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "median_cpu_seconds": {
+            name: statistics.median(times) for name, times in cpu_seconds.items()
+        },
+        "dropped": dropped,
+    }
+
+
+def _timed(side: Callable[[], Any], finish: Callable[[], Any]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    side()
+    finish()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def ratios(measured: dict[str, Any], ours: str, ways: Collection[str]) -> dict[str, float]:
+    """ratio, of median wall times: the fastest of the peer's ways / ours; cpu_ratio, of CPU times."""
+    found = {}
+    for name, medians in (("ratio", "median_seconds"), ("cpu_ratio", "median_cpu_seconds")):
+        values = measured[medians]
+        found[name] = min(values[way] for way in ways if way in values) / values[ours]
+    return found
+
+
+def line_of(name: str, measured: dict[str, Any], found: dict[str, float]) -> str:
+    """One line for a person: the medians, what was dropped, the ratio."""
+    medians = [f"{side} {s:.3f} s" for side, s in measured["median_seconds"].items()]
+    medians += [f"({side} {s:.3f} s once)" for side, s in measured["dropped"].items()]
+    return f"{name:18s} {found['ratio']:5.2f}x (CPU time {found['cpu_ratio']:.2f}x)  " + "  ".join(
+        medians
+    )

@@ -7,18 +7,16 @@ A step is what an epoch repeats: collate, forward, backward, AdamW. The sides al
 process on equal weights, the first round of each is thrown away. TRL is at its best documented
 setting: reference log-probabilities precomputed, its fused head (always on), no gradient
 checkpointing, SDPA; with all pairs in one batch, and a pair a batch with gradient accumulation (the
-faster of the two counts). Not measured: tokenizing, loading, the reference pass, evaluation.
+faster of the two counts). The curves' model has two of the eight layers. Not measured: tokenizing,
+loading, the reference pass, evaluation.
 Writes benchmarks/results/dpo_step.json; each ratio is of median wall times, TRL's / ours.
 """
 
-import argparse
 import os
 import random
-import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,7 +34,7 @@ from transformers import (
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from benchmarks import machine, write_results
+from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
 from prefpipe.training.dataset import TokenizedPair, to_dataset
 from prefpipe.training.dpo import PrefixSharedDPOTrainer
 
@@ -51,6 +49,9 @@ SMALL = {
     "tie_word_embeddings": True,
 }
 """28 million parameters."""
+
+TWO_LAYERS = {**SMALL, "num_hidden_layers": 2}
+"""The same width, for the curves: a quarter of the time."""
 
 EMBEDDED = {**SMALL, "vocab_size": 1000, "hidden_size": 128, "intermediate_size": 384}
 EMBEDDED |= {"num_hidden_layers": 4, "num_attention_heads": 4}
@@ -71,8 +72,11 @@ SHAPES = [
     Shape("30m_200_50", SMALL, 200, 50, 5),
     Shape("embedded_180_60", EMBEDDED, 180, 60, 3),
 ]
-CURVES = [Shape(f"pairs_{n}", SMALL, 800, 150, n) for n in (1, 2, 3, 8)]
-CURVES += [Shape(f"prompt_{p}", SMALL, p, 150, 5) for p in (100, 400, 1600, 3200)]
+CURVES = [Shape(f"pairs_{n}", TWO_LAYERS, 800, 150, n) for n in (1, 2, 3, 5, 8)]
+CURVES += [Shape(f"prompt_{p}", TWO_LAYERS, p, 150, 5) for p in (100, 400, 1600, 3200)]
+TINY = Shape("tiny", EMBEDDED, 12, 4, 2)
+
+WAYS = ("trl_one_batch", "trl_accumulated")
 
 
 class TokenIdsDPOTrainer(DPOTrainer):
@@ -89,8 +93,9 @@ def padding_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>")
 
 
-def make_pairs(shape: Shape) -> list[TokenizedPair]:
-    rng = random.Random(0)
+def make_pairs(shape: Shape, seed: int = 0) -> list[TokenizedPair]:
+    """Pairs of one prompt."""
+    rng = random.Random(seed)
 
     def ids(count: int) -> np.ndarray:
         return np.array([rng.randrange(shape.model["vocab_size"]) for _ in range(count)], np.int32)
@@ -114,10 +119,11 @@ def step_of(trainer: Any, batch_pairs: int) -> Callable[[], float]:
     parts = [rows[i : i + batch_pairs] for i in range(0, len(rows), batch_pairs)]
     trainer.current_gradient_accumulation_steps = len(parts)
     trainer.create_optimizer_and_scheduler(1000)
+    trainer.accelerator.prepare_model(trainer.model)  # as train() does: bf16 is on from here
 
     def step() -> float:
         batches = [trainer.data_collator(part) for part in parts]
-        items = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+        items = trainer._get_num_items_in_batch(batches, trainer.args.device)
         loss = sum(trainer.training_step(trainer.model, b, items).item() for b in batches)
         trainer.optimizer.step()
         trainer.model.zero_grad()
@@ -126,91 +132,96 @@ def step_of(trainer: Any, batch_pairs: int) -> Callable[[], float]:
     return step
 
 
-def measure(shape: Shape, rounds: int) -> dict[str, Any]:
-    """Seconds a step of each side, a list of rounds each; losses of the first step; the ratio."""
-    tokenizer = padding_tokenizer()
-    data = to_dataset(make_pairs(shape))
-    with tempfile.TemporaryDirectory() as folder:
-        options = DPOConfig(
-            folder,
-            max_length=None,
-            per_device_train_batch_size=shape.pairs,
-            precompute_ref_log_probs=True,
-            precompute_ref_batch_size=1,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
-            learning_rate=1e-5,
-            report_to=[],
-            disable_tqdm=True,
+def make_steps(
+    shape: Shape,
+    folder: str,
+    make_model: Callable[[], PreTrainedModel],
+    sides: Collection[str] = ("ours", *WAYS),
+    *,
+    peft_config: Any = None,
+    **changes: Any,
+) -> dict[str, Callable[[], float]]:
+    """For each side, its step; changes: of the DPOConfig."""
+    tokenizer, data = padding_tokenizer(), to_dataset(make_pairs(shape))
+    settings: dict[str, Any] = {
+        "max_length": None,
+        "per_device_train_batch_size": shape.pairs,
+        "precompute_ref_log_probs": True,
+        "precompute_ref_batch_size": 1,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "learning_rate": 1e-5,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    options = DPOConfig(folder, **settings | changes)
+
+    def step(side: str) -> Callable[[], float]:
+        kind: Any = PrefixSharedDPOTrainer if side == "ours" else TokenIdsDPOTrainer
+        trainer = kind(
+            make_model(),
+            args=options,
+            train_dataset=data,
+            processing_class=tokenizer,
+            peft_config=peft_config,
         )
+        return step_of(trainer, 1 if side == "trl_accumulated" else shape.pairs)
 
-        def trainer(kind: Any) -> Any:
-            return kind(
-                make_model(shape), args=options, train_dataset=data, processing_class=tokenizer
-            )
+    return {side: step(side) for side in sides}
 
-        sides = {
-            "ours": step_of(trainer(PrefixSharedDPOTrainer), shape.pairs),
-            "trl_one_batch": step_of(trainer(TokenIdsDPOTrainer), shape.pairs),
-            "trl_accumulated": step_of(trainer(TokenIdsDPOTrainer), 1),
-        }
-        losses = {name: step() for name, step in sides.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in sides}
-        cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(rounds):
-            for name, step in sides.items():
-                wall, cpu = time.perf_counter(), time.process_time()
-                step()
-                seconds[name].append(time.perf_counter() - wall)
-                cpu_seconds[name].append(time.process_time() - cpu)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    cpu_median = {name: statistics.median(values) for name, values in cpu_seconds.items()}
+
+def noting(
+    steps: dict[str, Callable[[], float]], losses: dict[str, list[float]]
+) -> dict[str, Callable[[], None]]:
+    """The steps, each of whose losses is added to the list of its name."""
+    for name in steps:
+        losses[name] = []
+    return {
+        name: lambda name=name, step=step: losses[name].append(step())
+        for name, step in steps.items()
+    }
+
+
+def measure(shape: Shape, rounds: int) -> dict[str, Any]:
+    """Seconds a step of each side, a list of rounds each; losses; the ratio."""
+    losses: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        steps = make_steps(shape, folder, lambda: make_model(shape))
+        measured = alternate(noting(steps, losses), rounds, ways=WAYS)
+    found = ratios(measured, "ours", WAYS)
     branches = 2 * shape.pairs * shape.completion_tokens
-    result = {
-        **{k: v for k, v in asdict(shape).items() if k != "model"},
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "ratio": min(median["trl_one_batch"], median["trl_accumulated"]) / median["ours"],
-        "cpu_ratio": min(cpu_median["trl_one_batch"], cpu_median["trl_accumulated"])
-        / cpu_median["ours"],
+    print(line_of(shape.name, measured, found), flush=True)
+    return {
+        **asdict(shape),
+        **measured,
+        **found,
         "tokens": {
             "ours": shape.prompt_tokens - 1 + branches,
             "trl": 2 * shape.pairs * shape.prompt_tokens + branches,
         },
-        "first_loss": losses,
+        "losses": losses,
     }
-    print(
-        f"{shape.name:<16} ours {median['ours']:7.3f} s   TRL {median['trl_one_batch']:7.3f} s "
-        f"({median['trl_accumulated']:.3f} accumulated)   ratio {result['ratio']:.2f} "
-        f"(CPU time {result['cpu_ratio']:.2f})",
-        flush=True,
-    )
-    return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="steps measured of each side")
+    parser = make_parser(__doc__)
     parser.add_argument("--curves", action="store_true", help="also pairs a prompt, prompt lengths")
-    chosen = parser.parse_args()
+    args = parser.parse_args()
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    shapes = SHAPES + (CURVES if chosen.curves else [])
-    results = [measure(shape, chosen.rounds) for shape in shapes]
+    shapes = [TINY] if args.tiny else SHAPES + (CURVES if args.curves else [])
+    results = [measure(shape, args.rounds) for shape in shapes]
     write_results(
         "dpo_step",
         {
-            **machine(),
+            "machine": machine(),
             "threads": torch.get_num_threads(),
-            "load_before": os.getloadavg()[0],
-            "ratio": results[0]["ratio"],
-            "reach": 3.0,
+            "rounds": args.rounds,
             "shapes": results,
         },
+        args.results,
     )
 
 

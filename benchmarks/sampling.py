@@ -2,22 +2,22 @@
 
     uv run python -m benchmarks.sampling                        # the shapes, on this machine's CPU
     uv run python -m benchmarks.sampling --curves               # over n and over prompt lengths
-    uv run python -m benchmarks.sampling --batch                # also generate_batch, once a shape
+    uv run python -m benchmarks.sampling --batch                # also generate_batch
 
 The sides alternate within one process on the same weights (random, float32), all prompts of a shape
 at once; the first round of each is thrown away. generate is used in both of its ways: with
-num_return_sequences=n, and n runs of it on the batch (the faster of the two medians counts). All
-texts have the same number of tokens, temperature 1, top-k 50, top-p 0.95, no end before the last.
-Ours includes rendering and tokenizing the prompts and decoding the texts, generate does not.
-tokens_through_model is what a hook on the embeddings counts, over P + n T a prompt.
+num_return_sequences=n, and n runs of it on the batch (the faster of the two medians counts).
+generate_batch gets each prompt n times, as its documentation has it for several samples, and room
+for all of them at once. All texts
+have the same number of tokens, temperature 1, top-k 50, top-p 0.95, no end before the last. Ours
+includes rendering and tokenizing the prompts and decoding the texts, the others do not.
+tokens_through_model is what a hook on the embeddings counts, over P + n T a prompt. The curves' model
+has two of the eight layers.
 Not measured: loading; texts of unequal lengths (ours gains more: an ended sample costs nothing).
 Writes benchmarks/results/sampling.json; each ratio is of median wall times, generate's / ours.
 """
 
-import argparse
 import random
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -36,7 +36,7 @@ from transformers import (
     logging,
 )
 
-from benchmarks import machine, write_results
+from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
 from prefpipe import prompts
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local import LocalEngine
@@ -53,6 +53,9 @@ SMALL = {
     "tie_word_embeddings": True,
 }
 """28 million parameters."""
+
+TWO_LAYERS = {**SMALL, "num_hidden_layers": 2}
+"""The same width, for the curves: a quarter of the time."""
 
 EMBEDDED = {**SMALL, "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 384}
 EMBEDDED |= {"num_hidden_layers": 4, "num_attention_heads": 4}
@@ -75,8 +78,13 @@ SHAPES = [
     Shape("30m_200_50", SMALL, 200, 50, 8),
     Shape("embedded_180_60", EMBEDDED, 180, 60, 8, prompts=32),
 ]
-CURVES = [Shape(f"samples_{n}", SMALL, 800, 64, n, prompts=2) for n in (1, 2, 4, 16, 32)]
-CURVES += [Shape(f"prompt_{p}", SMALL, p, 64, 8, prompts=2) for p in (100, 400, 1600, 3200)]
+BATCH = Shape("30m_800_64_batch", SMALL, 800, 64, 8, prompts=2)
+"""generate_batch's shape: half the prompts, since a round of it takes half a minute."""
+CURVES = [Shape(f"samples_{n}", TWO_LAYERS, 800, 64, n, prompts=2) for n in (1, 2, 4, 8, 16, 32)]
+CURVES += [Shape(f"prompt_{p}", TWO_LAYERS, p, 64, 8, prompts=2) for p in (100, 400, 1600, 3200)]
+TINY = replace(SHAPES[-1], name="tiny", prompt_tokens=12, new_tokens=3, samples=2, prompts=2)
+
+WAYS = ("num_return_sequences", "runs_of_generate")
 
 SETTINGS = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 
@@ -121,13 +129,12 @@ def make_requests(shape: Shape) -> list[Request]:
     ]
 
 
-def make_sides(
-    shape: Shape, model: Qwen2ForCausalLM, with_batch: bool
-) -> dict[str, Callable[[], int]]:
+def make_sides(shape: Shape, model: PreTrainedModel) -> dict[str, Callable[[], int]]:
     """What each side does in a round; returns the number of new tokens."""
     tokenizer, requests = make_tokenizer(shape), make_requests(shape)
     engine = LocalEngine(model, tokenizer)
-    ids = torch.tensor([prompts.prompt_ids(tokenizer, r.messages) for r in requests])
+    rows = [prompts.prompt_ids(tokenizer, r.messages) for r in requests]
+    ids = torch.tensor(rows, device=model.device)
     assert ids.shape == (shape.prompts, shape.prompt_tokens)
     options = {
         "attention_mask": torch.ones_like(ids),
@@ -155,6 +162,13 @@ def make_sides(
         ]
         return sum(out[:, shape.prompt_tokens :].numel() for out in outs)
 
+    batching = ContinuousBatchingConfig()
+    if model.device.type == "cpu":
+        # left to itself it takes for its cache and masks what memory is free, and touches all of it
+        tokens = shape.prompts * shape.samples * (shape.prompt_tokens + shape.new_tokens)
+        blocks = tokens // batching.page_size + shape.prompts * shape.samples + 1
+        batching = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=2048)
+
     def generate_batch() -> int:
         config = GenerationConfig(
             max_new_tokens=shape.new_tokens,
@@ -163,15 +177,25 @@ def make_sides(
             pad_token_id=0,
             **SETTINGS,
         )
-        rows = [row for row in ids.tolist() for _ in range(shape.samples)]
-        outs = model.generate_batch(
-            rows, generation_config=config, continuous_batching_config=ContinuousBatchingConfig()
+        outs = model.generate_batch(  # pyright: ignore[reportAttributeAccessIssue]
+            [row for row in rows for _ in range(shape.samples)],
+            generation_config=config,
+            continuous_batching_config=batching,
         )
         return sum(len(out.generated_tokens) for out in outs.values())
 
-    functions = [ours, num_return_sequences, runs_of_generate]
-    functions += [generate_batch] if with_batch else []
+    functions = [ours, num_return_sequences, runs_of_generate, generate_batch]
     return {function.__name__: function for function in functions}
+
+
+def checked(name: str, run: Callable[[], int], tokens: int) -> Callable[[], None]:
+    """The side, ended with a sentence where it made another number of tokens."""
+
+    def side() -> None:
+        if (made := run()) != tokens:
+            raise SystemExit(f"{name} made {made} tokens, {tokens} were asked for")
+
+    return side
 
 
 def count_tokens(model: PreTrainedModel, run: Callable[[], int]) -> int:
@@ -185,43 +209,27 @@ def count_tokens(model: PreTrainedModel, run: Callable[[], int]) -> int:
     return sum(calls)
 
 
-def measure(shape: Shape, rounds: int, with_batch: bool) -> dict[str, Any]:
-    """Seconds a round of each side, and the ratios of their medians."""
+def measure(shape: Shape, rounds: int, peers: tuple[str, ...] = WAYS) -> dict[str, Any]:
+    """Seconds a round of ours and of the peers, and the ratio of their medians."""
     model = make_model(shape)
-    functions = make_sides(shape, model, with_batch)
+    functions = make_sides(shape, model)
+    new_tokens = shape.prompts * shape.samples * shape.new_tokens
     tokens = count_tokens(model, functions["ours"])
-    want = shape.prompts * shape.samples * shape.new_tokens
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(rounds + 1):
-        for name, function in functions.items():
-            # the slowest by far: warmed up by its own start, measured once
-            if name == "generate_batch" and turn != 1:
-                continue
-            start = time.perf_counter()
-            made = function()
-            elapsed = time.perf_counter() - start
-            if made != want:
-                raise SystemExit(f"{shape.name}: {name} made {made} tokens, {want} were asked for")
-            if turn:
-                seconds[name].append(elapsed)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    best = min(medians["num_return_sequences"], medians["runs_of_generate"])
-    ratios = {"ratio": best / medians["ours"]}
-    if with_batch:
-        ratios["ratio_generate_batch"] = medians["generate_batch"] / medians["ours"]
+    sides = {name: checked(name, functions[name], new_tokens) for name in ("ours", *peers)}
+    measured = alternate(sides, rounds, ways=peers)
+    found = ratios(measured, "ours", peers)
+    print(line_of(shape.name, measured, found), flush=True)
     return {
         **asdict(shape),
-        "seconds": seconds,
-        "median_seconds": medians,
-        "tokens_per_second": want / medians["ours"],
-        **ratios,
-        "tokens_through_model": tokens / (shape.prompts * shape.prompt_tokens + want),
+        **measured,
+        **found,
+        "tokens_per_second": new_tokens / measured["median_seconds"]["ours"],
+        "tokens_through_model": tokens / (shape.prompts * shape.prompt_tokens + new_tokens),
     }
 
 
-def same_texts_in_bfloat16() -> float:
+def same_texts_in_bfloat16(shape: Shape) -> float:
     """Share of texts that are the same in two batchings, with weights in bfloat16."""
-    shape = replace(SHAPES[-1], prompts=16)
     model, tokenizer, requests = make_model(shape), make_tokenizer(shape), make_requests(shape)
     model = model.bfloat16()
 
@@ -234,8 +242,7 @@ def same_texts_in_bfloat16() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side")
+    parser = make_parser(__doc__)
     parser.add_argument("--curves", action="store_true", help="also over n and prompt lengths")
     parser.add_argument("--batch", action="store_true", help="also generate_batch")
     parser.add_argument("--only", nargs="*", help="names of shapes")
@@ -244,12 +251,12 @@ def main() -> None:
     chosen = [*SHAPES, *(CURVES if args.curves else [])]
     if args.only:
         chosen = [shape for shape in [*SHAPES, *CURVES] if shape.name in args.only]
-    results = []
-    for shape in chosen:
-        row = measure(shape, args.rounds, args.batch and shape in SHAPES)
-        results.append(row)
-        medians = "  ".join(f"{name} {s:.2f} s" for name, s in row["median_seconds"].items())
-        print(f"{shape.name:18s} {row['ratio']:5.2f}x  {medians}", flush=True)
+    if args.tiny:
+        chosen = [TINY]
+    results = [measure(shape, args.rounds) for shape in chosen]
+    if args.batch:
+        results.append(measure(TINY if args.tiny else BATCH, args.rounds, ("generate_batch",)))
+    texts = TINY if args.tiny else replace(SHAPES[-1], prompts=16)
     write_results(
         "sampling",
         {
@@ -257,8 +264,9 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "rounds": args.rounds,
             "shapes": results,
-            "same_texts_in_bfloat16": same_texts_in_bfloat16(),
+            "same_texts_in_bfloat16": same_texts_in_bfloat16(texts),
         },
+        args.results,
     )
 
 

@@ -8,6 +8,7 @@ RowLog, from which a killed run goes on.
 
 import csv
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import io
@@ -44,7 +45,15 @@ R = TypeVar("R", bound=Row)
 SPLITS = ("train", "validation")
 ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".csv")
 META_VERSION = 1
-_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "sentence-transformers")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "sentence-transformers",
+    "faiss-cpu",
+)
 
 
 class DataError(ValueError):
@@ -84,6 +93,19 @@ def data_files(path: Path) -> list[Path]:
     ]
     if not found:
         raise DataError(f"{path}: the folder holds no train or validation .jsonl or .parquet")
+    return found
+
+
+def matching(pattern: str) -> list[Path]:
+    """The file of that name, or the files that a glob (`prompts/*.jsonl`) matches, in order.
+
+    Raises DataError where there is none.
+    """
+    if Path(pattern).exists():
+        return [Path(pattern)]
+    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+    if not found:
+        raise DataError(f"{pattern}: no such file; name a file, or files by a glob in quotes")
     return found
 
 
@@ -157,6 +179,9 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader((text for _, text in _lines(path, blank=True)), strict=True)
     end = 1  # the last line of the row before; of the header, to begin with
     try:
+        names = Counter(reader.fieldnames or [])
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise DataError(f"{path}:1: column {twice[0]!r} stands there twice; rename one of them")
         for record in reader:
             end = reader.line_num
             fields = [*record.values(), *record.get(None, [])]

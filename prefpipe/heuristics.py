@@ -28,10 +28,13 @@ ABSTENTIONS = (
     "The provided context doesn't",
     "我不知道",
 )
-"""How an abstention begins."""
+"""How an abstention begins, behind words like "Sorry, but" or "Based on the context"."""
 
 # A CJK character is a word of its own, since nothing separates words there.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+|\d+")
+_OPENING = re.compile(
+    r"((i'm |i am )?sorry|unfortunately|based on the (provided |given )?context|but)\b[,.: ]*"
+)
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _DIGITS = re.compile(r"\d+")
 _STOP = """a about above after all also am an and any are as at be because been before being below
@@ -147,6 +150,8 @@ def _is_keyword(word: str) -> bool:
 def is_abstention(text: str, phrases: Sequence[str] = ABSTENTIONS) -> bool:
     """Whether the text begins by saying that it does not know; case and apostrophes do not matter."""
     plain = _plain(text)
+    while opening := _OPENING.match(plain):
+        plain = plain[opening.end() :]
     return any(plain.startswith(_plain(phrase)) for phrase in phrases)
 
 

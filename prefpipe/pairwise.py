@@ -260,15 +260,18 @@ class PairwiseModel:
 
     def label_logps(self, rows: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
         """(log p(A), log p(B)) of the token behind each row."""
-        run = self._shared if self.share_prompts else self._one_by_one
-        batches = shared_pass.in_batches(((len(row), row) for row in rows), self.max_batch_tokens)
-        return [pair for batch in batches for pair in run(batch)]
+        if not self.share_prompts:
+            return self._one_by_one(rows)
+        found: dict[int, tuple[float, float]] = {}
+        for batch in shared_pass.tree_batches(rows, self.max_batch_tokens):
+            found.update(zip(batch, self._shared([rows[i] for i in batch]), strict=True))
+        return [found[i] for i in range(len(rows))]
 
     def _shared(self, rows: list[Sequence[int]]) -> list[tuple[float, float]]:
         outputs, _ = shared_pass.run_tree(self.model, rows, only_last=True)
         return self._read(outputs.logits[0])
 
-    def _one_by_one(self, rows: list[Sequence[int]]) -> list[tuple[float, float]]:
+    def _one_by_one(self, rows: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
         found = []
         for row in rows:
             ids = torch.tensor([row], device=self.model.device)

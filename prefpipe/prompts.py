@@ -84,6 +84,8 @@ def escape_markers(text: str) -> str:
 
 def detect_language(text: str) -> Language:
     """zh where at least a fifth of the letters are CJK ideographs, else en."""
+    if text.isascii():  # most texts: counting would take as long as all the rest of a row
+        return "en"
     cjk = sum("\u3400" <= c <= "\u9fff" for c in text)
     letters = sum(c.isalpha() for c in text)
     return "zh" if cjk and cjk * 5 >= letters else "en"

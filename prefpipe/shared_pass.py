@@ -109,6 +109,26 @@ def run_tree(
     return outputs, last
 
 
+def tree_batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of the sequences in batches whose trees have up to about max_tokens (or of one).
+
+    In sorted order, so that those which share most stand together. A common beginning that is too
+    short to be shared (MIN_SHARED_TOKENS) is not counted.
+    """
+    batch: list[int] = []
+    size = 0
+    for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
+        own = len(sequences[i])
+        more = own - _common(sequences[batch[-1]], sequences[i], 0) if batch else own
+        if batch and size + more > max_tokens:
+            yield batch
+            batch, size, more = [], 0, own
+        batch.append(i)
+        size += more
+    if batch:
+        yield batch
+
+
 def in_batches(items: Iterable[tuple[int, T]], max_tokens: int) -> Iterator[list[T]]:
     """Items, each with its size in tokens, in lists of at most max_tokens (or of one item)."""
     batch: list[T] = []

@@ -24,6 +24,15 @@ REASONS = (
     "two_verdicts",  # answer keys that differ
     "contradicts_hint",  # a hinted text whose own object says the other answer
 )
+RATING_REASONS = (
+    "empty",  # nothing but white space
+    "cut_off",  # thoughts that did not end
+    "no_rating",  # a text got none
+    "two_ratings",  # a text got ratings that differ
+    "unknown_text",  # a rating of a text that was not shown, or of no text at all
+    "out_of_scale",  # a number that is not from 1 to 5, or of another scale (8/10)
+    "not_a_rating",  # neither a number nor N/A
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,7 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     reason: str
-    """One of REASONS."""
+    """One of REASONS; of ratings, of RATING_REASONS."""
 
 
 _REASON_KEYS = [reason for reason, _ in ANSWER_KEYS.values()]
@@ -57,6 +66,7 @@ _FULL_WIDTH = str.maketrans(
     }
     | {chr(0xFF10 + d): str(d) for d in range(10)}
 )
+_FULL_WIDTH_DIGITS = {0xFF10 + d: str(d) for d in range(10)} | {ord("／"): "/", ord("．"): "."}
 _DIGITS: dict[str, Literal[1, 2]] = {"1": 1, "2": 2, "１": 1, "２": 2}
 _OBJECT_START = re.compile(r"\{(?=\s*\")")
 _STARTS_WITH_OBJECT = re.compile(r"\s*(?:```\w*\s*)?\{")
@@ -190,3 +200,79 @@ def read_hinted_reason(text: str, hint: int, *, finish_reason: str) -> Verdict |
     reason = "" if isinstance(objects, Unreadable) else _reason(objects)
     reason = reason or _FENCE.sub("", answer).strip()
     return Verdict(better, reason) if reason else Unreadable("empty")
+
+
+# ---- ratings -------------------------------------------------------------------------------------
+
+RATING_SCALE = (1.0, 5.0)
+
+# A line of nothing but `Text 2`, `Rating: 4`, or both, in any markdown. A line of a reason that goes
+# on ("Text 2 says more") is neither.
+_RATING_LINE = re.compile(
+    r"[^\w\n]*(?:(?:output\s+for\s+)?text\s*#?\s*(?P<number>\d{1,4})\b[^\w\n]*)?"
+    r"(?:(?:rating|score)\b[*_`\s]*(?:\([^)\n]*\)[*_`\s]*)?(?:[:：=][*_`\s]*(?P<value>.*)|(?P<bare>\d.*)))?",
+    re.IGNORECASE,
+)
+# 4, 4.5, 4/5, "4 out of 5", and a remark behind it that begins with no digit: "4 (good)", "4 - good".
+_RATING = re.compile(
+    r"\[?(?P<rating>-?\d{1,9}(?:\.\d{1,9})?)\]?"
+    r"(?:\s*(?:/|out\s+of)\s*(?P<scale>\d{1,9})\b)?"
+    r"(?:[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]+\s*[^\d\s].*)",
+)
+_NOT_APPLICABLE = re.compile(r"\[?(?:n\s*/\s*a|not applicable)\b(?!\s*/).*", re.IGNORECASE)
+
+
+def read_ratings(text: str, count: int) -> list[float | None] | Unreadable:
+    """The ratings of texts 1 to count, from 1 to 5, each by its number; None is N/A. Never raises.
+
+    A rating stands on a line of its own below its `Text <number>` line, or behind it. Reasons,
+    markdown, blank lines and CRLF between them are fine. One text without a rating, or with two
+    that differ, makes all of it Unreadable: which text a rating belongs to is never guessed.
+    """
+    answer = _without_draft(text)
+    if answer is None:
+        return Unreadable("cut_off")
+    if not answer.strip():
+        return Unreadable("empty")
+    found: dict[int, float | None] = {}
+    number, is_waiting = None, False
+    for line in answer.split("\n"):
+        if is_waiting:  # "Rating:" with its number on the next line
+            value = line.strip()
+            if not value:
+                continue
+        elif not (match := _RATING_LINE.fullmatch(line.strip())):
+            continue
+        else:
+            number = int(match["number"]) if match["number"] else number
+            value = match["value"] if match["value"] is not None else match["bare"]
+            if value is None:
+                continue
+            if not value.strip("*_` "):
+                is_waiting = True
+                continue
+        is_waiting = False
+        rating = _read_rating(value)
+        if isinstance(rating, Unreadable):
+            return rating
+        if number is None or not 1 <= number <= count:
+            return Unreadable("unknown_text")
+        if number in found and found[number] != rating:
+            return Unreadable("two_ratings")
+        found[number] = rating
+    if len(found) < count:
+        return Unreadable("no_rating")
+    return [found[k] for k in range(1, count + 1)]
+
+
+def _read_rating(value: str) -> float | Unreadable | None:
+    value = value.translate(_FULL_WIDTH_DIGITS).strip()
+    if _NOT_APPLICABLE.fullmatch(value):
+        return None
+    match = _RATING.fullmatch(value)
+    if not match:
+        return Unreadable("not_a_rating")
+    low, high = RATING_SCALE
+    if not low <= float(match["rating"]) <= high or match["scale"] not in (None, f"{high:.0f}"):
+        return Unreadable("out_of_scale")
+    return float(match["rating"])

@@ -1,6 +1,10 @@
 """build_pairwise_prefs as a user runs it, with scripted answers and an embedder without a model."""
 
 import json
+import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +14,18 @@ from hypothesis import strategies as st
 import build_pairwise_prefs
 import build_vector_store
 import preprocess_dataset
+import train_reward_model
 from build_pairwise_prefs import Settings, build_context, build_prompt, distinct
 from prefpipe import files, heuristics, prompts, sources
 from prefpipe.files import DataError
 from prefpipe.llm import Request
 from prefpipe.llm.scripted import ScriptedEngine
+from prefpipe.reward import RewardModel
 from prefpipe.rows import Candidate, Entry, RagPair, Reject, Retrieved
+from tests.preference_data import save_base
 from tests.rag_helpers import ROWS, WordEmbedder, sum_of_words, write_table
 
+ROOT = Path(__file__).parent.parent
 ANSWERS = [
     "It says: the sum of two numbers, return a + b.",
     "I don't know.",
@@ -140,6 +148,43 @@ def test_the_pairs_are_preferences_for_the_next_step_and_for_trl(home):
     assert loaded[0]["prompt"][0]["role"] == "user"
 
 
+def test_the_pairs_train_a_reward_model_as_they_are(home):
+    s = settings(home)
+    run(s)
+    trained = train_reward_model.Settings(
+        input=str(s.output),
+        validation_input="",
+        validation_share=0.3,
+        near_duplicate=1.0,
+        model=str(save_base(home / "tiny")),
+        output=home / "reward",
+        batch_pairs=2,
+    )
+    train_reward_model.main(trained)
+    meta = json.loads((home / "reward/train_reward_model.meta.json").read_text())
+    assert meta["counts"]["read"] == 5 and meta["counts"]["left_out"] == {}
+    model = RewardModel.load(home / "reward")
+    texts = [
+        (pair.prompt, [str(side[0]["content"]) for side in (pair.chosen, pair.rejected)])  # pyright: ignore[reportArgumentType]
+        for pair in pairs_of(s)
+    ]
+    for scores in model.score(texts):
+        assert isinstance(scores, list) and np.isfinite(scores).all()
+
+
+def test_a_run_killed_at_every_step_ends_in_the_same_bytes_and_samples_nothing_twice(home):
+    command = [sys.executable, "-m", "tests.killed_runs", "build_pairwise_prefs", str(home)]
+    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert int(shown.split()[-2]) >= 8
+    for ending in ("jsonl", "rejects.jsonl"):
+        assert (home / f"killed.{ending}").read_bytes() == (home / f"whole.{ending}").read_bytes()
+    assert len((home / "whole.jsonl").read_text().splitlines()) == 5
+    done = [(home / f"{name}.done.txt").read_text().splitlines() for name in ("killed", "whole")]
+    assert sorted(done[0]) == sorted(done[1])  # so none twice
+    assert len(done[1]) == len(set(done[1])) > 5 * 4
+    assert not list(home.glob(".*"))
+
+
 def test_a_run_stopped_half_way_ends_in_the_same_bytes_and_samples_nothing_twice(home):
     def judge_too(request: Request, sample: int) -> str:
         if "\t" in request.id:
@@ -231,8 +276,37 @@ def test_the_closing_lines_show_the_grounding_of_both_sides_and_of_a_random_docu
     chosen = sum(pair.chosen_parts["grounding"] for pair in rows) / 5
     rejected = sum(pair.rejected_parts["grounding"] for pair in rows) / 5
     assert chosen > rejected
-    shown = f"5 pairs: chosen {chosen:.3f}, rejected {rejected:.3f}, random_document 0."
-    assert shown in capsys.readouterr().out
+    shown = f"5 pairs: chosen {chosen:.3f}, rejected {rejected:.3f}, random document 0."
+    said = capsys.readouterr().out
+    assert shown in said and "abstention" not in said
+
+
+def test_an_abstention_is_counted_and_in_no_mean_of_grounding(home, capsys):
+    write_table(home / "t.csv", ROWS[:2])
+    s = settings(home, num_candidates=2)
+    texts = {
+        "add": ["The sum of two numbers.", "I don't know."],
+        "cut": ["Lines of a text.", "Eh."],
+    }
+    run(s, lambda request, sample: texts[request.id][sample])
+    first, second = pairs_of(s)
+    assert first.rejected_parts["is_abstention"] and first.rejected_parts["grounding"] == 0
+    means = json.loads(s.output.with_suffix(".meta.json").read_text())["mean_grounding"]
+    chosen = (first.chosen_parts["grounding"] + second.chosen_parts["grounding"]) / 2
+    assert means["chosen"] == pytest.approx(chosen, abs=1e-4)
+    assert means["rejected"] == second.rejected_parts["grounding"]
+    assert "1 abstentions are in no mean: 0 chosen, 1 rejected" in capsys.readouterr().out
+
+
+@given(st.integers(1, 12), st.data())
+def test_a_random_document_is_any_but_the_retrieved_ones(count, data):
+    retrieved = data.draw(st.lists(st.integers(0, count - 1), unique=True))
+    others = set(range(count)) - set(retrieved)
+    drawn = {
+        build_pairwise_prefs.draw_other(count, retrieved, random.Random(seed))
+        for seed in range(200)
+    }
+    assert drawn == (others or {None})
 
 
 # ---- the judge
@@ -389,6 +463,30 @@ def test_a_missing_store_and_a_store_of_another_model_are_refused(home):
 def test_a_missing_column_is_named(home):
     with pytest.raises(DataError, match=r"t\.csv:2: column 'frage' is missing; .*id, query"):
         run(settings(home, query_column="frage"))
+
+
+def test_a_table_without_a_row_stops_before_anything_is_sampled(home):
+    write_table(home / "t.csv", [])
+    engine = ScriptedEngine(quote)
+    with pytest.raises(DataError, match=r"t\.csv: no row to read"):
+        run(settings(home), engine)
+
+
+def test_a_context_of_200k_characters_is_cut_and_counted(home, capsys):
+    words = " ".join(f"zebra{i}" for i in range(25_000))
+    assert len(words) > 200_000
+    write_table(home / "t.csv", [*ROWS, ("long", "find the zebra7", words, "")])
+    store = build_vector_store.Settings(
+        input=home / "t.csv", output=home / "store", max_document_characters=300_000
+    )
+    build_vector_store.main(store.model_copy(update={"overwrite": True}), WordEmbedder())
+    s = settings(home, max_context_characters=1000, min_margin=0)
+    run(s, lambda request, sample: f"zebra7 zebra8 {'word ' * sample}")
+    (pair,) = (pair for pair in pairs_of(s) if pair.id == "long")
+    (turn,) = pair.prompt
+    assert isinstance(turn, dict) and len(turn["content"]) < 1300
+    assert pair.document_ids == ["long"]
+    assert "1 contexts were cut at --max-context-characters" in capsys.readouterr().out
 
 
 def test_duplicate_ids_stop_before_anything_is_sampled(home):

@@ -1,6 +1,9 @@
 """build_vector_store as a user runs it, with an embedder that needs no model."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +14,8 @@ from build_vector_store import Settings
 from prefpipe import retrieval
 from prefpipe.files import DataError
 from tests.rag_helpers import ROWS, WordEmbedder, sum_of_words, write_table
+
+ROOT = Path(__file__).parent.parent
 
 
 def settings(tmp_path, **other) -> Settings:
@@ -118,6 +123,30 @@ def test_a_run_stopped_half_way_ends_in_the_same_bytes_and_embeds_nothing_twice(
     assert contents(stopped.output) == contents(whole.output)
     assert len(first.embedded) + len(second.embedded) == 5
     assert not list(stopped.output.glob(".*"))
+
+
+def test_a_build_killed_at_every_step_ends_in_the_same_bytes_and_embeds_nothing_twice(tmp_path):
+    write_table(tmp_path / "t.csv")
+    command = [sys.executable, "-m", "tests.killed_runs", "build_vector_store", str(tmp_path)]
+    shown = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    # three batches, and the renaming of documents, rejects, index, manifest and meta
+    assert int(shown.split()[-2]) >= 5
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    done = [(tmp_path / f"{name}.done.txt").read_text() for name in ("killed", "whole")]
+    assert sorted(done[0].splitlines()) == sorted(done[1].splitlines())
+    assert len(done[1].splitlines()) == 5
+    assert not list(tmp_path.glob("*/.*"))
+
+
+def test_documents_without_queries_make_a_store(tmp_path):
+    rows = [(id, code, description) for id, _, code, description in ROWS]
+    write_table(tmp_path / "t.csv", rows, ("id", "code", "description"))
+    with pytest.raises(DataError, match=r"'query' is missing.*None for one that the table lacks"):
+        build(settings(tmp_path))
+    s = settings(tmp_path, query_column=None)
+    assert len(build(s).embedded) == 5
+    with pytest.raises(DataError, match=r"no query to measure an ivf index with.*--index exact"):
+        build(settings(tmp_path, query_column=None, index="ivf", overwrite=True))
 
 
 def test_an_approximate_index_states_its_recall_against_exact_search(tmp_path, capsys):

@@ -464,6 +464,12 @@ def test_a_csv_row_knows_its_line_and_what_is_wrong_with_it(tmp_path):
     assert rows[0][1] == {"id": "a", "text": "two\n\nlines"}
 
 
+def test_a_csv_column_that_stands_there_twice_is_an_error(tmp_path):
+    (tmp_path / "x.csv").write_text("id,text,text\na,b,c\n")
+    with pytest.raises(DataError, match=r"x\.csv:1: column 'text' stands there twice"):
+        records(tmp_path / "x.csv")
+
+
 def test_broken_quoting_in_a_csv_file_is_an_error(tmp_path):
     (tmp_path / "x.csv").write_text('id,text\na,"b"c\nd,e\n')
     with pytest.raises(DataError, match=r"x\.csv:2: broken CSV"):

@@ -22,6 +22,7 @@ from transformers import (
 
 from prefpipe import prompts
 from prefpipe.llm import Completion, Failure, Request, shared_prefix
+from prefpipe.llm.batch import Live, kv_shape
 from prefpipe.llm.local import LocalEngine
 from prefpipe.llm.sampling import choose, uniforms
 from prefpipe.llm.scoring import completion_logps, next_token_logps, rewards
@@ -356,6 +357,61 @@ def test_out_of_memory_with_one_prompt_says_what_to_do(model, tokenizer, monkeyp
     monkeypatch.setattr(engine, "forward", full)
     with pytest.raises(SystemExit, match="fewer samples"):
         list(engine.generate([ask("a", "hello", max_new_tokens=5)]))
+
+
+def test_out_of_memory_while_scoring_halves_the_batch_and_loses_nothing(
+    model, tokenizer, monkeypatch
+):
+    asked = [(turn("hello there"), ["yes", "no way"]) for _ in range(9)]
+    want = list(LocalEngine(model, tokenizer).score(asked))
+    sizes = []
+
+    def limited(model, packs):
+        sizes.append(sum(map(len, packs)))
+        if sizes[-1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory (of this test)")
+        return completion_logps(model, packs)
+
+    monkeypatch.setattr("prefpipe.llm.local.completion_logps", limited)
+    engine = LocalEngine(model, tokenizer)
+    found = list(engine.score(asked))
+    assert max(sizes) > 100 >= engine.max_prefill_tokens
+    scores = [[s.sum_logp for s in part] for part in found if isinstance(part, list)]
+    assert scores == [
+        pytest.approx([s.sum_logp for s in part], abs=1e-4)
+        for part in want
+        if isinstance(part, list)
+    ]
+
+
+@pytest.mark.parametrize("megabytes", [400, 4000])
+def test_the_batch_fits_into_half_of_the_memory_that_is_free(
+    model, tokenizer, monkeypatch, megabytes
+):
+    """On a CPU. Counted on a store: what it takes for each prompt or sample token."""
+    memory = type("Memory", (), {"available": megabytes * 1_000_000})()
+    monkeypatch.setattr("prefpipe.llm.local.psutil.virtual_memory", lambda: memory)
+    engine = LocalEngine(model, tokenizer)
+    heads, size = kv_shape(engine.config)
+    store = shared_prefix.Store(2, heads, size, torch.float32, torch.device("cpu"))
+    store.reserve(slots=3, prompt_tokens=10, rows=4, new_tokens=5)
+    taken = sum(part.numel() * part.itemsize for part in (*store.prompt, *store.own))
+    needed = engine.max_batch_tokens * taken / (3 * 10 + 4 * 5)
+    assert 0.5 * memory.available / 2 < needed < memory.available / 2
+
+
+def test_the_cache_is_allocated_ahead_and_no_step_copies_it(model, tokenizer, monkeypatch):
+    """16 prompts let in at once: their store is where it was after the first of the steps."""
+    places = []
+    step = Live._step
+
+    def noted(live):
+        places.append([part.data_ptr() for part in (*live.store.prompt, *live.store.own)])
+        return step(live)
+
+    monkeypatch.setattr(Live, "_step", noted)
+    texts(LocalEngine(model, tokenizer), requests(samples=(0, 1), max_new_tokens=20))
+    assert len(places) > 10 and all(p == places[0] for p in places)
 
 
 # ---- where a text ends and begins --------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Tables, documents, vectors and the index, each against a slower way or by hand."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import faiss
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.retrieval import measure
 from prefpipe import files, retrieval
 from prefpipe.files import DataError
 from prefpipe.retrieval import Columns, Duplicates, VectorCache
@@ -55,6 +57,13 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path):
     path = write_table(tmp_path / "t.csv", [("1", "x")], ("id", "question"))
     with pytest.raises(DataError, match=r"t\.csv:2: column 'query' is missing.*id, question"):
         read(path)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "id,query,code,description\n"])
+def test_a_table_without_a_row_is_named(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=r"t\.csv: no row to read"):
+        read(tmp_path / "t.csv")
 
 
 def test_duplicate_ids_stop_with_both_lines(tmp_path):
@@ -148,6 +157,28 @@ def test_equal_and_nearly_equal_documents_are_found_and_different_ones_are_not()
     only_equal = Duplicates(near=None)
     assert only_equal.find(document(words, "a")) is None
     assert only_equal.find(document(words.upper(), "b")) is None
+
+
+def test_a_header_that_many_share_hides_no_near_duplicate():
+    header = " ".join(f"licence{i}" for i in range(60))
+    texts = [header + "".join(f" d{n}word{i}" for i in range(60)) for n in range(40)]
+    seen = Duplicates(near=0.9)
+    assert [seen.find(document(text, str(n))) for n, text in enumerate(texts)] == [None] * 40
+    for n in (0, 7, 20, 39):
+        near = document(texts[n] + "!", f"near {n}")
+        assert seen.find(near) == ("nearly_equal", str(n))
+
+
+def test_a_document_costs_little_memory_however_long_it_is():
+    texts = [" ".join(f"d{n}word{i}" for i in range(600)) for n in range(400)]
+    seen = Duplicates(near=0.95)
+    seen.find(document("what is imported and cached at the first call " * 400))
+    tracemalloc.start()
+    for n, text in enumerate(texts):
+        seen.find(document(text, str(n)))
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown / len(texts) < 1500  # bytes; 32 hashes are 256 of them
 
 
 # ---- vectors
@@ -276,6 +307,15 @@ def test_the_query_sample_is_the_same_in_any_order():
     assert len(sample(range(100))) == 5
 
 
+def test_recall_and_reciprocal_rank_by_hand():
+    hits = [["a", "b", "c"], ["x", "b", "c"], ["x", "y", "c"], ["x", "y", "z"]]
+    assert measure(hits, ["a", "b", "c", "d"]) == {
+        "recall_at_1": 1 / 4,
+        "recall_at_5": 3 / 4,
+        "mrr_at_10": round((1 + 1 / 2 + 1 / 3 + 0) / 4, 4),
+    }
+
+
 # ---- the embedding model that comes along
 
 
@@ -285,6 +325,19 @@ def test_the_default_embedding_model_comes_as_a_package_and_refuses_unknown_name
     assert files.hash_path(folder)
     with pytest.raises(DataError, match="no-such-model: no such folder"):
         retrieval.SentenceEmbedder("no-such-model")
+
+
+def test_a_hub_model_is_known_by_its_revision(tmp_path, monkeypatch):
+    packaged = retrieval.model_folder("all-MiniLM-L6-v2")
+    assert packaged is not None
+    repository, revision = tmp_path / "models--some--model", "0123456789" * 4
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(revision)
+    (repository / "snapshots").mkdir()
+    (repository / "snapshots" / revision).symlink_to(packaged)
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert retrieval.SentenceEmbedder("some/model").identity == f"some/model@{revision}"
 
 
 def test_the_default_model_embeds_as_sentence_transformers_does():

@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.server import ServerEngine, _retry_after, _share_out
+from prefpipe.llm.server import ServerEngine, _share_out, retry_after
 from tests.server import (
     Answer,
     Fault,
@@ -362,14 +362,14 @@ def test_retry_after_is_obeyed_by_every_request_to_that_server():
 
 
 def test_retry_after_may_be_a_date_or_milliseconds():
-    assert _retry_after({"retry-after": "7"}) == 7
-    assert _retry_after({"retry-after-ms": "1500", "retry-after": "2"}) == 1.5
+    assert retry_after({"retry-after": "7"}) == 7
+    assert retry_after({"retry-after-ms": "1500", "retry-after": "2"}) == 1.5
     date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
-    waits = _retry_after({"retry-after": date})
+    waits = retry_after({"retry-after": date})
     assert waits is not None and 28 < waits <= 30
-    assert _retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
-    assert _retry_after({"retry-after": "soon"}) is None
-    assert _retry_after({}) is None
+    assert retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,19 @@ def test_the_tree_holds_every_sequence(seed):
         assert [tree.positions[k] for k in places] == list(range(len(row)))
 
 
+def test_a_batch_is_as_large_as_its_tree_not_as_its_rows_together():
+    """Two contexts of 100 tokens, 20 responses of 10 behind each, in turn: 100 + 20 * 10 each."""
+    rng = random.Random(0)
+    ids = lambda n: [rng.randrange(3, 97) for _ in range(n)]  # noqa: E731
+    contexts = [ids(100), ids(100)]
+    rows = [contexts[k % 2] + ids(10) for k in range(40)]
+    batches = list(shared_pass.tree_batches(rows, 300))
+    assert sorted(map(sorted, batches)) == [list(range(0, 40, 2)), list(range(1, 40, 2))]
+    assert [len(shared_pass.lay_out([rows[i] for i in b]).ids) for b in batches] == [300, 300]
+    assert sorted(map(len, shared_pass.tree_batches(rows, 150))) == [5] * 8
+    assert list(shared_pass.tree_batches([ids(9), ids(8)], 1)) in ([[0], [1]], [[1], [0]])
+
+
 # ---- reward scores -------------------------------------------------------------------------------
 
 QUESTIONS: list[tuple[str | list[Message], list[str]]] = [

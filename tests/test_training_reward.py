@@ -218,6 +218,22 @@ def test_lora_with_gradient_checkpointing_gives_the_same(tmp_path):
     assert_equal_steps(a, b)
 
 
+def test_bf16_gives_the_same_within_its_rounding(tmp_path):
+    """Ours must be about as far from fp32 as TRL's own bf16 is."""
+
+    def prepared(trainer):
+        trainer.accelerator.prepare_model(trainer.model)  # as train() does: autocast is on
+        return trainer
+
+    data = to_dataset(pairs(SIZES))
+    exact = step(stock(tmp_path / "a", data))
+    theirs = step(prepared(stock(tmp_path / "b", data, bf16=True)))
+    mine = step(prepared(ours(tmp_path / "c", data, bf16=True)))
+    assert mine[0] == pytest.approx(theirs[0], abs=0.05)
+    own_error = (theirs[2] - exact[2]).norm()
+    assert 0 < (mine[2] - exact[2]).norm() <= 1.5 * own_error
+
+
 def test_twelve_steps_follow_the_curve_of_trl(tmp_path):
     """Loss, accuracy, margins at each step; the same order for both."""
     data = to_dataset(pairs([5, 3, 4, 1, 2, 1]))

@@ -106,6 +106,17 @@ def test_chinese_items_come_out_in_english_and_the_others_unchanged(tmp_path, ca
     assert "3 items translated, 2 were English, 0 stayed Chinese" in capsys.readouterr().out
 
 
+def test_the_batch_engine_gives_the_same_items_at_one_paid_reply_each(tmp_path):
+    with Server(translate) as server:
+        options = {"engine": "batch", "batch_folder": tmp_path / "batches", "poll_seconds": 0.01}
+        s = settings(tmp_path, MIXED, server, **options)
+        main(s)
+        assert len(server.batches.batches) == 1
+    assert written(s) == [in_english(MIXED[0]), MIXED[1], in_english(MIXED[2])]
+    assert len(server.paid) == 3 and set(server.paid.values()) == {1}
+    assert all("response_format" in body for body in server.requests)
+
+
 def test_the_prompt_holds_the_three_texts_as_one_json_object_and_asks_for_its_keys(tmp_path):
     tricky = item(7, question='引号"和\n换行与"keys"7')
     with Server(translate) as server:

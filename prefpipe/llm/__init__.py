@@ -2,17 +2,23 @@
 
 local     transformers in this process (prefpipe.llm.local)
 server    any OpenAI-compatible endpoint (prefpipe.llm.server)
+batch     the OpenAI Batch API (prefpipe.llm.openai_batch)
 scripted  canned answers, for tests (prefpipe.llm.scripted)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from pydantic import SecretStr
 
 from prefpipe.files import RowLog, progress
 from prefpipe.rows import Message, Row
+
+if TYPE_CHECKING:
+    from prefpipe.llm.openai_batch import BatchOptions
+
+EngineKind = Literal["local", "server", "batch"]
 
 R = TypeVar("R", bound=Row)
 
@@ -73,7 +79,7 @@ class Engine(Protocol):
 
 
 def open_engine(
-    kind: Literal["local", "server"],
+    kind: EngineKind,
     model: str,
     *,
     load_in_4bit: bool | None = None,
@@ -81,12 +87,18 @@ def open_engine(
     base_urls: Sequence[str] = (),
     api_key: SecretStr | None = None,
     requests_in_flight: int = 128,
+    batch: "BatchOptions | None" = None,
 ) -> Engine:
     """The engine of that kind, ready to generate. Loading is done here, imports too."""
     if kind == "local":
         from prefpipe.llm.local import open_local
 
         return open_local(model, load_in_4bit=load_in_4bit, max_batch_tokens=max_batch_tokens)
+    if kind == "batch":
+        from prefpipe.llm.openai_batch import BatchEngine
+
+        assert batch, "a batch engine needs its folder"
+        return BatchEngine(base_urls, model, api_key, batch)
     from prefpipe.llm.server import ServerEngine
 
     return ServerEngine(

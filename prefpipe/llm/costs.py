@@ -30,10 +30,13 @@ class Price:
     """USD for 1 million new tokens."""
     as_of: datetime.date
     """When it was published; it may have changed since."""
+    batch: float = 1.0
+    """What the same tokens cost in a batch, as a share of this."""
 
-    def money(self, prompt_tokens: int, new_tokens: int) -> float:
+    def money(self, prompt_tokens: int, new_tokens: int, *, batch: bool = False) -> float:
         """USD."""
-        return (prompt_tokens * self.input + new_tokens * self.output) / 1_000_000
+        usd = (prompt_tokens * self.input + new_tokens * self.output) / 1_000_000
+        return usd * self.batch if batch else usd
 
 
 def find_price(model: str) -> Price | None:

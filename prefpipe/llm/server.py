@@ -39,7 +39,7 @@ _LONGEST_RETRY_AFTER_SECONDS = 900.0
 _CONNECT_SECONDS = 30.0
 _DRAIN_SECONDS = 30.0
 _KEEPALIVE_SECONDS = 4.0  # below the 5 s after which uvicorn (vLLM, SGLang) closes idle ones
-_NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _REFUSED_OPTION = re.compile(r"unrecognized|unsupported|unknown|not supported|extra inputs", re.I)
 
 Result = list[Completion] | Failure
@@ -90,11 +90,7 @@ class ServerEngine:
         in_order: False yields each result once it is there, for callers that go by id and log it.
         extra_body: fields that go with every request, as response_format.
         """
-        for url in base_urls:
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-                raise SystemExit(f"base URL {url!r}: wanted http://host:port/v1 or https://...")
-        if not base_urls:
-            raise SystemExit("no base URL given: name one server at least (OPENAI_BASE_URL)")
+        check_base_urls(base_urls)
         self.base_urls = tuple(base_urls)
         self.model = model
         self.api_key = api_key
@@ -138,23 +134,43 @@ class ServerEngine:
                 if session.ended:
                     yield from (held[index] for index in sorted(held))
                     assert session.error
-                    if isinstance(session.error, _Stop):
+                    if isinstance(session.error, Stop):
                         raise SystemExit(str(session.error))
                     raise session.error
 
 
+def check_base_urls(base_urls: Sequence[str]) -> None:
+    """Raises SystemExit, with a sentence, where there is none or one is no URL of a server."""
+    for url in base_urls:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+            raise SystemExit(f"base URL {url!r}: wanted http://host:port/v1 or https://...")
+    if not base_urls:
+        raise SystemExit(
+            "no base URL given: name one server at least (OPENAI_BASE_URL; for OpenAI itself "
+            "OPENAI_API_KEY is enough)"
+        )
+
+
+def printable_url(url: str) -> str:
+    """The URL without a user's name and password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 @functools.cache
-def _certificates() -> ssl.SSLContext:
-    """Reading them takes longer than a whole generate() of a few requests."""
+def certificates() -> ssl.SSLContext:
+    """For the connections of all engines. Reading them takes longer than a whole generate() of a few requests."""
     return httpx2.create_ssl_context()
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """No request can pass any more; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Reply:
+class Reply:
+    """A chat completion: at least one choice, each with its text."""
+
     texts: list[str]
     finish_reasons: list[Any]
     prompt_tokens: int
@@ -165,8 +181,7 @@ class _Endpoint:
     """One base URL: its connections, and whether it is worth asking now."""
 
     def __init__(self, url: str, engine: ServerEngine) -> None:
-        parts = urlsplit(url)
-        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self.name = printable_url(url)
         limits = httpx2.Limits(
             max_connections=engine.requests_in_flight,
             max_keepalive_connections=engine.requests_in_flight,
@@ -180,7 +195,7 @@ class _Endpoint:
             timeout=timeout,
             # A quarter of the CPU of the default transport with 512 requests in flight.
             http_client=openai.DefaultAioHttpClient(
-                limits=limits, timeout=timeout, verify=_certificates()
+                limits=limits, timeout=timeout, verify=certificates()
             ),
         )
         self.in_flight = 0
@@ -302,30 +317,14 @@ class _Session:
             reply = await self._ask(request, missing)
             if isinstance(reply, Failure):
                 return reply
-            for reason in reply.finish_reasons:
-                if reason == "content_filter":
-                    return Failure(request.id, "content_filter")
-                if reason not in ("stop", "length"):
-                    detail = f"finish_reason {str(reason)[:50]!r} is neither stop nor length"
-                    return Failure(request.id, "garbled_reply", detail)
-            new_tokens = _share_out(reply.new_tokens, [len(text) for text in reply.texts])
-            for sample, text, reason, tokens in zip(
-                missing, reply.texts, reply.finish_reasons, new_tokens, strict=False
-            ):
-                completions.append(
-                    Completion(
-                        id=request.id,
-                        sample=sample,
-                        text=request.prefill + text,
-                        finish_reason=reason,
-                        prompt_tokens=reply.prompt_tokens,
-                        new_tokens=tokens,
-                    )
-                )
-            missing = missing[len(reply.texts) :]
+            made = completions_of(reply, request.id, missing, request.prefill)
+            if isinstance(made, Failure):
+                return made
+            completions += made
+            missing = missing[len(made) :]
         return completions
 
-    async def _ask(self, request: Request, samples: Sequence[int]) -> _Reply | Failure:
+    async def _ask(self, request: Request, samples: Sequence[int]) -> Reply | Failure:
         """One reply with at least one choice, however many tries it takes."""
         engine = self.engine
         body = self._body(request, samples)
@@ -348,7 +347,7 @@ class _Session:
                     )
             except (TimeoutError, openai.APIConnectionError, aiohttp.ClientError) as error:
                 reason, detail = _network_reason(error)
-                detail, after = _printable(detail, engine.api_key), None
+                detail, after = printable(detail, engine.api_key), None
             except openai.APIStatusError as error:
                 self._connected(endpoint)
                 if self._renames_limit(error, body):
@@ -359,7 +358,7 @@ class _Session:
             else:
                 self._connected(endpoint)
                 reply = _parse_reply(response, request.id, engine)
-                if isinstance(reply, _Reply):
+                if isinstance(reply, Reply):
                     self._tokens_budget.give(tokens - reply.prompt_tokens - reply.new_tokens)
                 return reply
             finally:
@@ -375,7 +374,7 @@ class _Session:
             attempt += 1
 
     def _lost_connection(self, endpoint: _Endpoint, detail: str) -> None:
-        """Let the endpoint rest; raises _Stop once none has been there max_retries times in a row.
+        """Let the endpoint rest; raises Stop once none has been there max_retries times in a row.
 
         No fault of the request, so none of its tries. Few times do where no server has ever been.
         """
@@ -388,7 +387,7 @@ class _Session:
             self.engine.max_retries if self._ever_connected else min(self.engine.max_retries, 2)
         )
         if all(e.lost > allowed for e in self._endpoints):
-            raise _Stop(
+            raise Stop(
                 f"no connection to {', '.join(e.name for e in self._endpoints)} ({detail}): start "
                 "the server or correct the base URL; the same command goes on from the rows done"
             )
@@ -415,7 +414,7 @@ class _Session:
     ) -> None:
         """Wait before the next try; what the server asks to wait holds for every request to it."""
         if after is not None and after > _LONGEST_RETRY_AFTER_SECONDS:
-            raise _Stop(
+            raise Stop(
                 f"{endpoint.name}: {detail}: it asks to wait {after:.0f} s; run the same command "
                 "again then, it goes on from the rows done"
             )
@@ -434,26 +433,8 @@ class _Session:
         return min(seconds, _LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1.0)
 
     def _body(self, request: Request, samples: Sequence[int]) -> dict[str, Any]:
-        messages: list[Any] = list(request.messages)
-        body: dict[str, Any] = {"model": self.engine.model, "messages": messages}
-        body[self._limit_field] = request.max_new_tokens
-        body["temperature"] = request.temperature
-        if request.temperature > 0:
-            body["top_p"] = request.top_p
-            if request.top_k:
-                body["top_k"] = request.top_k
-            # Other samples of one prompt are asked for with another seed, also by a resumed run.
-            name = f"{request.seed}:{request.id}:{samples[0]}"
-            body["seed"] = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) >> 1
-        if len(samples) > 1:
-            body["n"] = len(samples)
-        if request.stop:
-            body["stop"] = list(request.stop)
-        if request.prefill:
-            messages.append({"role": "assistant", "content": request.prefill})
-            body["continue_final_message"] = True
-            body["add_generation_prompt"] = False
-        return body | self.engine.extra_body
+        engine = self.engine
+        return request_body(engine.model, request, samples, self._limit_field, engine.extra_body)
 
     def _renames_limit(self, error: openai.APIStatusError, body: dict[str, Any]) -> bool:
         """Newer OpenAI models call max_tokens max_completion_tokens, and say so in a 400."""
@@ -466,42 +447,15 @@ class _Session:
     def _status_reason(
         self, error: openai.APIStatusError, endpoint: _Endpoint, body: dict[str, Any]
     ) -> tuple[str, str, float | None]:
-        """Reason, detail, and seconds that the server asks to wait. Raises _Stop."""
+        """Reason, detail, and seconds that the server asks to wait. Raises Stop."""
         status, fields = error.status_code, error.body if isinstance(error.body, dict) else {}
-        message = fields.get("message") or error.response.text
-        code, param = fields.get("code"), fields.get("param")
-        detail = f"HTTP {status}: {_printable(str(message), self.engine.api_key)}"
-        if status in (401, 403):
-            raise _Stop(f"{endpoint.name}: {detail}; check the API key (OPENAI_API_KEY)")
-        if status in (404, 405):
-            raise _Stop(
-                f"{endpoint.name}: {detail}; check the model's name ({self.engine.model}) and the "
-                "base URL, which ends in /v1 on most servers"
-            )
-        if status == 402 or code in _NO_MONEY:
-            raise _Stop(f"{endpoint.name}: {detail}; the account cannot pay for more")
-        if status in (400, 422):
-            if code == "context_length_exceeded" or "context length" in detail:
-                return "prompt_too_long", detail, None
-            options = set(body) - {"model", "messages"}
-            if named := {name for name in options if name == param}:
-                raise _Stop(self._refused_option(endpoint, detail, named))
-            if _REFUSED_OPTION.search(detail) and (
-                named := {name for name in options if re.search(rf"\b{name}\b", detail)}
-            ):
-                raise _Stop(self._refused_option(endpoint, detail, named))
-            return "bad_request", detail, None
-        if status == 429:
-            return "rate_limited", detail, _retry_after(error.response.headers)
-        if status in (408, 409) or status >= 500:
-            return "server_error", detail, _retry_after(error.response.headers)
-        return "bad_request", detail, None
-
-    def _refused_option(self, endpoint: _Endpoint, detail: str, options: set[str]) -> str:
-        return (
-            f"{endpoint.name} refuses {', '.join(sorted(options))}: {detail}; "
-            "set it to the value that switches it off, or use a server that takes it"
+        message = str(fields.get("message") or error.response.text)
+        place = f"{endpoint.name}: "
+        reason, detail = read_error(
+            status, {**fields, "message": message}, body, place, self.engine.api_key
         )
+        after = retry_after(error.response.headers) if reason in SERVER_FAILURES else None
+        return reason, detail, after
 
 
 class _Budget:
@@ -548,24 +502,112 @@ def _network_reason(error: BaseException) -> tuple[str, str]:
     return "connection_lost", detail
 
 
-def _parse_reply(response: httpx2.Response, id: str, engine: ServerEngine) -> _Reply | Failure:
+def request_body(
+    model: str,
+    request: Request,
+    samples: Sequence[int],
+    limit_field: str,
+    extra_body: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The chat completion request for those samples. limit_field: how the server calls max_tokens."""
+    messages: list[Any] = list(request.messages)
+    body: dict[str, Any] = {"model": model, "messages": messages}
+    body[limit_field] = request.max_new_tokens
+    body["temperature"] = request.temperature
+    if request.temperature > 0:
+        body["top_p"] = request.top_p
+        if request.top_k:
+            body["top_k"] = request.top_k
+        body["seed"] = seed_of(request.seed, request.id, samples[0])
+    if len(samples) > 1:
+        body["n"] = len(samples)
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.prefill:
+        messages.append({"role": "assistant", "content": request.prefill})
+        body["continue_final_message"] = True
+        body["add_generation_prompt"] = False
+    return body | dict(extra_body)
+
+
+def seed_of(seed: int, id: str, first_sample: int) -> int:
+    """Other samples of one prompt are asked for with another seed, also by a resumed run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{id}:{first_sample}".encode()).digest()[:4]) >> 1
+
+
+def read_error(
+    status: int,
+    error: Mapping[str, Any],
+    body: Mapping[str, Any],
+    place: str,
+    api_key: SecretStr | None,
+) -> tuple[str, str]:
+    """Reason and detail of the API's error object for a request with that body.
+
+    Raises Stop, its message beginning with place, where no later request can pass either.
+    """
+    code, param = error.get("code"), error.get("param")
+    detail = f"HTTP {status}: {printable(str(error.get('message')), api_key)}"
+    if status in (401, 403):
+        raise Stop(f"{place}{detail}; check the API key (OPENAI_API_KEY)")
+    if status in (404, 405):
+        raise Stop(
+            f"{place}{detail}; check the model's name ({body.get('model')}) and the "
+            "base URL, which ends in /v1 on most servers"
+        )
+    if status == 402 or code in NO_MONEY:
+        raise Stop(f"{place}{detail}; the account cannot pay for more")
+    if status in (400, 422):
+        if code == "context_length_exceeded" or "context length" in detail:
+            return "prompt_too_long", detail
+        options = set(body) - {"model", "messages"}
+        refused = {name for name in options if name == param}
+        if not refused and _REFUSED_OPTION.search(detail):
+            refused = {name for name in options if re.search(rf"\b{name}\b", detail)}
+        if refused:
+            raise Stop(
+                f"{place.removesuffix(': ')} refuses {', '.join(sorted(refused))}: {detail}; set it "
+                "to the value that switches it off, or use a server that takes it"
+            )
+        return "bad_request", detail
+    if status == 429:
+        return "rate_limited", detail
+    if status in (408, 409) or status >= 500:
+        return "server_error", detail
+    return "bad_request", detail
+
+
+def _parse_reply(response: httpx2.Response, id: str, engine: ServerEngine) -> Reply | Failure:
     """The reply's choices, in order; a Failure where it is no chat completion or has no text."""
     try:
         data = json.loads(response.content)
+    except (ValueError, RecursionError):
+        data = None
+    reply = read_reply(data, id, engine.usage, engine.api_key)
+    if reply is None:
+        kind = response.headers.get("content-type", "no content type")
+        text = printable(response.text, engine.api_key)
+        return Failure(id, "garbled_reply", f"no chat completion but {kind}: {text}")
+    return reply
+
+
+def read_reply(
+    data: Any, id: str, usage: Usage, api_key: SecretStr | None
+) -> Reply | Failure | None:
+    """The choices of a chat completion, in order, counted in usage; None where it is none."""
+    try:
         choices = sorted(data["choices"], key=lambda choice: choice.get("index", 0))
         messages = [choice["message"] for choice in choices]
         texts = [message.get("content") for message in messages]
         finish_reasons = [choice.get("finish_reason") for choice in choices]
-        usage = data.get("usage") or {}
-        prompt_tokens = int(usage.get("prompt_tokens") or 0)
-        new_tokens = int(usage.get("completion_tokens") or 0)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        kind = response.headers.get("content-type", "no content type")
-        text = _printable(response.text, engine.api_key)
-        return Failure(id, "garbled_reply", f"no chat completion but {kind}: {text}")
-    engine.usage.replies += 1
-    engine.usage.prompt_tokens += prompt_tokens
-    engine.usage.new_tokens += new_tokens
+        used = data.get("usage") or {}
+        prompt_tokens = int(used.get("prompt_tokens") or 0)
+        new_tokens = int(used.get("completion_tokens") or 0)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    usage.replies += 1
+    usage.prompt_tokens += prompt_tokens
+    usage.new_tokens += new_tokens
     if not texts:
         return Failure(id, "too_few_choices", "the reply has no choices")
     for place, (message, reason) in enumerate(zip(messages, finish_reasons, strict=True)):
@@ -575,9 +617,33 @@ def _parse_reply(response: httpx2.Response, id: str, engine: ServerEngine) -> _R
             if reason == "content_filter":
                 return Failure(id, "content_filter")
             if message.get("refusal"):
-                return Failure(id, "refused", _printable(message["refusal"], engine.api_key))
+                return Failure(id, "refused", printable(message["refusal"], api_key))
             return Failure(id, "garbled_reply", f"choice {place} has no text")
-    return _Reply(texts, finish_reasons, prompt_tokens, new_tokens)
+    return Reply(texts, finish_reasons, prompt_tokens, new_tokens)
+
+
+def completions_of(reply: Reply, id: str, samples: Sequence[int], prefill: str) -> Result:
+    """The reply's choices as the first of those samples; there may be fewer of them."""
+    for reason in reply.finish_reasons:
+        if reason == "content_filter":
+            return Failure(id, "content_filter")
+        if reason not in ("stop", "length"):
+            detail = f"finish_reason {str(reason)[:50]!r} is neither stop nor length"
+            return Failure(id, "garbled_reply", detail)
+    new_tokens = _share_out(reply.new_tokens, [len(text) for text in reply.texts])
+    return [
+        Completion(
+            id=id,
+            sample=sample,
+            text=prefill + text,
+            finish_reason=reason,
+            prompt_tokens=reply.prompt_tokens,
+            new_tokens=tokens,
+        )
+        for sample, text, reason, tokens in zip(
+            samples, reply.texts, reply.finish_reasons, new_tokens, strict=False
+        )
+    ]
 
 
 def _share_out(total: int, weights: list[int]) -> list[int]:
@@ -589,7 +655,7 @@ def _share_out(total: int, weights: list[int]) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as the server states them (a number or an HTTP date); None: it does not."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
@@ -604,7 +670,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _printable(text: str, api_key: SecretStr | None) -> str:
+def printable(text: str, api_key: SecretStr | None) -> str:
     """At most 300 characters on one line, without the key: servers echo it."""
     if api_key and (secret := api_key.get_secret_value()):
         text = text.replace(secret, "***")

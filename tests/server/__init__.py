@@ -7,7 +7,9 @@
     python -m tests.server --help        # the same as a process of its own
 
 It answers what the API answers: `n` choices, `max_tokens`, `stop`, usage, finish reasons, error
-objects, 401, 404, keep-alive. What a bad network or a bad server does is a `Fault`.
+objects, 401, 404, keep-alive; and `/v1/files` and `/v1/batches`, where a batch moves on each time it
+is looked at, and is run at the latest when the server stops: who forgets one pays for it all the same. What a bad network or a bad server does is a `Fault`, what becomes of a batch a
+`BatchFault`.
 """
 
 import asyncio
@@ -22,6 +24,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+
+from tests.server.batches import BatchCall, Batches, BatchFault
+from tests.server.http import ApiError, HttpRequest, HttpResponse
 
 TOKEN_CHARACTERS = 4
 """This server's tokenizer: every 4 characters are a token."""
@@ -69,6 +74,8 @@ class Reply:
     text: str | None
     finish_reason: str = "stop"
     refusal: str | None = None
+    tokens: int | None = None
+    """What a real model counted; its text has been cut by `stop` and limit already. None: neither."""
 
 
 Answer = Callable[[dict[str, Any], int], "str | Reply | Awaitable[str | Reply]"]
@@ -103,49 +110,6 @@ def random_faults(shares: list[tuple[Fault, float]], seed: int = 0) -> FaultOf:
     return fault_of
 
 
-class ApiError(Exception):
-    """Becomes the API's error object."""
-
-    def __init__(
-        self, status: int, message: str, *, code: str | None = None, param: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        kind = "invalid_request_error" if status < 429 else "server_error"
-        error = {"message": message, "type": kind, "param": param, "code": code}
-        self.body = json.dumps({"error": error}, ensure_ascii=False).encode()
-
-
-@dataclass(frozen=True)
-class HttpRequest:
-    method: str
-    path: str
-    headers: dict[str, str]
-    """Names in lower case."""
-    body: bytes
-
-
-@dataclass(frozen=True)
-class HttpResponse:
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    headers: tuple[tuple[str, str], ...] = ()
-    cut: bool = False
-    raw: bytes | None = None
-
-    def encode(self) -> bytes:
-        if self.raw is not None:
-            return self.raw
-        lines = [
-            f"HTTP/1.1 {self.status} {'OK' if self.status < 400 else 'Error'}",
-            f"content-type: {self.content_type}",
-            f"content-length: {len(self.body)}",
-            *(f"{name}: {value}" for name, value in self.headers),
-        ]
-        return "\r\n".join([*lines, "", ""]).encode() + self.body
-
-
 class Server:
     """Runs in a thread of its own from start() (or `with`) to stop().
 
@@ -157,12 +121,16 @@ class Server:
         answer: Answer = echo,
         *,
         fault: FaultOf = lambda call: None,
+        batch_fault: Callable[[BatchCall], BatchFault | None] = lambda call: None,
+        api_fault: Callable[[HttpRequest, int], Fault | None] = lambda request, number: None,
         api_key: str | None = None,
         models: tuple[str, ...] = (),
         rejected_fields: tuple[str, ...] = (),
         port: int = 0,
     ) -> None:
-        """api_key: any other key is a 401. models: any other name is a 404; none: all are served.
+        """fault: of a chat completion, also (status and choices) of one in a batch; api_fault: of the
+        n-th call of /v1/files and /v1/batches: status, delay, body, or cut, once it has done its work.
+        api_key: any other key is a 401. models: any other name is a 404; none: all are served.
         rejected_fields: fields of a request that are a 400, as api.openai.com does with top_k.
         port: 0 takes a free one.
         """
@@ -187,6 +155,12 @@ class Server:
             ("GET", re.compile(r"/v1/models"), self._list_models),
             ("GET", re.compile(r"/stats"), self._stats),
         ]
+        self.api_fault = api_fault
+        self.api_calls: list[str] = []
+        """Method and path of all calls of /v1/files and /v1/batches."""
+        self.batches = Batches(self, batch_fault)
+        for method, pattern, handler in self.batches.routes:
+            self._routes.append((method, pattern, self._with_api_fault(handler)))
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
         self._started = threading.Event()
@@ -249,6 +223,7 @@ class Server:
         self.port = server.sockets[0].getsockname()[1]
         self._started.set()
         await self._stopped.wait()
+        await self.batches.run_to_the_end()
         server.close()
         for task in list(tasks):
             task.cancel()
@@ -311,6 +286,45 @@ class Server:
         }
         return HttpResponse(200, json.dumps(stats).encode())
 
+    def _with_api_fault(
+        self, handler: Callable[..., Awaitable[HttpResponse]]
+    ) -> Callable[..., Awaitable[HttpResponse]]:
+        async def handle(request: HttpRequest, **parts: str) -> HttpResponse:
+            self.api_calls.append(f"{request.method} {request.path}")
+            fault = self.api_fault(request, len(self.api_calls) - 1) or Fault()
+            await asyncio.sleep(fault.delay_seconds)
+            if fault.status != 200:
+                after = (("retry-after", fault.retry_after),) if fault.retry_after else ()
+                error = ApiError(fault.status, fault.message, code=fault.code)
+                return HttpResponse(fault.status, error.body, headers=after)
+            response = await handler(request, **parts)
+            if fault.body is not None:
+                response = HttpResponse(200, fault.body, fault.content_type)
+            return dataclasses.replace(response, cut=fault.cut)
+
+        return handle
+
+    async def complete_line(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and body of what the Batch API makes of one line."""
+        try:
+            body = self._validated(json.dumps(body).encode())
+        except ApiError as error:
+            return error.status, json.loads(error.body)
+        call = self._arrived(body)
+        fault = self.fault(call) or Fault()
+        if fault.status != 200:
+            error = ApiError(fault.status, fault.message, code=fault.code)
+            return fault.status, json.loads(error.body)
+        return 200, json.loads(await self._complete(body, call, fault.choices))
+
+    def _arrived(self, body: dict[str, Any]) -> Call:
+        text = last_message(body)
+        with self._lock:
+            call = Call(len(self.requests), self._seen[text], body)
+            self.requests.append(body)
+            self._seen[text] += 1
+        return call
+
     async def _list_models(self, request: HttpRequest) -> HttpResponse:
         models = [
             {"id": name, "object": "model", "created": 0, "owned_by": "tests"}
@@ -320,11 +334,8 @@ class Server:
 
     async def _chat_completions(self, request: HttpRequest) -> HttpResponse:
         body = self._validated(request.body)
-        text = last_message(body)
+        call = self._arrived(body)
         with self._lock:
-            call = Call(len(self.requests), self._seen[text], body)
-            self.requests.append(body)
-            self._seen[text] += 1
             self.in_flight += 1
             self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
         try:
@@ -414,8 +425,8 @@ def count_tokens(text: str) -> int:
 
 def _cut(reply: Reply, body: dict[str, Any]) -> tuple[Reply, int]:
     """The reply within the request's `stop` and token limit, and its tokens."""
-    if reply.text is None:
-        return reply, 0
+    if reply.text is None or reply.tokens is not None:
+        return reply, reply.tokens or 0
     text = reply.text
     stop = body.get("stop") or ()
     for end in [stop] if isinstance(stop, str) else stop:

@@ -1,0 +1,199 @@
+"""Ask a judge to rate the numbered texts of each prompt, aspect by aspect: through a model here, a
+server, or OpenAI's Batch API.
+
+Reads   data/synthetic/annotation_prompts.jsonl    AnnotationPrompt rows
+Writes  data/synthetic/annotations.jsonl           AnnotationAnswer rows, in the same order
+        data/synthetic/annotations.rejects.jsonl   Reject rows
+        data/batches/annotate_preferences/         with --engine batch: what was submitted, what came back
+
+    {"id": "p7", "aspect": "honesty", "swapped": false, "prompt": "[Instruction]\\n2+2?\\n\\n[Text 1]\\n5\\n\\n[Text 2]\\n4...", "order": [1, 0], "texts": 2}
+ -> {"id": "p7", "aspect": "honesty", "swapped": false, "text": "Text 1\\nReason: It is wrong.\\nRating: 1\\n\\nText 2\\nReason: It is right.\\nRating: 5", "finish_reason": "stop", "model": "gpt-4o-mini", "prompt_tokens": 61, "new_tokens": 31}
+
+The steps of --engine batch, each of them safe to stop and to repeat: nothing is ever paid twice.
+`run` is all of them: it submits, waits and reads, up to a day.
+
+    uv run annotate_preferences.py
+    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step estimate
+    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --max-cost 20 --step submit
+    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step status
+    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step download
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import config
+from prefpipe import files, llm
+from prefpipe.llm.costs import estimate_tokens, find_price
+from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Message, Reject
+
+if TYPE_CHECKING:
+    from prefpipe.llm.openai_batch import BatchEngine
+
+
+class Settings(config.ModelStage, env_prefix="ANNOTATE_"):
+    no_effect_on_rows: ClassVar[frozenset[str]] = config.ModelStage.no_effect_on_rows | {"step"}
+    input: Path = config.ANNOTATION_PROMPTS
+    output: Path = config.ANNOTATIONS
+    step: Literal["run", "estimate", "submit", "status", "download"] = "run"
+    """run: all of it. estimate: print tokens and money to expect, then stop (server, batch). submit,
+    status, download: a single step of the batch engine."""
+    temperature: config.Temperature = 0.0
+    """0 is greedy: the same ratings in each run, as far as the server keeps to that."""
+    top_p: config.TopP = 1.0
+    """The likeliest tokens that have this share of the probability; 1: all."""
+    max_new_tokens: config.Positive = 512
+    """Tokens an annotation may have; one that is longer is cut, and marked so."""
+
+
+def annotation_request(prompt: AnnotationPrompt, s: Settings) -> llm.Request:
+    return llm.Request(
+        id=prompt.key,
+        messages=(Message(role="user", content=prompt.prompt),),
+        max_new_tokens=s.max_new_tokens,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        seed=s.seed,
+    )
+
+
+def answer_row(completion: llm.Completion, model: str) -> AnnotationAnswer:
+    """The completion's id is its prompt's key."""
+    id, aspect, order = completion.id.rsplit("\t", 2)  # the id itself may have tabs
+    return AnnotationAnswer(
+        id=id,
+        aspect=aspect,
+        swapped=order == "swapped",
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        model=model,
+        prompt_tokens=completion.prompt_tokens,
+        new_tokens=completion.new_tokens,
+    )
+
+
+@dataclass
+class Downloads:
+    """The batch engine as one that gives the answers there are, and submits nothing."""
+
+    batches: "BatchEngine"
+
+    def generate(
+        self, requests: Iterable[llm.Request]
+    ) -> Iterator[list[llm.Completion] | llm.Failure]:
+        return self.batches.download(requests)
+
+
+def main(s: Settings, engine: llm.Engine | None = None) -> None:
+    if s.step in ("submit", "status", "download") and s.engine != "batch":
+        raise SystemExit(f"--step {s.step} is one of the batch engine's: add --engine batch")
+    if s.step == "status":
+        print_status(s)
+        return
+    inputs = [s.input, *config.local_folders(s.model)]
+    outputs = {s.output: AnnotationAnswer}
+    if s.step == "estimate":
+        print_estimate(s)
+        return
+    with files.open_run(s, inputs=inputs, outputs=outputs, unit="annotation prompts") as run:
+        if run.finished:
+            return
+        log = run.open_log(AnnotationAnswer)
+        # Before anything is paid, all rows are read: a doubled id is an error.
+        left = sum(prompt.key not in log for prompt in run.peek(s.input, AnnotationPrompt))
+
+        def requests() -> Iterator[llm.Request]:
+            for prompt in run.peek(s.input, AnnotationPrompt):
+                if prompt.key not in log:
+                    yield annotation_request(prompt, s)
+
+        if s.step == "submit":
+            print(s.open_batch_engine(s.model).submit(requests()))
+            raise SystemExit(0)  # not the run's end: there is nothing to write yet
+        failures = {}
+        if left:
+            if s.step == "download":
+                engine = Downloads(s.open_batch_engine(s.model))
+            failures = llm.complete(
+                engine or s.open_engine(s.model),
+                requests(),
+                log,
+                lambda completion: answer_row(completion, s.model),
+                total=left,
+                what="annotations",
+            )
+        prompt_tokens = new_tokens = 0
+        for prompt in run.read(s.input, AnnotationPrompt):
+            if failure := failures.get(prompt.key):
+                run.emit(Reject(id=prompt.key, reason=failure.reason, detail=failure.detail))
+                continue
+            answer = log.get(prompt.key)
+            prompt_tokens += answer.prompt_tokens
+            new_tokens += answer.new_tokens
+            run.emit(answer)
+        run.summary["tokens"] = {"prompt": prompt_tokens, "new": new_tokens}
+        print(describe_cost(s, prompt_tokens, new_tokens))
+
+
+def describe_cost(s: Settings, prompt_tokens: int, new_tokens: int) -> str:
+    """What the written answers took."""
+    line = f"tokens of these answers: {prompt_tokens:,} in the prompts, {new_tokens:,} new"
+    price = find_price(s.model) if s.engine != "local" else None
+    if price:
+        money = price.money(prompt_tokens, new_tokens, batch=s.engine == "batch")
+        line += f"; {money:.2f} USD at the prices of {price.as_of}"
+    return line
+
+
+def print_status(s: Settings) -> None:
+    found = s.open_batch_engine(s.model).status()
+    batches = [batch for batch in found if batch.status != "absent"]
+    for batch in batches:
+        print(
+            f"{batch.batch_id or 'id not read yet'}  {batch.status:<11}  "
+            f"{batch.done:,} of {batch.requests:,} answered"
+            f"{'  downloaded' if batch.downloaded else ''}"
+        )
+    folder = s.batch_options().folder
+    under_way = sum(batch.is_under_way for batch in batches)
+    print(f"{folder}: {len(batches)} batches submitted, {under_way} not downloaded yet")
+
+
+def print_estimate(s: Settings) -> None:
+    if s.engine == "local":
+        raise SystemExit("--step estimate: a model in this process costs nothing; see --engine")
+    batch = s.engine == "batch"
+    requests = (
+        annotation_request(prompt, s)
+        for prompt in files.read_rows(s.input, AnnotationPrompt, s.limit)
+    )
+    count = submitted = prompt_tokens = new_tokens = 0
+    if batch:
+        left = s.open_batch_engine(s.model).estimate(requests)
+        count, submitted = left.requests, left.submitted
+        prompt_tokens, new_tokens = left.prompt_tokens, left.new_tokens
+    else:
+        for request in requests:
+            count += 1
+            prompt_tokens += sum(estimate_tokens(m["content"]) for m in request.messages)
+            new_tokens += request.max_new_tokens
+    print(f"requests: {count:,} to send; {submitted:,} are submitted or answered already")
+    print(
+        f"tokens: about {prompt_tokens:,} in the prompts (0.8 a Chinese character, 0.25 any other), "
+        f"at most {new_tokens:,} new"
+    )
+    if price := find_price(s.model):
+        money = price.money(prompt_tokens, new_tokens, batch=batch)
+        print(
+            f"money: at most about {money:.2f} USD for {s.model}{' in batches' if batch else ''}, at "
+            f"the prices of {price.as_of} in prefpipe/prices.toml; they may have changed since"
+        )
+    else:
+        print(f"money: no price of {s.model} in prefpipe/prices.toml")
+    print("nothing was sent")
+
+
+if __name__ == "__main__":
+    Settings.run(main)

@@ -1,0 +1,152 @@
+"""A reward-model step on one pair of each of two prompts: ours against trl.RewardTrainer.
+
+    uv run python -m benchmarks.reward_step                  # the shapes, on this machine's CPU
+
+A step is what an epoch repeats: collate, forward, backward, AdamW. The sides alternate within one
+process on equal weights, the first round of each is thrown away. TRL is at its best documented
+setting: no gradient checkpointing, SDPA; with all pairs in one batch, and a pair a batch with
+gradient accumulation (the faster of the two counts). All rows are equally long, so that TRL pads
+nothing. Not measured: tokenizing, loading, evaluation; several pairs of a prompt (dpo_step does).
+Writes benchmarks/results/reward_step.json; each ratio is of median wall times, TRL's / ours.
+"""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForSequenceClassification, logging
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
+
+from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
+from benchmarks.dpo_step import (
+    EMBEDDED,
+    SMALL,
+    WAYS,
+    Shape,
+    make_pairs,
+    noting,
+    padding_tokenizer,
+    step_of,
+)
+from prefpipe.training.dataset import to_dataset
+from prefpipe.training.reward import PrefixSharedRewardTrainer
+
+SHAPES = [
+    Shape("30m_800_150", SMALL, 800, 150, 2),
+    Shape("30m_200_50", SMALL, 200, 50, 2),
+    Shape("embedded_180_60", EMBEDDED, 180, 60, 2),
+]
+"""pairs: each of a prompt of its own."""
+TINY = Shape("tiny", EMBEDDED, 12, 4, 2)
+
+
+def make_model(shape: Shape) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        **shape.model,
+        num_labels=1,
+        pad_token_id=0,
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
+    )
+    return Qwen2ForSequenceClassification(config)
+
+
+def make_data(shape: Shape) -> Any:
+    """Pairs of as many prompts, as our trainer takes them."""
+    return to_dataset([make_pairs(shape, seed=k)[k] for k in range(shape.pairs)])
+
+
+def whole_rows(data: Any) -> Any:
+    """The same as TRL's own preparation leaves it: chosen_ids and rejected_ids with the prompt."""
+    return data.map(
+        lambda row: {
+            name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")
+        },
+        remove_columns=["id", "prompt_ids"],
+    )
+
+
+def make_steps(
+    shape: Shape,
+    folder: str,
+    make_model: Callable[[], PreTrainedModel],
+    sides: Collection[str] = ("ours", *WAYS),
+    *,
+    peft_config: Any = None,
+    **changes: Any,
+) -> dict[str, Callable[[], float]]:
+    """For each side, its step; changes: of the RewardConfig."""
+    tokenizer, data = padding_tokenizer(), make_data(shape)
+    settings: dict[str, Any] = {
+        "max_length": None,
+        "per_device_train_batch_size": shape.pairs,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "learning_rate": 1e-5,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    options = RewardConfig(folder, **settings | changes)
+
+    def step(side: str) -> Callable[[], float]:
+        kind: Any = PrefixSharedRewardTrainer if side == "ours" else RewardTrainer
+        trainer = kind(
+            make_model(),
+            args=options,
+            train_dataset=data if side == "ours" else whole_rows(data),
+            processing_class=tokenizer,
+            peft_config=peft_config,
+        )
+        return step_of(trainer, 1 if side == "trl_accumulated" else shape.pairs)
+
+    return {side: step(side) for side in sides}
+
+
+def measure(shape: Shape, rounds: int) -> dict[str, Any]:
+    """Seconds a step of each side, a list of rounds each; losses; the ratio."""
+    losses: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        steps = make_steps(shape, folder, lambda: make_model(shape))
+        measured = alternate(noting(steps, losses), rounds, ways=WAYS)
+    found = ratios(measured, "ours", WAYS)
+    print(line_of(shape.name, measured, found), flush=True)
+    prompt, completion = shape.prompt_tokens, shape.completion_tokens
+    return {
+        **asdict(shape),
+        **measured,
+        **found,
+        "tokens": {
+            # each branch begins with a copy of the prompt's last token
+            "ours": shape.pairs * (prompt - 1 + 2 * (completion + 1)),
+            "trl": shape.pairs * 2 * (prompt + completion),
+        },
+        "losses": losses,
+    }
+
+
+def main() -> None:
+    args = make_parser(__doc__).parse_args()
+    os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    results = [measure(shape, args.rounds) for shape in ([TINY] if args.tiny else SHAPES)]
+    write_results(
+        "reward_step",
+        {
+            "machine": machine(),
+            "threads": torch.get_num_threads(),
+            "rounds": args.rounds,
+            "shapes": results,
+        },
+        args.results,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""What a row stage costs: microseconds a row of 4 kB, and memory at up to a million rows.
+
+    uv run python -m benchmarks.row_stage
+
+Runs the stages themselves, as a user does, each in a process of its own, on rows made here in a
+temporary folder (two GB of it at most). A row is one that a stage reads: of post_processing and
+construct_dpo_dataset 8 samples, 2 or 3 further judgments and an item a question, of
+parse_preferences a mix, and a request and a rating for each of 4 aspects a prompt.
+
+Time: with 1,000 and with 12,000 rows of 4 kB, the difference divided by 11,000, so that starting
+Python does not count; parsing, checking, hashing the input, writing and fsync do. The peer is
+`datasets` on the largest input file: load_dataset, map with a function that does nothing (a row at
+a time, and in batches: the faster counts), to_json. It checks nothing and does nothing; ours reads
+verdicts, renders prompts, looks for near-duplicates. The sides take turns, medians of 5.
+Memory: VmHWM, which each process reads of itself at its end, with rows of 300 bytes. What stays in
+memory is two numbers an id, and of preprocess_dataset a sketch of each held-out question (a tenth of
+the rows here), which for questions of 4 kB is up to 12 kB.
+Not measured: distilabel, whose dependencies exclude ours (its no-op step is in DESIGN's table); the
+Parquet input of preprocess_dataset; several processes at once, which stages do not use.
+Writes benchmarks/results/row_stage.json.
+"""
+
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, make_parser, write_results
+from prefpipe.rows import (
+    AnnotationAnswer,
+    AnnotationMix,
+    AnnotationPrompt,
+    Item,
+    Judgment,
+    Preference,
+)
+from prefpipe.verdicts import render_judgment
+
+ROOT = Path(__file__).parent.parent
+SAMPLES = 8
+ASPECTS = ("helpfulness", "honesty", "truthfulness", "instruction_following")
+TIME_ROWS, TIME_BYTES = (1_000, 12_000), 4_000
+MEMORY_ROWS, MEMORY_BYTES = (100_000, 300_000, 1_000_000), 300
+REACH_MICROSECONDS, REACH_MEGABYTES = 60, 300
+
+_RUN_AND_WRITE_PEAK = """
+import atexit, pathlib, runpy, sys
+peak, script = sys.argv[1:3]
+sys.argv = sys.argv[2:]
+sys.path.insert(0, str(pathlib.Path(script).parent))
+status = pathlib.Path("/proc/self/status")
+atexit.register(lambda: pathlib.Path(peak).write_text(status.read_text()))
+runpy.run_path(script, run_name="__main__")
+"""
+
+_DATASETS = """
+import sys
+import datasets
+source, target, how = sys.argv[1:]
+datasets.disable_progress_bars()
+rows = datasets.load_dataset("json", data_files=source, split="train")
+rows = rows.map(lambda row: row, batched=how == "batched")
+rows.to_json(target)
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    seconds: float
+    cpu_seconds: float
+    megabytes: float
+
+
+def run(folder: Path, script: Path, *options: object) -> Cost:
+    """A script in a process of its own: its time, and the most memory it had."""
+    peak = folder / "peak.txt"
+    command = [sys.executable, "-c", _RUN_AND_WRITE_PEAK, str(peak), str(script)]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf"),
+        "PREFPIPE_DATA": str(folder / "data"),
+    }
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, *map(str, options)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    said = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - started
+    if process.returncode:
+        raise SystemExit(f"{script.name} failed: {said.decode()[-2000:]}")
+    lines = dict(line.split(":", 1) for line in peak.read_text().splitlines())
+    kilobytes = int(lines["VmHWM"].split()[0])
+    return Cost(seconds, used.ru_utime + used.ru_stime, kilobytes / 1000)
+
+
+# ---- the rows ----------------------------------------------------------------------------------
+
+
+def texts(count: int, length: int) -> Iterator[str]:
+    """Texts of `length` characters, of random words: no two have a sentence in common."""
+    rng = random.Random(0)
+    words = [f"{rng.choice('bcdfghjklm')}{rng.choice('aeiou')}{k:04d}" for k in range(10_000)]
+    for _ in range(count):
+        yield " ".join(rng.choices(words, k=length // 7 + 1))[:length]
+
+
+def write(path: Path, rows: Iterator[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(row.model_dump_json() + "\n")
+
+
+def write_preferences(folder: Path, rows: int, row_bytes: int) -> Path:
+    part = texts(3 * rows, max(8, (row_bytes - 100) // 3))
+    write(
+        folder / "preferences.jsonl",
+        (
+            Preference(id=f"q{k}", prompt=next(part), chosen=next(part), rejected=next(part))
+            for k in range(rows)
+        ),
+    )
+    return folder / "preferences.jsonl"
+
+
+def write_judgments(folder: Path, rows: int, row_bytes: int) -> Path:
+    """Items, and the four files of judgments; `rows` of all together. Returns the largest file."""
+    items = max(1, rows // (SAMPLES + 4))
+    part = texts(2 * items, max(8, (row_bytes - 300) // 4))
+
+    def item(k: int) -> Item:
+        question, answer = next(part), next(part)
+        return Item(
+            id=f"q{k}", source="benchmark", split="train" if k % 10 else "validation",
+            language="en", question=question, answer_1=answer, answer_2=answer[::-1], better=1,
+            prompt=f"{question}\n{answer}\n",
+        )  # fmt: skip
+
+    write(folder / "items.jsonl", (item(k) for k in range(items)))
+    reasons = texts((SAMPLES + 3) * items, max(8, row_bytes - 200))
+
+    def judgment(k: int, variant: Any, sample: int, hint: Any) -> Judgment:
+        reason = next(reasons)
+        text = reason if hint else render_judgment(reason, 1 if sample % 2 else 2, "en")
+        return Judgment(
+            id=f"q{k}", sample=sample, variant=variant, hint=hint, text=text,
+            finish_reason="stop", prompt_tokens=500, new_tokens=200,
+        )  # fmt: skip
+
+    for variant, samples, hint in (
+        ("best_of_n", SAMPLES, None),
+        ("guide", 1, 1),
+        ("guide_reverse", 1, 2),
+        ("output", 1, None),
+    ):
+        write(
+            folder / "raw" / f"{variant}.jsonl",
+            (judgment(k, variant, s, hint) for k in range(items) for s in range(samples)),
+        )
+    return folder / "raw/best_of_n.jsonl"
+
+
+def write_ratings(folder: Path, rows: int, row_bytes: int) -> Path:
+    """Mixes of 4 responses, and the requests and answers about them; `rows` of all together."""
+    prompts = max(1, rows // (1 + 2 * len(ASPECTS)))
+    part = texts(5 * prompts, max(8, (row_bytes - 200) // 5))
+    write(
+        folder / "mix.jsonl",
+        (
+            AnnotationMix(
+                id=f"q{k}",
+                prompt=next(part),
+                responses=[next(part) for _ in range(4)],
+                models=["a", "b", "c", "d"],
+            )
+            for k in range(prompts)
+        ),
+    )
+    asked = texts(prompts * len(ASPECTS), max(8, row_bytes - 150))
+    write(
+        folder / "prompts.jsonl",
+        (
+            AnnotationPrompt(
+                id=f"q{k}", aspect=aspect, prompt=next(asked), order=[3, 1, 0, 2], texts=4
+            )
+            for k in range(prompts)
+            for aspect in ASPECTS
+        ),
+    )
+    reasons = texts(4 * prompts * len(ASPECTS), max(8, (row_bytes - 350) // 4))
+
+    def answer(k: int) -> str:
+        return "\n\n".join(
+            f"Text {n}\nRating: {1 + (k + n) % 5}\nReason: {next(reasons)}" for n in range(1, 5)
+        )
+
+    write(
+        folder / "annotations.jsonl",
+        (
+            AnnotationAnswer(
+                id=f"q{k}", aspect=aspect, text=answer(k), finish_reason="stop", model="judge",
+                prompt_tokens=900, new_tokens=600,
+            )
+            for k in range(prompts)
+            for aspect in ASPECTS
+        ),
+    )  # fmt: skip
+    return folder / "annotations.jsonl"
+
+
+# ---- the stages --------------------------------------------------------------------------------
+
+
+def preprocess_dataset(folder: Path) -> Cost:
+    options = ["--input", folder / "preferences.jsonl", "--validation-input", ""]
+    options += ["--output", folder / "items", "--overwrite"]
+    return run(folder, ROOT / "preprocess_dataset.py", *options)
+
+
+def post_processing(folder: Path) -> Cost:
+    options = ["--items", folder / "items.jsonl", "--input", folder / "raw"]
+    options += ["--output", folder / "clean", "--overwrite"]
+    return run(folder, ROOT / "post_processing.py", *options)
+
+
+def construct_dpo_dataset(folder: Path) -> Cost:
+    """On what post_processing wrote."""
+    options = ["--items", folder / "items.jsonl", "--input", folder / "clean"]
+    options += ["--output", folder / "dpo", "--overwrite"]
+    return run(folder, ROOT / "construct_dpo_dataset.py", *options)
+
+
+def parse_preferences(folder: Path) -> Cost:
+    options = ["--mix", folder / "mix.jsonl", "--prompts", folder / "prompts.jsonl"]
+    options += ["--input", folder / "annotations.jsonl"]
+    options += ["--output", folder / "parsed.jsonl", "--overwrite"]
+    return run(folder, ROOT / "parse_preferences.py", *options)
+
+
+Source = Callable[[Path, int, int], Path]
+STAGES: dict[str, tuple[Source, Callable[[Path], Cost]]] = {
+    "preprocess_dataset": (write_preferences, preprocess_dataset),
+    "post_processing": (write_judgments, post_processing),
+    "construct_dpo_dataset": (write_judgments, construct_dpo_dataset),
+    "parse_preferences": (write_ratings, parse_preferences),
+}
+_JUDGMENTS = ["items.jsonl", *(f"raw/{v}.jsonl" for v in ("best_of_n", "guide", "guide_reverse"))]
+READS = {
+    "preprocess_dataset": ["preferences.jsonl"],
+    "post_processing": [*_JUDGMENTS, "raw/output.jsonl"],
+    "construct_dpo_dataset": _JUDGMENTS,
+    "parse_preferences": ["mix.jsonl", "prompts.jsonl", "annotations.jsonl"],
+}
+SOURCES = list(dict.fromkeys(source for source, _ in STAGES.values()))
+
+
+def rows_read(folder: Path, stage: str) -> int:
+    """Of all files that the stage reads; construct_dpo_dataset's are as many as the raw ones."""
+    return sum(_lines(folder / name) for name in READS[stage])
+
+
+def _lines(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(1 for _ in file)
+
+
+def datasets_map(folder: Path, source: Path, how: str) -> Cost:
+    script = folder / "datasets_map.py"
+    script.write_text(_DATASETS)
+    shutil.rmtree(folder / "hf", ignore_errors=True)  # else it reads the last round's result
+    return run(folder, script, source, folder / "mapped.jsonl", how)
+
+
+def measure_time(rounds: int, sizes: tuple[int, int], row_bytes: int) -> dict[str, Any]:
+    """Microseconds a row of each stage and of the peer on each stage's largest input file."""
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        places: dict[tuple[str, int], tuple[Path, Path]] = {}
+        for size in sizes:
+            for source in SOURCES:
+                folder = Path(name) / f"{source.__name__}_{size}"
+                places[source.__name__, size] = folder, source(folder, size, row_bytes)
+        taken: dict[str, list[list[Cost]]] = {}
+        for _ in range(rounds):
+            for stage, (source, start) in STAGES.items():
+                of_sizes = [places[source.__name__, size] for size in sizes]
+                sides = {
+                    stage: [start(folder) for folder, _ in of_sizes],
+                    f"{stage} rows": [datasets_map(*place, "rows") for place in of_sizes],
+                    f"{stage} batched": [datasets_map(*place, "batched") for place in of_sizes],
+                }
+                for side, costs in sides.items():
+                    taken.setdefault(side, []).append(costs)
+        for stage, (source, _) in STAGES.items():
+            of_sizes = [places[source.__name__, size] for size in sizes]
+            rows = [rows_read(folder, stage) for folder, _ in of_sizes]
+            lines = [_lines(path) for _, path in of_sizes]
+            sizes_read = of_sizes[1][1].stat().st_size / lines[1]
+            ours = _a_row(taken[stage], rows)
+            peer = {how: _a_row(taken[f"{stage} {how}"], lines) for how in ("rows", "batched")}
+            fastest = min(side["microseconds_a_row"] for side in peer.values())
+            results[stage] = {
+                "rows": rows,
+                "bytes_a_row": round(sizes_read),
+                **ours,
+                "datasets_map": peer,
+                "ratio": fastest / ours["microseconds_a_row"],
+            }
+            print(
+                f"{stage:22s} {ours['microseconds_a_row']:6.1f} us a row (CPU "
+                f"{ours['cpu_microseconds_a_row']:.1f})   datasets.map {fastest:6.1f} us",
+                flush=True,
+            )
+    return results
+
+
+def _a_row(rounds: list[list[Cost]], rows: list[int]) -> dict[str, Any]:
+    """Microseconds a row: the difference of the two sizes, over the difference of their rows."""
+    more = rows[1] - rows[0]
+    wall = [1e6 * (large.seconds - small.seconds) / more for small, large in rounds]
+    cpu = [1e6 * (large.cpu_seconds - small.cpu_seconds) / more for small, large in rounds]
+    return {
+        "microseconds_a_row": statistics.median(wall),
+        "cpu_microseconds_a_row": statistics.median(cpu),
+        "rounds": wall,
+        "start_seconds": statistics.median(small.seconds for small, _ in rounds),
+    }
+
+
+def measure_memory(sizes: tuple[int, ...], row_bytes: int) -> dict[str, Any]:
+    """Megabytes (10^6 bytes) that each stage had at most, for each number of rows."""
+    results: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            for source in SOURCES:
+                folder = Path(name) / source.__name__
+                source(folder, size, row_bytes)
+                for stage, (wanted, start) in STAGES.items():
+                    if wanted is source:
+                        cost = start(folder)
+                        results[stage][str(size)] = round(cost.megabytes, 1)
+                        print(f"{stage:22s} {size:9,d} rows {cost.megabytes:6.0f} MB", flush=True)
+    return results
+
+
+def main() -> None:
+    args = make_parser(__doc__).parse_args()
+    time_rows, memory_rows = ((24, 240), (24, 240)) if args.tiny else (TIME_ROWS, MEMORY_ROWS)
+    write_results(
+        "row_stage",
+        {
+            "machine": machine(),
+            "rounds": args.rounds,
+            "reach": {"microseconds_a_row": REACH_MICROSECONDS, "megabytes": REACH_MEGABYTES},
+            "time": measure_time(args.rounds, time_rows, TIME_BYTES),
+            "memory": {
+                "bytes_a_row": MEMORY_BYTES,
+                "megabytes": measure_memory(memory_rows, MEMORY_BYTES),
+            },
+        },
+        args.results,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""The benchmark scripts: each runs in a tiny shape, both sides do the same, the README is their JSON.
+
+No number is asserted on that depends on the machine's speed.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import (
+    RESULTS,
+    __main__,
+    ab_scoring,
+    alternate,
+    dpo_step,
+    gpu,
+    ratios,
+    reward_step,
+    row_stage,
+    sampling,
+    summary,
+)
+from prefpipe.rows import Item, Judgment, Preference
+from prefpipe.verdicts import read_ratings
+from tests.examples import ROOT, read_jsonl
+
+torch.set_num_threads(1)
+
+
+# ---- how it is measured ------------------------------------------------------------------------
+
+
+def test_the_sides_take_turns_and_the_first_round_does_not_count(monkeypatch):
+    """A clock that each side moves on by its own seconds: 100 in the first round, then 4 or 1."""
+    clock, ran = [0.0], []
+    monkeypatch.setattr("benchmarks.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.time.process_time", lambda: clock[0] / 2)
+
+    def side(name, seconds):
+        def run():
+            clock[0] += seconds if name in ran else 100.0
+            ran.append(name)
+
+        return run
+
+    measured = alternate({"ours": side("ours", 1.0), "peer": side("peer", 4.0)}, 3)
+    assert ran == ["ours", "peer"] * 4
+    assert measured["seconds"] == {"ours": [1.0] * 3, "peer": [4.0] * 3}
+    assert ratios(measured, "ours", ["peer"]) == {"ratio": 4.0, "cpu_ratio": 4.0}
+
+
+def test_of_a_peers_ways_the_fastest_counts_and_a_much_slower_one_is_run_once(monkeypatch):
+    clock, ran = [0.0], []
+    monkeypatch.setattr("benchmarks.time.perf_counter", lambda: clock[0])
+
+    def side(name, seconds):
+        def run():
+            clock[0] += seconds
+            ran.append(name)
+
+        return run
+
+    sides = {name: side(name, s) for name, s in (("ours", 1), ("a", 3), ("b", 4), ("c", 5))}
+    measured = alternate(sides, 2, ways=("a", "b", "c"))
+    assert [ran.count(name) for name in sides] == [3, 3, 3, 1]
+    assert measured["dropped"] == {"c": 5}
+    assert ratios(measured, "ours", ("a", "b", "c"))["ratio"] == 3
+
+
+# ---- each script, tiny -------------------------------------------------------------------------
+
+
+def test_sampling_makes_the_same_number_of_tokens_on_each_side():
+    row = sampling.measure(sampling.TINY, 1)
+    assert set(row["median_seconds"]) | set(row["dropped"]) == {"ours", *sampling.WAYS}
+    # 2 prompts of 12 tokens, 2 samples of 3, the last of which is never read
+    assert row["tokens_through_model"] == (2 * 12 + 2 * 2 * 2) / (2 * 12 + 2 * 2 * 3)
+    with pytest.raises(SystemExit, match="made 5 tokens, 12 were asked for"):
+        sampling.checked("ours", lambda: 5, 12)()
+
+
+@pytest.mark.parametrize("script", [dpo_step, reward_step])
+def test_a_step_of_ours_has_the_losses_of_trl(script):
+    row = script.measure(script.TINY, 2)
+    ours, *theirs = row["losses"].values()
+    assert len(ours) == 3 and ours[0] != ours[2], "the steps train"
+    for losses in theirs:
+        assert losses == pytest.approx(ours[: len(losses)], abs=1e-5)
+    assert row["ratio"] > 0
+
+
+def test_the_tokens_that_a_step_reports_are_those_in_its_batches():
+    shape = dpo_step.TINY
+    from prefpipe.training.layout import PackCollator
+
+    pairs = dpo_step.to_dataset(dpo_step.make_pairs(shape))
+    batch = PackCollator(0)([pairs[k] for k in range(len(pairs))])
+    tokens = dpo_step.measure(shape, 1)["tokens"]
+    assert int(batch["attention_mask"].sum()) == tokens["ours"] == 12 - 1 + 4 * 4
+    assert tokens["trl"] == 4 * (12 + 4)
+
+
+def test_ab_scoring_gives_the_probabilities_of_plain_forwards():
+    row = ab_scoring.measure(ab_scoring.TINY, 1)
+    assert row["comparisons"] == 3 and row["largest_difference"] < 1e-5
+    assert row["tokens"]["ours"] < row["tokens"]["plain"]
+
+
+def test_left_padding_does_not_move_the_last_logits():
+    model = ab_scoring.make_model(ab_scoring.TINY)
+    rows = [[5, 6, 7, 8, 9], [7, 8]]
+    together = ab_scoring.forward(model, rows)
+    for row, logits in zip(rows, together, strict=True):
+        with torch.inference_mode():
+            alone = model(input_ids=torch.tensor([row])).logits[0, -1]
+        torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
+
+
+def test_the_rows_of_row_stage_are_as_long_as_they_say_and_the_stages_read_all_of_them(tmp_path):
+    row_stage.write_preferences(tmp_path, 30, 4000)
+    lines = (tmp_path / "preferences.jsonl").read_text().splitlines()
+    assert all(3900 < len(line) < 4100 for line in lines)
+    assert len({Preference.model_validate_json(line).prompt for line in lines}) == 30
+    row_stage.write_judgments(tmp_path, 48, 4000)
+    items = [Item.model_validate(row) for row in read_jsonl(tmp_path / "items.jsonl")]
+    judgments = (tmp_path / "raw/best_of_n.jsonl").read_text().splitlines()
+    assert len(items) == 4 and len(judgments) == 32
+    assert all(3900 < len(line) < 4100 for line in judgments)
+    assert Judgment.model_validate_json(judgments[0]).id == "q0"
+    assert row_stage.rows_read(tmp_path, "post_processing") == 48
+    cost = row_stage.post_processing(tmp_path)
+    counts = json.loads((tmp_path / "clean/post_processing.meta.json").read_text())
+    assert counts["counts"]["kept"] == 4 and counts["readable"]["best_of_n"] == 32
+    assert 10 < cost.megabytes < 1000 and cost.cpu_seconds > 0
+
+
+def test_the_ratings_of_row_stage_are_read(tmp_path):
+    row_stage.write_ratings(tmp_path, 27, 4000)
+    lines = (tmp_path / "annotations.jsonl").read_text().splitlines()
+    assert len(lines) == 12 and all(3800 < len(line) < 4100 for line in lines)
+    first = json.loads(lines[0])["text"]
+    assert read_ratings(first, 4) == [2.0, 3.0, 4.0, 5.0]
+    assert row_stage.rows_read(tmp_path, "parse_preferences") == 27
+    row_stage.parse_preferences(tmp_path)
+    assert len(read_jsonl(tmp_path / "parsed.jsonl")) == 3
+
+
+def test_the_peak_is_the_childs_own_and_a_failure_is_told(tmp_path):
+    """A child that takes 200 MB more than one that does nothing."""
+    scripts = {}
+    for name, code in (("none", "x = 1"), ("much", "x = bytearray(200_000_000)"), ("bad", "1 / 0")):
+        scripts[name] = tmp_path / f"{name}.py"
+        scripts[name].write_text(code)
+    none, much = (row_stage.run(tmp_path, scripts[name]).megabytes for name in ("none", "much"))
+    assert 190 < much - none < 210
+    with pytest.raises(SystemExit, match=r"bad.py failed: (.|\n)*ZeroDivisionError"):
+        row_stage.run(tmp_path, scripts["bad"])
+
+
+def test_time_a_row_is_the_difference_of_two_sizes():
+    def costs(small, large):
+        return [row_stage.Cost(small, small, 1), row_stage.Cost(large, large / 2, 1)]
+
+    rounds = [costs(1.0, 1.5), costs(1.0, 1.7), costs(2.0, 2.6)]
+    found = row_stage._a_row(rounds, [1_000, 11_000])
+    assert found["microseconds_a_row"] == pytest.approx(60)
+    assert found["start_seconds"] == 1.0
+
+
+# ---- the GPU's script, on a CPU ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [p for p in gpu.PARTS if p != "generate_batch"])
+def test_each_part_of_the_gpu_script_runs_in_a_small_shape(part, tmp_path, monkeypatch):
+    """generate_batch is sampling's function, and takes the device's memory for itself."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    path = tmp_path / f"{part}.json"
+    gpu.run_part(part, gpu.SMALL, path)
+    found = json.loads(path.read_text())
+    if part.startswith("sampling"):
+        found = found["all"]
+        assert found["tokens_through_model"] <= 1.05
+    if part in ("dpo", "reward"):
+        assert found["tokens"] in (20 - 1 + 4 * 6, 2 * (20 - 1 + 2 * 7))
+        found = found["sdpa"]
+        assert found["ratio"] > 0 and not found["out_of_memory"]
+    if part != "peak":
+        assert found["fraction_of_limit"] > 0 and found["model_flops"] > 0
+
+
+def test_the_flops_are_those_that_torch_counts():
+    """Of a plain forward pass over 16 tokens, where a query sees i + 1 keys on average."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = gpu.make_model("Qwen2ForCausalLM", gpu.TINY)
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(input_ids=torch.arange(16)[None])
+    # eager attention computes the masked half, too
+    assert counter.get_total_flops() == gpu.flops(gpu.TINY, 16, 16 * 16, 16)
+    assert gpu.tree_seen(3, [(3, 2), (3, 1)]) == (1 + 2 + 3) + (4 + 5) + 4
+
+
+def test_sides_that_share_weights_train_adapters_of_their_own():
+    base = gpu.make_model("Qwen2ForCausalLM", gpu.TINY)
+    first, second = gpu.sharing(base), gpu.sharing(base, "eager")
+    assert first.model.layers[0].mlp.up_proj.weight is base.model.layers[0].mlp.up_proj.weight
+    assert first.model.layers[0].mlp is not second.model.layers[0].mlp
+    assert (first.config._attn_implementation, second.config._attn_implementation) == (
+        "sdpa",
+        "eager",
+    )
+
+
+def test_without_cuda_the_gpu_script_says_so(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device here; --tiny"):
+        gpu.main()
+    script = ROOT / "benchmarks/gpu.sh"
+    assert script.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_a_part_that_fails_keeps_what_it_had_and_the_others_run(tmp_path, monkeypatch):
+    def child(command, **options):
+        assert command[1:4] == ["-m", "benchmarks.gpu", "--part"]
+        path = Path(command[5])
+        if path.stem == "peak":
+            path.write_text('{"tflops": 5}')
+            return subprocess.CompletedProcess(command, 1, stderr="...\nRuntimeError: no")
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(gpu, "machine", dict)
+    monkeypatch.setattr(gpu.subprocess, "run", child)
+    gpu.run_all(["peak", "dpo"], True, 1, tmp_path)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["peak"]["status"] == "failed: RuntimeError: no" and found["peak"]["tflops"] == 5
+    assert found["dpo"]["status"] == "done"
+
+
+# ---- one command, and the documents ------------------------------------------------------------
+
+
+def test_one_command_runs_every_script_and_tiny_never_replaces_a_number(tmp_path, monkeypatch):
+    made = __main__.commands(
+        list(__main__.SCRIPTS), curves=True, rounds=2, tiny=True, results=tmp_path
+    )
+    for script, command in made.items():
+        assert (ROOT / "benchmarks" / f"{script}.py").exists()
+        assert command[1:3] == ["-m", f"benchmarks.{script}"]
+        assert {"--tiny", "--rounds", "--results"} <= set(command)
+        assert ("--curves" in command) == (script in __main__.WITH_CURVES)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--tiny"])
+    with pytest.raises(SystemExit, match="give --results another folder"):
+        __main__.main()
+
+
+def test_the_tables_of_the_readme_are_those_of_the_committed_json():
+    text = summary.README.read_text(encoding="utf-8")
+    assert summary.put_into(text, summary.render(RESULTS)) == text, (
+        "run `uv run python -m benchmarks.summary`"
+    )
+
+
+def test_the_readme_of_the_benchmarks_names_every_script():
+    text = summary.README.read_text(encoding="utf-8")
+    names = {path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")} - {"summary"}
+    assert not {name for name in names if f"`{name}`" not in text}
+
+
+def made_up(tmp_path: Path) -> Path:
+    """JSON as the scripts write it, with numbers of our own."""
+
+    def shape(name: str, ratio: float, **other: Any) -> dict[str, Any]:
+        return {"name": name, "ratio": ratio, "cpu_ratio": ratio, "median_seconds": {"ours": 2.0},
+                **other}  # fmt: skip
+
+    on = {
+        "machine": {"cores": 2, "processor": "x", "load_before": 0.1, "libraries": {"torch": "2"}}
+    }
+    curves = [
+        shape(f"pairs_{n}", n, pairs=n, prompt_tokens=800, tokens={"ours": 1, "trl": 2 * n})
+        for n in (1, 5, 2)
+    ]
+    curves += [shape("prompt_100", 1.5, pairs=5, prompt_tokens=100, tokens={"ours": 1, "trl": 2})]
+    main = shape("30m_800_150", 2.5, pairs=5, prompt_tokens=800, tokens={"ours": 1, "trl": 4})
+    files = {
+        "dpo_step": {"date": "2026-01-01", **on, "shapes": [main, *curves]},
+        "row_stage": {
+            "date": "2026-01-01", **on,
+            "time": {"a": {"microseconds_a_row": 59.0, "cpu_microseconds_a_row": 50.0,
+                           "datasets_map": {"rows": {"microseconds_a_row": 70.0},
+                                            "batched": {"microseconds_a_row": 65.0}}}},
+            "memory": {"megabytes": {"a": {"100000": 90.0, "1000000": 301.0}}},
+        },
+        "gpu": {"date": "2026-01-01", **on, "device": "H", "dpo": {"sdpa": {"ratio": 3.0},
+                "flex": {"ratio": 3.5}}, "sampling_bf16": {"all": {"seconds": 119.6}}},
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_a_number_is_shown_with_whether_it_was_reached(tmp_path):
+    text = summary.render(made_up(tmp_path))
+    lines = {line.split(" | ")[0]: line for line in text.split("\n")}
+    first = lines["| DPO step, 800-token prompt, 5 pairs of 150-token completions"]
+    assert first.endswith("| ≥ 3x | 2.50x | **no** |")
+    assert "| ≥ 3.2x | 3.50x | yes |" in text, "the better attention counts"
+    assert "| ≤ 120 s | 120 s | yes |" in text
+    assert "| ≤ 60 us | 59.00 us | yes |" in text and "| ≤ 300 MB | 301 MB | **no** |" in text
+    assert "| a | 59 | 50 | 65 | 90 | 301 |" in text
+    assert "not measured" in lines["| reward-model step, 800 + 2 x 150 (limit by tokens: 1.7x)"]
+    assert "| dpo_step | 30m_800_150 | 2.000 | 5.000 | 2.50x | 2.50x | 4.00x |" in text
+    assert summary.render(tmp_path / "nothing").count("not measured") == len(summary.LINES)
+
+
+def test_curves_are_in_order_share_their_middle_and_become_a_png(tmp_path):
+    shapes = json.loads((made_up(tmp_path) / "dpo_step.json").read_text())["shapes"]
+    pairs = summary.curve("dpo_step", shapes, "pairs", "pairs_")
+    assert pairs == [(1, 1, 2), (2, 2, 4), (5, 5, 10)]
+    prompt = summary.curve("dpo_step", shapes, "prompt_tokens", "prompt_")
+    assert prompt == [(100, 1.5, 2), (800, 5, 10)]
+    (path,) = summary.draw(tmp_path)
+    assert path.name == "curves_dpo_step.png" and path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_curves_cover_the_stated_ranges():
+    samples = {s.samples for s in sampling.CURVES if s.name.startswith("samples_")}
+    pairs = {s.pairs for s in dpo_step.CURVES if s.name.startswith("pairs_")}
+    assert {1, 8, 32} <= samples and {1, 5, 8} <= pairs
+    for curves in (sampling.CURVES, dpo_step.CURVES):
+        assert {100, 800, 3200} <= {s.prompt_tokens for s in curves}
+        names = [s.name for s in curves]
+        assert len(set(names)) == len(names)
+
+
+def test_a_knockout_has_each_response_but_one_lose_once_and_all_pairs_are_all():
+    played = list(itertools.chain(*ab_scoring.KNOCKOUT))
+    assert sorted(loser for _, loser in played) == list(range(1, 8))
+    assert len(ab_scoring.ALL_PAIRS[0]) == 28

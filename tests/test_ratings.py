@@ -1,0 +1,127 @@
+"""verdicts.read_ratings: one rating a text by its number, or none of them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedded.world import make_rating
+from prefpipe.verdicts import RATING_REASONS, Unreadable, read_ratings
+
+ULTRAFEEDBACK = """\
+#### Output for Text 1
+Rating: 5
+Rationale: It follows the instruction.
+
+#### Output for Text 2
+Rating: 3
+Rationale: It leaves out the date.
+
+#### Output for Text 3
+Rating: N/A
+Rationale: The text is empty.
+
+#### Output for Text 4
+Rating: 1
+Rationale: It is about something else."""
+"""The published form of an annotation."""
+ITS_RATINGS = [5.0, 3.0, None, 1.0]
+
+
+def test_the_published_form_is_read():
+    assert read_ratings(ULTRAFEEDBACK, 4) == ITS_RATINGS
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure! Here are my ratings.\n\n" + ULTRAFEEDBACK,
+        ULTRAFEEDBACK.replace("Rating:", "**Rating:**"),
+        ULTRAFEEDBACK.replace("Rating: ", "**Rating**: "),
+        ULTRAFEEDBACK.replace("\n", "\r\n"),
+        ULTRAFEEDBACK.replace("Rationale: ", "Rationale: First of all, the form.\n\nText 4 and Text 1 "),
+        ULTRAFEEDBACK.replace("\n\n", "\n"),
+        ULTRAFEEDBACK.replace("#### Output for Text", "Text"),
+        ULTRAFEEDBACK.replace("#### Output for Text 1", "**Text 1:**"),
+        ULTRAFEEDBACK.replace("Rating: 5", "- Rating: 5/5 (very good)"),
+        ULTRAFEEDBACK.replace("Rating: 3", "Rating:\n3"),
+        ULTRAFEEDBACK.replace("Rating: 3", "Rating: ３."),
+        ULTRAFEEDBACK + "\n\nAll in all, text 1 is the best, with a rating of 5 against 1.",
+        "<think>Text 1 gets a\nRating: 2\n</think>" + ULTRAFEEDBACK,
+        ULTRAFEEDBACK + "\n\n" + ULTRAFEEDBACK,
+    ],
+    ids=[
+        "intro line", "bold", "bold key", "CRLF", "two paragraphs of rationale", "no blank lines",
+        "plain heads", "bold head", "of 5, with a remark", "on the next line", "full width",
+        "closing words", "thoughts", "said twice",
+    ],
+)  # fmt: skip
+def test_s2_an_untidy_annotation_has_the_same_ratings(text):
+    """S2: each of these shifts the ratings where paragraphs are counted."""
+    assert read_ratings(text, 4) == ITS_RATINGS
+
+
+def test_s2_texts_out_of_order_keep_their_ratings():
+    parts = ULTRAFEEDBACK.split("\n\n")
+    assert read_ratings("\n\n".join(parts[::-1]), 4) == ITS_RATINGS
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("empty", " \n"),
+        ("cut_off", "<think>\n" + ULTRAFEEDBACK),
+        ("no_rating", "I'm sorry, but I can't rate these."),
+        ("no_rating", ULTRAFEEDBACK.rpartition("\n\n")[0]),
+        ("unknown_text", ULTRAFEEDBACK.replace("Text 4", "Text 5")),
+        ("unknown_text", ULTRAFEEDBACK.replace("Text 1", "Text 0")),
+        ("unknown_text", "Rating: 5\n\nRating: 3\n\nRating: 4\n\nRating: 1"),
+        ("two_ratings", ULTRAFEEDBACK + "\nRating: 2"),
+        ("two_ratings", ULTRAFEEDBACK.replace("Text 4", "Text 1")),
+        ("two_ratings", ULTRAFEEDBACK + "\n\nText 3\nRating: 2"),
+        ("not_a_rating", ULTRAFEEDBACK.replace("Rating: 5", "Rating: excellent")),
+        ("not_a_rating", ULTRAFEEDBACK.replace("Rating: 5", "Rating: 4-5")),
+        ("not_a_rating", ULTRAFEEDBACK.replace("Rating: 5", "Rating: 4 or 5")),
+        ("not_a_rating", ULTRAFEEDBACK.replace("Rating: 5", "Rating:\n")),
+        ("out_of_scale", ULTRAFEEDBACK.replace("Rating: 5", "Rating: 10")),
+        ("out_of_scale", ULTRAFEEDBACK.replace("Rating: 5", "Rating: 0")),
+        ("out_of_scale", ULTRAFEEDBACK.replace("Rating: 5", "Rating: -1")),
+        ("out_of_scale", ULTRAFEEDBACK.replace("Rating: 5", "Rating: 5/10")),
+        ("out_of_scale", ULTRAFEEDBACK.replace("Rating: 5", "Rating: 5.5")),
+    ],
+)
+def test_s2_s3_s4_what_cannot_be_read_is_unreadable_and_no_rating_of_1(reason, text):
+    assert read_ratings(text, 4) == Unreadable(reason)
+
+
+def test_s4_half_points_stay_and_na_is_no_number():
+    text = ULTRAFEEDBACK.replace("Rating: 3", "Rating: 4.5").replace("Rating: 1", "Rating: n/a")
+    assert read_ratings(text, 4) == [5.0, 4.5, None, None]
+
+
+ratings = st.lists(st.sampled_from([None, 1.0, 2.0, 3.5, 4.5, 5.0]), min_size=1, max_size=6)
+prose = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=40)
+
+
+@given(given=ratings, reason=prose, order=st.randoms(use_true_random=False))
+def test_what_is_written_is_read_whatever_the_reasons_say(given, reason, order):
+    blocks = [
+        f"Text {k}\nReason: {reason}\nRating: {'N/A' if rating is None else rating}"
+        for k, rating in enumerate(given, start=1)
+    ]
+    order.shuffle(blocks)
+    assert read_ratings("\n\n".join(blocks), len(given)) == given
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 4))
+def test_any_text_gives_ratings_in_scale_or_a_known_reason(text, count):
+    found = read_ratings(text, count)
+    if isinstance(found, Unreadable):
+        assert found.reason in RATING_REASONS
+    else:
+        assert len(found) == count and all(r is None or 1 <= r <= 5 for r in found)
+
+
+@given(st.randoms(use_true_random=False))
+def test_what_the_embedded_model_was_taught_to_write_is_read(rng):
+    made = make_rating(rng, clean=True)
+    assert read_ratings(made.answer, len(made.right)) == [5.0 if r else 1.0 for r in made.right]
