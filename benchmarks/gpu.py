@@ -317,13 +317,14 @@ def to_4bit(model: Any) -> None:
 
     The weights are quantised where they are, on the device.
     """
-    import bitsandbytes
+    import bitsandbytes.nn
 
+    nn: Any = bitsandbytes.nn
     for module in list(model.get_decoder().modules()):
         for name, child in list(module.named_children()):
             if not isinstance(child, torch.nn.Linear):
                 continue
-            made = bitsandbytes.nn.Linear4bit(
+            made = nn.Linear4bit(
                 child.in_features,
                 child.out_features,
                 bias=child.bias is not None,
@@ -332,7 +333,7 @@ def to_4bit(model: Any) -> None:
                 quant_type="nf4",
                 device="meta",
             )
-            made.weight = bitsandbytes.nn.Params4bit(
+            made.weight = nn.Params4bit(
                 child.weight.data,
                 requires_grad=False,
                 compress_statistics=True,

@@ -47,13 +47,8 @@ TINY = Shape("tiny", EMBEDDED, 12, 4, 2)
 
 def make_model(shape: Shape) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = Qwen2Config(
-        **shape.model,
-        num_labels=1,
-        pad_token_id=0,
-        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
-    )
-    return Qwen2ForSequenceClassification(config)
+    options: dict[str, Any] = {"num_labels": 1, "pad_token_id": 0, "attn_implementation": "sdpa"}
+    return Qwen2ForSequenceClassification(Qwen2Config(**shape.model, **options))
 
 
 def make_data(shape: Shape) -> Any:

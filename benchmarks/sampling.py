@@ -129,8 +129,8 @@ def make_requests(shape: Shape) -> list[Request]:
     ]
 
 
-def make_sides(shape: Shape, model: PreTrainedModel) -> dict[str, Callable[[], int]]:
-    """What each side does in a round; returns the number of new tokens."""
+def make_sides(shape: Shape, model: Any) -> dict[str, Callable[[], int]]:
+    """What each side does in a round; returns the number of new tokens. model: a causal LM."""
     tokenizer, requests = make_tokenizer(shape), make_requests(shape)
     engine = LocalEngine(model, tokenizer)
     rows = [prompts.prompt_ids(tokenizer, r.messages) for r in requests]
@@ -150,16 +150,11 @@ def make_sides(shape: Shape, model: PreTrainedModel) -> dict[str, Callable[[], i
         return sum(c.new_tokens for r in results if not isinstance(r, Failure) for c in r)
 
     def num_return_sequences() -> int:
-        out = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
-            ids, num_return_sequences=shape.samples, **options
-        )
+        out = model.generate(ids, num_return_sequences=shape.samples, **options)
         return out[:, shape.prompt_tokens :].numel()
 
     def runs_of_generate() -> int:
-        outs = [
-            model.generate(ids, **options)  # pyright: ignore[reportAttributeAccessIssue]
-            for _ in range(shape.samples)
-        ]
+        outs = [model.generate(ids, **options) for _ in range(shape.samples)]
         return sum(out[:, shape.prompt_tokens :].numel() for out in outs)
 
     batching = ContinuousBatchingConfig()
@@ -177,7 +172,7 @@ def make_sides(shape: Shape, model: PreTrainedModel) -> dict[str, Callable[[], i
             pad_token_id=0,
             **SETTINGS,
         )
-        outs = model.generate_batch(  # pyright: ignore[reportAttributeAccessIssue]
+        outs = model.generate_batch(
             [row for row in rows for _ in range(shape.samples)],
             generation_config=config,
             continuous_batching_config=batching,

@@ -3,6 +3,7 @@
 import itertools
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -389,7 +390,7 @@ def test_the_batch_fits_into_half_of_the_memory_that_is_free(
     model, tokenizer, monkeypatch, megabytes
 ):
     """On a CPU. Counted on a store: what it takes for each prompt or sample token."""
-    memory = type("Memory", (), {"available": megabytes * 1_000_000})()
+    memory = SimpleNamespace(available=megabytes * 1_000_000)
     monkeypatch.setattr("prefpipe.llm.local.psutil.virtual_memory", lambda: memory)
     engine = LocalEngine(model, tokenizer)
     heads, size = kv_shape(engine.config)
