@@ -19,6 +19,7 @@ from benchmarks import (
     __main__,
     ab_scoring,
     alternate,
+    client,
     dpo_step,
     gpu,
     ratios,
@@ -173,6 +174,61 @@ def test_time_a_row_is_the_difference_of_two_sizes():
     found = row_stage._a_row(rounds, [1_000, 11_000])
     assert found["microseconds_a_row"] == pytest.approx(60)
     assert found["start_seconds"] == 1.0
+
+
+def test_each_client_gets_every_text_back_with_that_many_in_flight(tmp_path):
+    """AsyncOpenAI and ours need no other environment; the server says what it was asked."""
+    found = client.measure(["prefpipe", "async_openai"], [8], [20], tmp_path)
+    for result in found.values():
+        assert result["status"] == "measured" and "openai" in result["versions"]
+        (run,) = result["runs"]
+        assert run["server"]["requests"] == 20
+        assert 1 <= run["server"]["peak_in_flight"] <= 8
+        assert run["rows_per_second"] == pytest.approx(1000 / run["wall_ms_a_request"])
+        assert 0 < run["megabytes_before"] <= run["peak_megabytes"]
+        assert run["cpu_ms_a_request"] > 0
+
+
+def test_a_peer_that_fails_says_why_and_the_others_go_on(tmp_path, monkeypatch):
+    def side(name, python, in_flight, requests):
+        if name == "curator":
+            raise client.PeerFailed("it ended with 1: ImportError: no")
+        return {
+            "in_flight": in_flight, "requests": requests, "versions": {"openai": "3"},
+            "cpu_ms_a_request": {"prefpipe": 1.0, "async_openai": 4.0}[name] * (1 + in_flight),
+            "wall_ms_a_request": 2.0 if name == "prefpipe" else 1.5, "rows_per_second": 500.0,
+            "peak_megabytes": 50 + requests / 1000, "megabytes_before": 40.0, "server": {},
+        }  # fmt: skip
+
+    monkeypatch.setattr(client, "run_side", side)
+    monkeypatch.setattr(client, "environment", lambda name, folder: tmp_path)
+    results = client.measure(
+        ["prefpipe", "async_openai", "curator"], [1, 3], [2000, 20000], tmp_path
+    )
+    assert [len(result["runs"]) for result in results.values()] == [4, 4, 0]
+    assert results["curator"]["status"] == "failed: it ended with 1: ImportError: no"
+    assert client.conclusions(results) == {
+        "cpu_ms_a_request": 4.0,
+        "cpu_ratio": {"async_openai": 4.0},
+        "below_each_peer": {"cpu_ms_a_request": True, "wall_ms_a_request": False},
+        "memory_growth_megabytes": 18.0,
+    }
+    monkeypatch.undo()
+    monkeypatch.setattr(client.shutil, "which", lambda name: None)
+    with pytest.raises(client.PeerFailed, match="uv is not installed"):
+        client.environment("curator", tmp_path)
+
+
+def test_a_client_that_loses_a_text_or_dies_has_no_numbers(tmp_path, monkeypatch):
+    sides = tmp_path / "sides.py"
+    monkeypatch.setattr(client, "SIDES", sides)
+    python = Path(sys.executable)
+    sides.write_text("raise RuntimeError('no such server')")
+    with pytest.raises(client.PeerFailed, match="ended with 1: RuntimeError: no such server"):
+        client.run_side("async_openai", python, 1, 2)
+    sides.write_text("import sys; open(sys.argv[3], 'w').write('{\"characters\": 1000}')")
+    with pytest.raises(client.PeerFailed, match=r"^1000 characters came back, 2000 were asked for"):
+        client.run_side("async_openai", python, 1, 2)
 
 
 # ---- the GPU's script, on a CPU ----------------------------------------------------------------
