@@ -44,12 +44,13 @@ def clean(row: Judgment, *, index: int, language: Language) -> CleanJudgment:
     else:
         judgment = verdicts.render_judgment(verdict.reason, verdict.better, language)
         read = {"judgment": judgment, "verdict": verdict.better, "unreadable": None}
-    return CleanJudgment.model_validate({**row.model_dump(), "index": index, **read})
+    return CleanJudgment.model_validate({**vars(row), "index": index, **read})
 
 
 def main(s: Settings) -> None:
     sources = {variant: s.input / f"{variant}.jsonl" for variant in VARIANTS}
-    outputs = {s.output / f"{variant}.jsonl": CleanJudgment for variant in VARIANTS}
+    paths = {variant: s.output / f"{variant}.jsonl" for variant in VARIANTS}
+    outputs = dict.fromkeys(paths.values(), CleanJudgment)
     inputs = [s.items, *sources.values()]
     readable: Counter[str] = Counter()
     unreadable: Counter[str] = Counter()
@@ -74,7 +75,7 @@ def main(s: Settings) -> None:
                 readable[row.variant] += row.verdict is not None
                 if row.unreadable:
                     unreadable[f"{row.variant}: {row.unreadable}"] += 1
-            run.keep(*((s.output / f"{row.variant}.jsonl", row) for row in rows))
+            run.keep(*((paths[row.variant], row) for row in rows))
             index += 1
         for reader in readers.values():
             reader.check_used_up()

@@ -51,7 +51,10 @@ def main(s: Settings) -> None:
     with files.open_run(s, inputs=local, outputs=outputs, home=s.output) as run:
         if run.finished:
             return
-        held_out = pairing.NearDuplicates(_held_out_questions(s), s.near_duplicate)
+        _check_present(s)
+        paths = {split: s.output / f"{split}.jsonl" for split in files.SPLITS}
+        sides = bytearray()
+        held_out = pairing.NearDuplicates(_held_out_questions(s, sides), s.near_duplicate)
         places = files.Places()
         for source, place, record in _records(s):
             run.read_count += 1
@@ -59,7 +62,10 @@ def main(s: Settings) -> None:
             if isinstance(row, ValueError):
                 run.bad_row(place, row)
                 continue
-            split = _split(s, source, row)
+            is_held_out = (
+                source == s.validation_input if s.validation_input else sides[run.read_count - 1]
+            )
+            split: Split = "validation" if is_held_out else "train"
             if split == "train" and _question(row) in held_out:
                 run.emit(Reject(id=row.id, reason="near_duplicate_of_validation", detail=place))
                 continue
@@ -70,7 +76,7 @@ def main(s: Settings) -> None:
                 run.emit(Reject(id=row.id, reason="duplicate_row", detail=detail))
                 continue
             item = pairing.build_item(row, split=split, seed=s.seed, template=s.template)
-            run.emit(item, to=s.output / f"{split}.jsonl")
+            run.emit(item, to=paths[split])
 
 
 def _preference(record: Any, form: str) -> Preference | ValueError:
@@ -82,32 +88,43 @@ def _preference(record: Any, form: str) -> Preference | ValueError:
         return error
 
 
-def _split(s: Settings, source: str, row: Preference) -> Split:
-    if s.validation_input:
-        return "validation" if source == s.validation_input else "train"
-    return pairing.split_of(_question(row), validation_share=s.validation_share, seed=s.seed)
-
-
 def _question(row: Preference) -> str:
     return row.prompt if isinstance(row.prompt, str) else flatten_turns(row.prompt)
 
 
-def _held_out_questions(s: Settings) -> Iterator[str]:
-    """One pass over the raw rows before the one that writes: only sketches are kept of it."""
-    for source, _, record in _records(s):
+def _held_out_questions(s: Settings, sides: bytearray) -> Iterator[str]:
+    """One pass before the one that writes: of the held-out rows or, where they are a share of the
+    input, of all; sides gets 1 for each row that is held out, 0 for each other one.
+    """
+    for _, _, record in _records(s, s.validation_input or s.input):
         row = _preference(record, s.format)
-        if isinstance(row, Preference) and _split(s, source, row) == "validation":
+        if isinstance(row, Preference) and (s.validation_input or _is_in_share(s, row)):
+            sides.append(1)
             yield _question(row)
+        else:
+            sides.append(0)
 
 
-def _records(s: Settings) -> Iterator[tuple[str, str, Any]]:
-    """(input name, place, record) of the train rows, then of the held-out ones."""
+def _is_in_share(s: Settings, row: Preference) -> bool:
+    share, seed = s.validation_share, s.seed
+    return pairing.split_of(_question(row), validation_share=share, seed=seed) == "validation"
+
+
+def _check_present(s: Settings) -> None:
+    """Raise DataError where an input is no file, and no name that a data set of the hub can have."""
     for name in filter(None, (s.input, s.validation_input)):
+        path = Path(name)
+        is_local = path.suffix in files.ENDINGS or name.startswith((".", "/"))
+        if not path.exists() and (is_local or name.count("/") > 1):
+            raise DataError(f"{name}: no such file")
+
+
+def _records(s: Settings, *names: str) -> Iterator[tuple[str, str, Any]]:
+    """(input name, place, record) of these inputs; of none, the train rows, then the held-out."""
+    for name in names or filter(None, (s.input, s.validation_input)):
         path = Path(name)
         if path.exists():
             records = files.read_records(path, s.limit)
-        elif path.suffix in files.ENDINGS or name.startswith((".", "/")) or name.count("/") > 1:
-            raise DataError(f"{name}: no such file")
         else:
             records = _hub_records(name, s.limit)
         for place, record in records:

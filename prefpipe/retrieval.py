@@ -210,7 +210,7 @@ class Duplicates:
             alone = (number,)
             for key in keys:
                 self._by_hash[key] = self._by_hash.get(key, ()) + alone
-            self._sketches.append(sketch.tobytes())  # an array would keep all 512 hashes alive
+            self._sketches.append(sketch.tobytes())  # an array would keep all 256 hashes alive
         self._equal[digest] = number
         self._ids.append(document.id)
         return None

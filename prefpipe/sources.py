@@ -205,9 +205,11 @@ def _preference(
         raise ValueError(f"id: found {given!r}, wanted a text")
     if source is not None and not isinstance(source, str):
         raise ValueError(f"source: found {source!r}, wanted a text")
-    made = json.dumps([prompt, chosen, rejected], ensure_ascii=False).encode()
+    if given is None:
+        made = json.dumps([prompt, chosen, rejected], ensure_ascii=False).encode()
+        given = hashlib.sha256(made).hexdigest()[:16]
     return Preference(
-        id=str(given) if given is not None else hashlib.sha256(made).hexdigest()[:16],
+        id=str(given),
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
