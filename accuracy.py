@@ -214,6 +214,7 @@ def judge_items(
                 messages=(Message(role="user", content=item.prompt),),
                 max_new_tokens=s.max_new_tokens,
                 seed=s.seed,
+                reply_schema=verdicts.judgment_schema(item.language),
             )
 
     def to_row(c: llm.Completion) -> EvaluatedJudgment:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import config
-from prefpipe import files, llm
-from prefpipe.llm.costs import estimate_tokens, find_price
+from prefpipe import files, llm, verdicts
+from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Message, Reject
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def annotation_request(prompt: AnnotationPrompt, s: Settings) -> llm.Request:
         temperature=s.temperature,
         top_p=s.top_p,
         seed=s.seed,
+        reply_schema=verdicts.ratings_schema(prompt.texts),
     )
 
 
@@ -139,12 +140,8 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
 
 def describe_cost(s: Settings, prompt_tokens: int, new_tokens: int) -> str:
     """What the written answers took."""
-    line = f"tokens of these answers: {prompt_tokens:,} in the prompts, {new_tokens:,} new"
-    price = find_price(s.model) if s.engine != "local" else None
-    if price:
-        money = price.money(prompt_tokens, new_tokens, batch=s.engine == "batch")
-        line += f"; {money:.2f} USD at the prices of {price.as_of}"
-    return line
+    used = describe_tokens(s.model, prompt_tokens, new_tokens, batch=s.engine == "batch")
+    return f"these answers took {used}"
 
 
 def print_status(s: Settings) -> None:

@@ -562,6 +562,7 @@ class Judge:
                         messages=(Message(role="user", content=text),),
                         max_new_tokens=self._s.max_new_tokens,
                         seed=self._s.seed,
+                        reply_schema=verdicts.judgment_schema(language),
                     )
 
     def winner(self, id: str, first: int, second: int) -> int | None:

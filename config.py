@@ -39,6 +39,7 @@ from prefpipe.files import DataError
 if TYPE_CHECKING:
     from prefpipe.llm import Engine
     from prefpipe.llm.openai_batch import BatchEngine, BatchOptions
+    from prefpipe.llm.server import ServerEngine
 
 ROOT = Path(__file__).parent
 
@@ -303,13 +304,61 @@ class BatchStage(Stage):
         )
 
 
-class EngineStage(BatchStage):
-    """What every stage takes that asks a model for texts."""
+class ServerStage(BatchStage):
+    """What every stage takes that may ask a server."""
 
     no_effect_on_rows: ClassVar[frozenset[str]] = BatchStage.no_effect_on_rows | {
         "base_urls",
         "requests_in_flight",
-        "max_batch_tokens",
+        "requests_per_minute",
+        "tokens_per_minute",
+        "max_retries",
+        "timeout_seconds",
+    }
+    base_urls: list[str] = []
+    """Servers that serve the model (server); requests go to all of them (batch: to one). Empty:
+    OPENAI_BASE_URL, or with OPENAI_API_KEY alone OpenAI itself."""
+    requests_in_flight: Positive = 128
+    """Requests under way at once (server)."""
+    requests_per_minute: Positive | None = None
+    """The account's limit (server). None: as fast as the server answers."""
+    tokens_per_minute: Positive | None = None
+    """The account's limit, prompt and new tokens together (server). None: no limit."""
+    max_retries: NotNegative = 8
+    """Times a request is sent again after a rate limit, a server's error or a lost connection."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds that one reply of a server may take."""
+
+    def open_remote(
+        self, kind: Literal["server", "batch"], model: str, **options: Any
+    ) -> "ServerEngine | BatchEngine":
+        """Nothing is asked yet. options: structured_output, extra_body."""
+        account = Account()
+        urls = self.base_urls or account.base_urls()
+        options |= {"max_retries": self.max_retries, "timeout_seconds": self.timeout_seconds}
+        if kind == "batch":
+            from prefpipe.llm.openai_batch import BatchEngine
+
+            return BatchEngine(urls, model, account.api_key, self.batch_options(), **options)
+        from prefpipe.llm.server import ServerEngine
+
+        return ServerEngine(
+            urls,
+            model,
+            account.api_key,
+            requests_in_flight=self.requests_in_flight,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            in_order=False,  # what has come is logged at once: a kill loses none of it
+            **options,
+        )
+
+
+class EngineStage(ServerStage):
+    """What every stage takes that asks a model for texts."""
+
+    no_effect_on_rows: ClassVar[frozenset[str]] = ServerStage.no_effect_on_rows | {
+        "max_batch_tokens"
     }
     engine: EngineKind = "local"
     """local: in this process; server: an OpenAI-compatible endpoint at base_urls; batch: the
@@ -320,34 +369,30 @@ class EngineStage(BatchStage):
     """Tokens a text may have; one that is longer is cut, and marked so."""
     max_batch_tokens: Positive | None = None
     """Tokens in memory at once (local); None: found from the free memory. Changes no text."""
-    base_urls: list[str] = []
-    """Servers that serve the model (server); requests go to all of them (batch: to one). Empty:
-    OPENAI_BASE_URL, or with OPENAI_API_KEY alone OpenAI itself."""
-    requests_in_flight: Positive = 128
-    """Requests under way at once (server)."""
+    structured_output: bool = False
+    """Have the server hold replies that have a form (a judge's, ratings) to it: response_format with
+    a JSON schema (server, batch). Some servers refuse it, some pass over it; all replies are read
+    alike. Texts without a form are asked for as ever."""
 
     def open_engine(self, model: str) -> "Engine":
         """Load the model, or connect: the slow part, so only once there is work to do."""
-        from prefpipe import llm
+        if self.engine != "local":
+            return self.open_remote(self.engine, model, structured_output=self.structured_output)
+        if self.structured_output:
+            raise SystemExit(
+                f"{self.stage_name()}: structured_output: a model in this process is held to no "
+                "schema; leave it out, or take --engine server"
+            )
+        from prefpipe.llm.local import open_local
 
-        return llm.open_engine(
-            self.engine,
-            model,
-            load_in_4bit=self.load_in_4bit,
-            max_batch_tokens=self.max_batch_tokens,
-            base_urls=self.base_urls or Account().base_urls(),
-            api_key=Account().api_key,
-            requests_in_flight=self.requests_in_flight,
-            batch=self.batch_options() if self.engine == "batch" else None,
+        return open_local(
+            model, load_in_4bit=self.load_in_4bit, max_batch_tokens=self.max_batch_tokens
         )
 
     def open_batch_engine(self, model: str) -> "BatchEngine":
         """The batch engine, for a stage that takes it step by step. Nothing is asked yet."""
-        from prefpipe.llm.openai_batch import BatchEngine
-
-        account = Account()
-        urls = self.base_urls or account.base_urls()
-        return BatchEngine(urls, model, account.api_key, self.batch_options())
+        engine: Any = self.open_remote("batch", model, structured_output=self.structured_output)
+        return engine
 
 
 class ModelStage(EngineStage):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import config
-from prefpipe import files, llm
+from prefpipe import files, llm, verdicts
 from prefpipe.prompts import judge_prompt
 from prefpipe.rows import Item, Judgment, Message, Reject, Variant, judgment_key
 
@@ -91,6 +91,10 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
                     top_p=s.top_p,
                     top_k=s.top_k,
                     seed=s.seed,
+                    # A hinted reply is a reason, with or without an object around it.
+                    reply_schema=verdicts.judgment_schema(item.language)
+                    if variant == "output"
+                    else None,
                 )
 
         failures = {}

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import config
-from prefpipe import files, llm
+from prefpipe import files, llm, verdicts
 from prefpipe.rows import Item, Judgment, Message, Reject, judgment_key
 
 
@@ -61,6 +61,7 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
                         top_p=s.top_p,
                         top_k=s.top_k,
                         seed=s.seed,
+                        reply_schema=verdicts.judgment_schema(item.language),
                     )
 
         def to_row(c: llm.Completion) -> Judgment:

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 import config
-from prefpipe import files, prompts
+from prefpipe import files, prompts, verdicts
 from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.costs import estimate_tokens, find_price
+from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
 from prefpipe.rows import Item, Message, Reject
 
 if TYPE_CHECKING:
@@ -53,38 +53,15 @@ ASKED_AGAIN = frozenset(
 )
 """Reasons that another sample of the same translation may not have."""
 
-_SCHEMA = {
-    "type": "object",
-    "properties": {name: {"type": "string"} for name in FIELDS},
-    "required": list(FIELDS),
-    "additionalProperties": False,
-}
-_REPLY_FORMATS: dict[str, dict[str, Any]] = {
-    "json_schema": {
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "translation", "strict": True, "schema": _SCHEMA},
-        }
-    },
-    "json_object": {"response_format": {"type": "json_object"}},
-    "text": {},
-}
-
-
+_SCHEMA = verdicts.object_schema({name: {"type": "string"} for name in FIELDS})
 _JSON_START = re.compile(r'\[\s*\{\s*"|\{\s*"')
 _DECODER = json.JSONDecoder()
 
 
-class Settings(config.BatchStage, env_prefix="TRANSLATION_"):
-    no_effect_on_rows: ClassVar[frozenset[str]] = config.BatchStage.no_effect_on_rows | {
+class Settings(config.ServerStage, env_prefix="TRANSLATION_"):
+    no_effect_on_rows: ClassVar[frozenset[str]] = config.ServerStage.no_effect_on_rows | {
         "engine",
-        "base_urls",
         "tries",
-        "max_retries",
-        "requests_in_flight",
-        "timeout_seconds",
-        "requests_per_minute",
-        "tokens_per_minute",
         "offline",
         "estimate",
         "require",
@@ -98,8 +75,6 @@ class Settings(config.BatchStage, env_prefix="TRANSLATION_"):
     """server: requests at once; batch: the OpenAI Batch API, at half the price, within a day."""
     model: str = "gpt-4o-mini"
     """The model's name at the server."""
-    base_urls: list[str] = []
-    """Servers that serve the model; empty: OPENAI_BASE_URL, or OpenAI itself if a key is set."""
     max_rows: config.Positive | None = 5000
     """Items of each split that are written, the first ones; the rest is left out. None: all."""
     tries: config.Positive = 3
@@ -112,16 +87,6 @@ class Settings(config.BatchStage, env_prefix="TRANSLATION_"):
     """A Jinja file to use as the judge's prompt in place of prefpipe/templates/judge.en.jinja."""
     instruction_template: str = "translate"
     """A Jinja file, or a name in prefpipe/templates: what the translator is told."""
-    requests_in_flight: config.Positive = 64
-    """Requests under way at once."""
-    timeout_seconds: Annotated[float, Field(gt=0)] = 180.0
-    """Seconds that one reply may take."""
-    max_retries: Annotated[int, Field(ge=0)] = 8
-    """Times a request is sent again after a rate limit, a server's error or a lost connection."""
-    requests_per_minute: config.Positive | None = None
-    """The account's limit. None: as fast as the server answers."""
-    tokens_per_minute: config.Positive | None = None
-    """The account's limit, prompt and new tokens together. None: as fast as the server answers."""
     offline: bool = False
     """Ask no server, also where a key is set: every item passes as it is."""
     estimate: bool = False
@@ -151,6 +116,7 @@ def translation_request(item: Item, s: Settings, attempt: int) -> Request:
         max_new_tokens=min(s.max_new_tokens, 256 + 2 * estimate_tokens(source)),
         temperature=0.5 if attempt else 0.0,
         seed=s.seed + attempt,
+        reply_schema=_SCHEMA,
     )
 
 
@@ -242,7 +208,14 @@ def main(s: Settings) -> None:
         usage: dict[str, Any] = {}
         total = sum(item.id not in log for item in _chinese(s, run))
         if total and s.servers():
-            engine = open_engine(s)
+            engine = s.open_remote(
+                s.engine,
+                s.model,
+                structured_output=s.reply_format == "json_schema",
+                extra_body={"response_format": {"type": "json_object"}}
+                if s.reply_format == "json_object"
+                else None,
+            )
             for attempt in range(s.tries):
                 ask_once(s, run, log, engine, failures, attempt, total)
                 if not (total := sum(r.reason in ASKED_AGAIN for r in failures.values())):
@@ -269,36 +242,6 @@ def main(s: Settings) -> None:
             )
         run.summary["translation"] = {**counts, "usage_of_last_run": usage}
         print(describe(s, counts, usage))
-
-
-def open_engine(s: Settings) -> "ServerEngine | BatchEngine":
-    key, form = config.Account().api_key, _REPLY_FORMATS[s.reply_format]
-    if s.engine == "batch":
-        from prefpipe.llm.openai_batch import BatchEngine
-
-        return BatchEngine(
-            s.servers(),
-            s.model,
-            key,
-            s.batch_options(),
-            max_retries=s.max_retries,
-            timeout_seconds=s.timeout_seconds,
-            extra_body=form,
-        )
-    from prefpipe.llm.server import ServerEngine
-
-    return ServerEngine(
-        s.servers(),
-        s.model,
-        key,
-        requests_in_flight=s.requests_in_flight,
-        max_retries=s.max_retries,
-        timeout_seconds=s.timeout_seconds,
-        requests_per_minute=s.requests_per_minute,
-        tokens_per_minute=s.tokens_per_minute,
-        in_order=False,  # what has come is logged at once: a kill loses none of it
-        extra_body=form,
-    )
 
 
 def ask_once(
@@ -335,8 +278,7 @@ def ask_once(
         else:
             log.add(english)
             failures.pop(item.id, None)
-        used = engine.usage
-        results.set_postfix_str(f"{used.prompt_tokens:,} + {used.new_tokens:,} tokens", False)
+        results.set_postfix_str(engine.spent(), False)
 
 
 def _chinese(s: Settings, run: files.Run) -> Iterator[Item]:
@@ -368,11 +310,8 @@ def describe(s: Settings, counts: Counter[str], usage: dict[str, Any]) -> str:
     if counts["untranslated"]:
         line += " (no server: set OPENAI_API_KEY or OPENAI_BASE_URL to translate them)"
     if usage:
-        prompt_tokens, new_tokens = usage["prompt_tokens"], usage["new_tokens"]
-        line += f"; used {prompt_tokens:,} prompt + {new_tokens:,} new tokens"
-        if price := find_price(s.model):
-            money = price.money(prompt_tokens, new_tokens, batch=s.engine == "batch")
-            line += f", {money:.2f} USD at the prices of {price.as_of}"
+        tokens = (usage["prompt_tokens"], usage["new_tokens"])
+        line += f"; used {describe_tokens(s.model, *tokens, batch=s.engine == 'batch')}"
     return line
 
 

@@ -39,7 +39,7 @@ Run = Callable[[], int]
 
 
 def prefpipe(options: dict[str, Any]) -> Run:
-    """As the stages have it (prefpipe.llm.open_engine): a result is given once it is there."""
+    """As the stages have it (config.ServerStage.open_remote): a result is given once it is there."""
     from prefpipe.llm import Failure, Request
     from prefpipe.llm.server import ServerEngine, certificates
 

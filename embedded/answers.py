@@ -71,7 +71,9 @@ def main() -> None:
     if a.output.exists():
         print(f"{a.output} is there; delete it to sample anew", file=sys.stderr)
         return
-    engine = llm.open_engine("local", a.model)
+    from prefpipe.llm.local import open_local
+
+    engine = open_local(a.model)
     rows = list(sample(engine, a.questions, a.n, a.temperature, a.seed))
     write_rows(a.output, rows, Responses)
     right = sum(sum(row.right or ()) for row in rows) / (a.n * len(rows))

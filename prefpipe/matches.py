@@ -74,12 +74,13 @@ def judge_matches(
         for match in matches:
             prompt, responses = contests[match.id]
             question = prompt if isinstance(prompt, str) else prompts.flatten_turns(prompt)
+            language = prompts.detect_language(question)
             for order in ((match.first, match.second), (match.second, match.first)):
                 text = prompts.judge_prompt(
                     question,
                     responses[order[0]],
                     responses[order[1]],
-                    language=prompts.detect_language(question),
+                    language=language,
                     template=template,
                 )
                 yield llm.Request(
@@ -87,6 +88,7 @@ def judge_matches(
                     messages=(Message(role="user", content=text),),
                     max_new_tokens=max_new_tokens,
                     seed=seed,
+                    reply_schema=verdicts.judgment_schema(language),
                 )
 
     wins: dict[Match, list[float]] = {match: [] for match in matches}

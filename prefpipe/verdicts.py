@@ -8,6 +8,7 @@ serves post-processing, evaluation and ranking.
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +27,8 @@ REASONS = (
 )
 RATING_REASONS = (
     "empty",  # nothing but white space
-    "cut_off",  # thoughts that did not end
+    "cut_off",  # thoughts, or an object, that did not end
+    "broken_json",  # an object begins and is not valid
     "no_rating",  # a text got none
     "two_ratings",  # a text got ratings that differ
     "unknown_text",  # a rating of a text that was not shown, or of no text at all
@@ -202,6 +204,24 @@ def read_hinted_reason(text: str, hint: int, *, finish_reason: str) -> Verdict |
     return Verdict(better, reason) if reason else Unreadable("empty")
 
 
+def judgment_schema(language: Language) -> dict[str, Any]:
+    """JSON schema of render_judgment's object."""
+    reason_key, verdict_key = ANSWER_KEYS[language]
+    return object_schema(
+        {reason_key: {"type": "string"}, verdict_key: {"type": "integer", "enum": [1, 2]}}
+    )
+
+
+def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    """JSON schema of an object with all of these and nothing else: what strict servers want."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
 # ---- ratings -------------------------------------------------------------------------------------
 
 RATING_SCALE = (1.0, 5.0)
@@ -227,14 +247,38 @@ def read_ratings(text: str, count: int) -> list[float | None] | Unreadable:
 
     A rating stands on a line of its own below its `Text <number>` line, or behind it. Reasons,
     markdown, blank lines and CRLF between them are fine. One text without a rating, or with two
-    that differ, makes all of it Unreadable: which text a rating belongs to is never guessed.
+    that differ, makes all of it Unreadable: which text a rating belongs to is never guessed. An
+    answer that begins with an object is read as that of ratings_schema.
     """
     answer = _without_draft(text)
     if answer is None:
         return Unreadable("cut_off")
     if not answer.strip():
         return Unreadable("empty")
+    is_object = _STARTS_WITH_OBJECT.match(answer)
+    stated = _ratings_of_object(answer) if is_object else _ratings_of_lines(answer)
     found: dict[int, float | None] = {}
+    for number, value in stated:
+        if isinstance(value, Unreadable):
+            return value
+        rating = _read_rating(value)
+        if isinstance(rating, Unreadable):
+            return rating
+        if number is None or not 1 <= number <= count:
+            return Unreadable("unknown_text")
+        if number in found and found[number] != rating:
+            return Unreadable("two_ratings")
+        found[number] = rating
+    if len(found) < count:
+        return Unreadable("no_rating")
+    return [found[k] for k in range(1, count + 1)]
+
+
+_Stated = Iterator[tuple[int | None, str | Unreadable]]
+"""The number of a text, and what stands there as its rating."""
+
+
+def _ratings_of_lines(answer: str) -> _Stated:
     number, is_waiting = None, False
     for line in answer.split("\n"):
         if is_waiting:  # "Rating:" with its number on the next line
@@ -252,17 +296,33 @@ def read_ratings(text: str, count: int) -> list[float | None] | Unreadable:
                 is_waiting = True
                 continue
         is_waiting = False
-        rating = _read_rating(value)
-        if isinstance(rating, Unreadable):
-            return rating
-        if number is None or not 1 <= number <= count:
-            return Unreadable("unknown_text")
-        if number in found and found[number] != rating:
-            return Unreadable("two_ratings")
-        found[number] = rating
-    if len(found) < count:
-        return Unreadable("no_rating")
-    return [found[k] for k in range(1, count + 1)]
+        yield number, value
+
+
+_TEXT_KEY = re.compile(r"text[_ ]?(\d{1,4})", re.IGNORECASE)
+
+
+def ratings_schema(count: int) -> dict[str, Any]:
+    """JSON schema of {"text_1": {"reason": ..., "rating": "4"}, ...} for that many texts."""
+    values = [*(str(k) for k in range(int(RATING_SCALE[0]), int(RATING_SCALE[1]) + 1)), "N/A"]
+    rated = object_schema(
+        {"reason": {"type": "string"}, "rating": {"type": "string", "enum": values}}
+    )
+    return object_schema({f"text_{k}": rated for k in range(1, count + 1)})
+
+
+def _ratings_of_object(answer: str) -> _Stated:
+    objects = _objects(answer)
+    if isinstance(objects, Unreadable):
+        yield None, Unreadable("cut_off" if objects.reason == "cut_off" else "broken_json")
+        return
+    for key, rated in (pair for pairs in objects for pair in pairs):
+        if name := _TEXT_KEY.fullmatch(key):
+            values = [v for k, v in rated if k == "rating"] if isinstance(rated, _Pairs) else [rated]
+            for value in values:
+                # 4 and 4.0 as "4"; neither true nor null nor another object is a rating
+                is_plain = type(value) in (int, float, str)
+                yield int(name[1]), str(value) if is_plain else Unreadable("not_a_rating")
 
 
 def _read_rating(value: str) -> float | Unreadable | None:

@@ -1,6 +1,7 @@
 """annotate_preferences: rows, steps, resume; kill -9 at random moments against a server with faults."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 import config
 from annotate_preferences import Settings, main
+from prefpipe import verdicts
 from prefpipe.files import DataError, read_rows, write_rows
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Reject
@@ -77,7 +79,26 @@ def test_each_prompt_gets_its_answer_in_the_order_of_the_input(kind, capsys):
     first = answered()[0]
     assert (first.prompt_tokens, first.new_tokens) == (6, 9)
     total = sum(r.prompt_tokens for r in answered()), sum(r.new_tokens for r in answered())
-    assert f"{total[0]} in the prompts, {total[1]} new" in capsys.readouterr().out
+    assert f"{total[0]} prompt + {total[1]} new tokens" in capsys.readouterr().out
+
+
+def test_structured_output_asks_for_the_form_that_is_read_and_only_of_a_server():
+    asked = []
+
+    def answer(body, sample):
+        asked.append(body["response_format"]["json_schema"])
+        rated = asked[-1]["schema"]["properties"]
+        worst_first = [one["properties"]["rating"]["enum"][k] for k, one in enumerate(rated.values())]
+        return json.dumps({key: {"reason": "so", "rating": worst_first.pop(0)} for key in rated})
+
+    with Server(answer) as server:
+        main(settings(ROWS[:1], server, structured_output=True))
+    assert asked[0]["strict"] is True
+    assert verdicts.read_ratings(answered()[0].text, ROWS[0].texts) == [
+        float(k) for k in range(1, ROWS[0].texts + 1)
+    ]
+    with pytest.raises(SystemExit, match="structured_output.*--engine server"):
+        main(settings(ROWS[:1], engine="local", structured_output=True, overwrite=True))
 
 
 def test_the_local_engine_gives_the_same_rows():

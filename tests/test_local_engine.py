@@ -15,7 +15,6 @@ from transformers import (
     LogitsProcessorList,
     MambaConfig,
     MambaForCausalLM,
-    Qwen2ForSequenceClassification,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -26,10 +25,10 @@ from prefpipe.llm import Completion, Failure, Request, shared_prefix
 from prefpipe.llm.batch import Live, kv_shape
 from prefpipe.llm.local import LocalEngine
 from prefpipe.llm.sampling import choose, uniforms
-from prefpipe.llm.scoring import completion_logps, next_token_logps, rewards
+from prefpipe.llm.scoring import completion_logps
 from prefpipe.packing import branch_mask, pack, stack
 from prefpipe.rows import Message
-from tests.engine_models import END, EOS, LETTERS, SHAPES, make_config, make_model, make_tokenizer
+from tests.engine_models import END, EOS, LETTERS, SHAPES, make_model, make_tokenizer
 
 torch.set_num_threads(1)
 
@@ -610,29 +609,6 @@ def test_a_score_that_does_not_fit_is_a_failure_in_its_place(model, tokenizer):
     first, second = LocalEngine(model, tokenizer).score(asked)
     assert isinstance(first, Failure) and first.id == "0"
     assert not isinstance(second, Failure) and second[0].n_tokens == 4
-
-
-def test_next_token_logps_of_two_orders_are_those_of_two_rows(model, tokenizer):
-    prompt, orders = [5, 6, 7, 8], [[10, 11, 12], [11, 12, 10, 4], []]
-    [found] = LocalEngine(model, tokenizer).next_token_logps([(prompt, orders)], [20, 21])
-    with torch.inference_mode():
-        want = torch.stack(
-            [model(torch.tensor([prompt + o])).logits[0, -1].log_softmax(-1)[20:22] for o in orders]
-        )
-    assert isinstance(found, torch.Tensor)
-    torch.testing.assert_close(found, want, atol=2e-5, rtol=0)
-    direct = next_token_logps(model, [pack(prompt, orders, with_last=True)], [20, 21])
-    torch.testing.assert_close(direct[0], found)
-
-
-def test_rewards_are_those_of_rows_alone():
-    torch.manual_seed(0)
-    model = Qwen2ForSequenceClassification(make_config("qwen2_untied", num_labels=1)).eval()
-    prompt, answers = [5, 6, 7], [[10, 11, 2], [12, 2], [9, 9, 9, 2]]
-    [found] = rewards(model, [pack(prompt, answers, with_last=True)])
-    with torch.inference_mode():
-        want = [model(torch.tensor([prompt + a])).logits[0, 0].item() for a in answers]
-    assert found.tolist() == pytest.approx(want, abs=1e-5)
 
 
 # ---- other weights -----------------------------------------------------------------------------

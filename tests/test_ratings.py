@@ -1,11 +1,19 @@
 """verdicts.read_ratings: one rating a text by its number, or none of them."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedded.world import make_rating
-from prefpipe.verdicts import RATING_REASONS, Unreadable, read_ratings
+from prefpipe.verdicts import (
+    RATING_REASONS,
+    Unreadable,
+    object_schema,
+    ratings_schema,
+    read_ratings,
+)
 
 ULTRAFEEDBACK = """\
 #### Output for Text 1
@@ -125,3 +133,61 @@ def test_any_text_gives_ratings_in_scale_or_a_known_reason(text, count):
 def test_what_the_embedded_model_was_taught_to_write_is_read(rng):
     made = make_rating(rng, clean=True)
     assert read_ratings(made.answer, len(made.right)) == [5.0 if r else 1.0 for r in made.right]
+
+
+# ---- an object, as a server with structured output writes it
+
+
+def rated(*ratings: object) -> str:
+    texts = {f"text_{k}": {"reason": "r", "rating": r} for k, r in enumerate(ratings, start=1)}
+    return json.dumps(texts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        rated("5", "3", "N/A"),
+        rated(5, 3.0, "n/a"),
+        "```json\n" + rated("5", "3", "N/A") + "\n```",
+        '{"text_3": {"rating": "N/A"}, "text_1": {"rating": "5"}, "text_2": {"rating": "3"}}',
+        '{"Text 1": 5, "Text 2": 3, "Text 3": "N/A", "note": "Rating: 1"}',
+    ],
+    ids=["as asked", "numbers", "fence", "other order, no reasons", "plain"],
+)
+def test_ratings_in_an_object_are_read(text):
+    assert read_ratings(text, 3) == [5.0, 3.0, None]
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("cut_off", rated("5", "3")[:-10]),
+        ("broken_json", '{"text_1": {"rating": 5}, text_2}'),
+        ("no_rating", rated("5")),
+        ("no_rating", '{"text_1": {"rating": "5"}, "text_2": {"reason": "Rating: 3"}}'),
+        ("unknown_text", rated("5", "3", "1")),
+        ("out_of_scale", rated("5", "10")),
+        ("not_a_rating", rated("5", True)),
+        ("not_a_rating", rated("5", None)),
+        ("not_a_rating", rated("5", [3])),
+        ("two_ratings", '{"text_1": 5, "text_2": 3, "text_2": 4}'),
+        ("two_ratings", '{"text_1": 5, "text_2": {"rating": 3, "rating": 4}}'),
+    ],
+)
+def test_s2_s3_s4_an_object_that_cannot_be_read_is_unreadable(reason, text):
+    assert read_ratings(text, 2) == Unreadable(reason)
+
+
+def test_the_schema_names_each_text_and_the_whole_scale():
+    one = object_schema(
+        {
+            "reason": {"type": "string"},
+            "rating": {"type": "string", "enum": ["1", "2", "3", "4", "5", "N/A"]},
+        }
+    )
+    assert ratings_schema(2) == {
+        "type": "object",
+        "properties": {"text_1": one, "text_2": one},
+        "required": ["text_1", "text_2"],
+        "additionalProperties": False,
+    }

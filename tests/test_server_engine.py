@@ -476,6 +476,23 @@ def test_an_option_that_the_server_refuses_stops_the_run():
         assert texts(*engine(server).generate([request(temperature=1.0)])) == ["qa"]
 
 
+def test_a_schema_is_sent_where_it_is_wanted_and_a_server_that_refuses_it_stops_the_run():
+    schema = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
+    with Server(numbered) as server:
+        list(engine(server).generate([request(reply_schema=schema)]))
+        list(engine(server, structured_output=True).generate([request("a")]))
+        list(engine(server, structured_output=True).generate([request(reply_schema=schema)]))
+    formats = [body.get("response_format") for body in server.requests]
+    assert formats[:2] == [None, None]
+    assert formats[2]["type"] == "json_schema" and formats[2]["json_schema"]["schema"] == schema
+    refused = Fault(status=400, message="response_format json_schema is not supported")
+    with (
+        Server(numbered, fault=lambda call: refused) as server,
+        pytest.raises(SystemExit, match=r"refuses response_format.*switches it off"),
+    ):
+        list(engine(server, structured_output=True).generate([request(reply_schema=schema)]))
+
+
 def test_no_server_at_all_is_told_after_a_few_tries():
     used = engine("http://127.0.0.1:9/v1", "http://127.0.0.1:19/v1", max_retries=99)
     with pytest.raises(SystemExit, match=r"no connection to http://127.*start the server"):

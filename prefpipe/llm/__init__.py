@@ -6,19 +6,12 @@ batch     the OpenAI Batch API (prefpipe.llm.openai_batch)
 scripted  canned answers, for tests (prefpipe.llm.scripted)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
-
-from pydantic import SecretStr
+from typing import Any, Literal, Protocol, TypeVar
 
 from prefpipe.files import RowLog, progress
 from prefpipe.rows import Message, Row
-
-if TYPE_CHECKING:
-    from prefpipe.llm.openai_batch import BatchOptions
-
-EngineKind = Literal["local", "server", "batch"]
 
 R = TypeVar("R", bound=Row)
 
@@ -50,6 +43,9 @@ class Request:
     seed: int = 0
     prefill: str = ""
     """Text the answer starts with; it is part of the completion's text."""
+    reply_schema: Mapping[str, Any] | None = None
+    """JSON schema of the answer, where it is an object: what an engine with structured_output tells
+    its server. No engine relies on it; the stage's parser reads the text either way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,34 +74,6 @@ class Engine(Protocol):
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]: ...
 
 
-def open_engine(
-    kind: EngineKind,
-    model: str,
-    *,
-    load_in_4bit: bool | None = None,
-    max_batch_tokens: int | None = None,
-    base_urls: Sequence[str] = (),
-    api_key: SecretStr | None = None,
-    requests_in_flight: int = 128,
-    batch: "BatchOptions | None" = None,
-) -> Engine:
-    """The engine of that kind, ready to generate. Loading is done here, imports too."""
-    if kind == "local":
-        from prefpipe.llm.local import open_local
-
-        return open_local(model, load_in_4bit=load_in_4bit, max_batch_tokens=max_batch_tokens)
-    if kind == "batch":
-        from prefpipe.llm.openai_batch import BatchEngine
-
-        assert batch, "a batch engine needs its folder"
-        return BatchEngine(base_urls, model, api_key, batch)
-    from prefpipe.llm.server import ServerEngine
-
-    return ServerEngine(
-        base_urls, model, api_key, requests_in_flight=requests_in_flight, in_order=False
-    )
-
-
 def complete(
     engine: Engine,
     requests: Iterable[Request],
@@ -121,7 +89,11 @@ def complete(
     of them may pass later; nothing is written then, and the next run asks for those again.
     """
     failures: dict[str, Failure] = {}
-    for result in progress(engine.generate(requests), total, what):
+    spent = getattr(engine, "spent", None)  # of those that ask a server
+    results: Any = progress(engine.generate(requests), total, what)
+    for result in results:
+        if spent:
+            results.set_postfix_str(spent(), False)
         if isinstance(result, Failure):
             failures[result.id] = result
             continue

@@ -1,6 +1,7 @@
 """What a run through a paid server will use, before anything is sent: tokens and money."""
 
 import datetime
+import functools
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,16 @@ class Price:
         return usd * self.batch if batch else usd
 
 
+@functools.cache
 def find_price(model: str) -> Price | None:
     """The model's line of prefpipe/prices.toml; None: not in there."""
     table = tomllib.loads(PRICES.read_text(encoding="utf-8")).get(model)
     return Price(**table) if table else None
+
+
+def describe_tokens(model: str, prompt_tokens: int, new_tokens: int, *, batch: bool = False) -> str:
+    """10,000 prompt + 500 new tokens, 0.002 USD; without money where no price is known."""
+    text = f"{prompt_tokens:,} prompt + {new_tokens:,} new tokens"
+    if price := find_price(model):
+        text += f", {price.money(prompt_tokens, new_tokens, batch=batch):.4g} USD"
+    return text

@@ -6,10 +6,9 @@ input; prefpipe.llm.batch says who is in the batch.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -28,7 +27,7 @@ from prefpipe.llm.batch import (
     kv_shape,
     lay_out,
 )
-from prefpipe.llm.scoring import completion_logps, next_token_logps
+from prefpipe.llm.scoring import completion_logps
 from prefpipe.llm.shared_prefix import Decode, shared_prefix_attention
 from prefpipe.packing import Pack, pack
 from prefpipe.rows import Message
@@ -113,62 +112,40 @@ class LocalEngine:
             )
             for index, (messages, answers) in enumerate(prompted)
         )
-        for result in self._in_batches(packs, lambda batch: completion_logps(self.model, batch)):
+        for result in self._logps(packs):
             if isinstance(result, Failure):
                 yield result
             else:
                 yield [TokenScores(float(logps.double().sum()), len(logps)) for logps in result]
-
-    def next_token_logps(
-        self,
-        prompted: Iterable[tuple[Sequence[int], Sequence[Sequence[int]]]],
-        token_ids: Sequence[int],
-    ) -> Iterator[Tensor | Failure]:
-        """Of each (prompt's token ids, continuations' token ids): log-probabilities of token_ids
-        as the next token behind each continuation (continuations, token_ids).
-
-        A continuation may be empty. Both orders of a comparison are two continuations of what they
-        begin with alike.
-        """
-        packs = (
-            self._pack(index, ids, continuations, with_last=True)
-            for index, (ids, continuations) in enumerate(prompted)
-        )
-        return self._in_batches(packs, lambda batch: next_token_logps(self.model, batch, token_ids))
 
     def _pack(
         self,
         index: int,
         ids: Sequence[int],
         completions: Sequence[Sequence[int]],
-        with_last: bool = False,
     ) -> Pack | Failure:
         new = max((len(completion) for completion in completions), default=0)
         if why := self._too_long(len(ids), new):
             return Failure(str(index), "prompt_too_long", why)
-        return pack(ids, completions, with_last=with_last)
+        return pack(ids, completions)
 
-    def _in_batches(
-        self, packs: Iterable[Pack | Failure], run: Callable[[list[Pack]], list[Any]]
-    ) -> Iterator[Any]:
-        """run's result for each pack, in order; a Failure is passed on."""
+    def _logps(self, packs: Iterable[Pack | Failure]) -> Iterator[list[Tensor] | Failure]:
+        """completion_logps of each pack, in order; a Failure is passed on."""
         waiting: list[Pack | Failure] = []
         tokens = 0
         for item in packs:
             size = 1 if isinstance(item, Failure) else len(item)
             if waiting and tokens + size > self.max_prefill_tokens:
-                yield from self._run_batch(waiting, run)
+                yield from self._logps_of(waiting)
                 waiting, tokens = [], 0
             waiting.append(item)
             tokens += size
-        yield from self._run_batch(waiting, run)
+        yield from self._logps_of(waiting)
 
-    def _run_batch(
-        self, items: list[Pack | Failure], run: Callable[[list[Pack]], list[Any]]
-    ) -> Iterator[Any]:
+    def _logps_of(self, items: list[Pack | Failure]) -> Iterator[list[Tensor] | Failure]:
         batch = [item for item in items if isinstance(item, Pack)]
         try:
-            results = iter(run(batch) if batch else [])
+            results = iter(completion_logps(self.model, batch) if batch else [])
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -177,7 +154,7 @@ class LocalEngine:
             results = None
         if results is None:
             self.max_prefill_tokens = max(1, sum(map(len, batch)) // 2)
-            yield from self._in_batches(items, run)
+            yield from self._logps(items)
         else:
             yield from (next(results) if isinstance(item, Pack) else item for item in items)
 

@@ -29,7 +29,7 @@ from pydantic import SecretStr
 
 from prefpipe.files import DataError, open_alone
 from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request
-from prefpipe.llm.costs import Price, estimate_tokens, find_price
+from prefpipe.llm.costs import Price, describe_tokens, estimate_tokens, find_price
 from prefpipe.llm.server import (
     NO_MONEY,
     Reply,
@@ -178,13 +178,15 @@ class BatchEngine:
         timeout_seconds: float = 600.0,
         first_backoff_seconds: float = 0.5,
         settle_seconds: float | None = None,
+        structured_output: bool = False,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         """base_urls: one. api_key: needed only once something is asked of the server.
         max_retries, timeout_seconds, first_backoff_seconds: of one call of the API.
         settle_seconds: after which a batch that was created is in the server's list of batches; None:
         20, or a shorter pause between two looks.
-        extra_body: fields that go with every request, as response_format.
+        structured_output: send each request's reply_schema, where it has one, as response_format.
+        extra_body: fields that go with every request.
         """
         self.base_urls = tuple(base_urls)
         self.model = model
@@ -196,9 +198,15 @@ class BatchEngine:
         self.settle_seconds = (
             min(20.0, options.poll_seconds) if settle_seconds is None else settle_seconds
         )
+        self.structured_output = structured_output
         self.extra_body = dict(extra_body or {})
         self.usage = Usage()
         """Of the batches whose answers this engine has fetched."""
+
+    def spent(self) -> str:
+        """Tokens and money of the answers that this engine has fetched, for a person."""
+        used = self.usage
+        return describe_tokens(self.model, used.prompt_tokens, used.new_tokens, batch=True)
 
     def generate(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Submit what is not submitted, wait for every batch that has one of these, give results."""
@@ -540,9 +548,7 @@ class _Session:
     def _body(self, request: Request, samples: Sequence[int]) -> dict[str, Any]:
         # max_completion_tokens: newer OpenAI models refuse max_tokens, and a batch learns of that
         # only once all of its lines have failed.
-        engine = self.engine
-        limit = "max_completion_tokens"
-        return request_body(engine.model, request, samples, limit, engine.extra_body)
+        return request_body(self.engine, request, samples, "max_completion_tokens")
 
     def _result(self, base: str, job: _Job) -> "Result | _Missing":
         have: dict[int, Completion] = {}

@@ -1,4 +1,4 @@
-"""Log-probabilities, next-token logits and rewards of several texts behind one prompt, in one pass.
+"""Log-probabilities of several texts behind one prompt, in one pass.
 
 The layout is that of training (prefpipe.packing): the prompt once, a branch a text. Here the
 packs stand end to end in one row without padding, and each branch attends to just its prompt and
@@ -28,27 +28,6 @@ def completion_logps(model: Any, packs: Sequence[Pack]) -> list[list[Tensor]]:
         picked = logits.gather(-1, labels_N[part, None])[:, 0]
         logps_N[part] = picked - logits.logsumexp(-1)
     return _by_branch(packs, logps_N.cpu())
-
-
-def next_token_logps(model: Any, packs: Sequence[Pack], token_ids: Sequence[int]) -> list[Tensor]:
-    """Of each pack (made with_last), log-probabilities (branches, token_ids) behind each branch.
-
-    exp of a row's sum is the mass on these tokens; what is missing to 1 went to others.
-    """
-    hidden_N_H = hidden_states(model, packs)
-    wanted = torch.tensor(token_ids, device=hidden_N_H.device)
-    rows = [
-        logits[:, wanted] - logits.logsumexp(-1, keepdim=True)
-        for _, logits in _logits(model, hidden_N_H, _ends(packs).to(hidden_N_H.device))
-    ]
-    return list(torch.cat(rows).cpu().split([len(pack.spans) for pack in packs]))
-
-
-def rewards(model: Any, packs: Sequence[Pack]) -> list[Tensor]:
-    """Of each pack (made with_last), a sequence classifier's score (branches,) of each branch."""
-    hidden_N_H = hidden_states(model, packs)
-    scores = _unwrapped(model).score(hidden_N_H[_ends(packs).to(hidden_N_H.device)])[:, 0]
-    return list(scores.float().cpu().split([len(pack.spans) for pack in packs]))
 
 
 @torch.inference_mode()
@@ -86,15 +65,6 @@ def _logits(model: Any, hidden_N_H: Tensor, positions: Tensor) -> Iterator[tuple
             )
     for part in positions.split(max(1, _MAX_LOGITS // head.weight.shape[0])):
         yield part, head(hidden_N_H[part]).float()
-
-
-def _ends(packs: Sequence[Pack]) -> Tensor:
-    """Where each branch's last token stands in the row."""
-    ends, start = [], 0
-    for pack in packs:
-        ends += [start + stop - 1 for _, stop in pack.spans]
-        start += len(pack)
-    return torch.tensor(ends)
 
 
 def _by_branch(packs: Sequence[Pack], x_N: Tensor) -> list[list[Tensor]]:

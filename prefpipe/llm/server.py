@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -32,7 +32,7 @@ import openai
 from pydantic import SecretStr
 
 from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request
-from prefpipe.llm.costs import estimate_tokens
+from prefpipe.llm.costs import describe_tokens, estimate_tokens
 
 _LONGEST_BACKOFF_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 900.0
@@ -81,6 +81,7 @@ class ServerEngine:
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         in_order: bool = True,
+        structured_output: bool = False,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         """base_urls: each serves the same model; load goes to the least busy one that answers.
@@ -88,7 +89,8 @@ class ServerEngine:
         requests_per_minute, tokens_per_minute: over all base URLs. Tokens are those of prompts and
         texts, estimated first, then corrected by what the server reports.
         in_order: False yields each result once it is there, for callers that go by id and log it.
-        extra_body: fields that go with every request, as response_format.
+        structured_output: send each request's reply_schema, where it has one, as response_format.
+        extra_body: fields that go with every request.
         """
         check_base_urls(base_urls)
         self.base_urls = tuple(base_urls)
@@ -101,8 +103,13 @@ class ServerEngine:
         self.requests_per_minute = requests_per_minute
         self.tokens_per_minute = tokens_per_minute
         self.in_order = in_order
+        self.structured_output = structured_output
         self.extra_body = dict(extra_body or {})
         self.usage = Usage()
+
+    def spent(self) -> str:
+        """Tokens and money so far, for a person."""
+        return describe_tokens(self.model, self.usage.prompt_tokens, self.usage.new_tokens)
 
     def generate(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Results in the order of the requests (in_order), at most 4 x requests_in_flight read ahead.
@@ -433,8 +440,7 @@ class _Session:
         return min(seconds, _LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1.0)
 
     def _body(self, request: Request, samples: Sequence[int]) -> dict[str, Any]:
-        engine = self.engine
-        return request_body(engine.model, request, samples, self._limit_field, engine.extra_body)
+        return request_body(self.engine, request, samples, self._limit_field)
 
     def _renames_limit(self, error: openai.APIStatusError, body: dict[str, Any]) -> bool:
         """Newer OpenAI models call max_tokens max_completion_tokens, and say so in a 400."""
@@ -502,16 +508,20 @@ def _network_reason(error: BaseException) -> tuple[str, str]:
     return "connection_lost", detail
 
 
+class Asking(Protocol):
+    """What an engine puts into every request."""
+
+    model: str
+    structured_output: bool
+    extra_body: dict[str, Any]
+
+
 def request_body(
-    model: str,
-    request: Request,
-    samples: Sequence[int],
-    limit_field: str,
-    extra_body: Mapping[str, Any],
+    engine: Asking, request: Request, samples: Sequence[int], limit_field: str
 ) -> dict[str, Any]:
     """The chat completion request for those samples. limit_field: how the server calls max_tokens."""
     messages: list[Any] = list(request.messages)
-    body: dict[str, Any] = {"model": model, "messages": messages}
+    body: dict[str, Any] = {"model": engine.model, "messages": messages}
     body[limit_field] = request.max_new_tokens
     body["temperature"] = request.temperature
     if request.temperature > 0:
@@ -527,7 +537,15 @@ def request_body(
         messages.append({"role": "assistant", "content": request.prefill})
         body["continue_final_message"] = True
         body["add_generation_prompt"] = False
-    return body | dict(extra_body)
+    if engine.structured_output and request.reply_schema:
+        body["response_format"] = response_format(request.reply_schema)
+    return body | engine.extra_body
+
+
+def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The API's word for: the reply is one JSON object of this schema."""
+    named = {"name": "reply", "strict": True, "schema": dict(schema)}
+    return {"type": "json_schema", "json_schema": named}
 
 
 def seed_of(seed: int, id: str, first_sample: int) -> int:

@@ -20,13 +20,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "prefpipe_shared_prefix"
+"""Only with a layout, and no mask is made."""
+USED_IN_BOTH_WAYS = "prefpipe_shared_prefix_or_sdpa"
+"""What a model in training has all the time: gradient checkpointing runs its layers again after the
+forward pass, and must find the same attention then."""
 
 
-def attend(module, query, key, value, attention_mask, *, layout, **options):
-    """transformers' attention interface: query (1, H, N, D), key and value (1, h, N, D)."""
+def attend(module, query, key, value, attention_mask, *, layout=None, **options):
+    """transformers' attention interface: query (1, H, N, D), key and value (1, h, N, D).
+
+    Without a layout it is sdpa, for a model that is used in both ways (USED_IN_BOTH_WAYS).
+    """
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
@@ -42,6 +53,8 @@ def attend(module, query, key, value, attention_mask, *, layout, **options):
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+ALL_ATTENTION_FUNCTIONS.register(USED_IN_BOTH_WAYS, attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(USED_IN_BOTH_WAYS, sdpa_mask)
 
 
 @contextlib.contextmanager

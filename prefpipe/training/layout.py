@@ -12,7 +12,9 @@ ones first. Here it asks for rows that hold the last prompt token and the comple
 
 So the trainer's own loss, head and metrics see what they would see without the prompt, whatever
 they are, and the head is not even computed on the prompt. A completion that several pairs share is
-run once. Shapes: B pairs, R packs, T tokens of the longest pack, C of the longest completion.
+run once. On a CPU the packs stand end to end in one row, and each piece attends to just what it
+stands behind: under one mask over all of them (CUDA, FlexAttention apart) half of the attention is
+computed for nothing. Shapes: B pairs, R packs, T tokens of the longest pack, C of the longest completion.
 """
 
 import functools
@@ -27,7 +29,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from prefpipe.llm.shared_prefix import (
+    USED_IN_BOTH_WAYS,
+    Prefill,
+    Segment,
+    shared_prefix_attention,
+)
 from prefpipe.packing import PADDING, PROMPT, Pack, branch_mask, pack, stack
+from prefpipe.shared_pass import can_share
 
 FLEX_BLOCK = 128
 """FlexAttention's block: packs are padded to a multiple of it, so that few shapes are compiled."""
@@ -123,6 +132,10 @@ def share_prompts(model: torch.nn.Module) -> None:
     if getattr(backbone, "runs_packs", False):
         return
     run = backbone.forward
+    config = backbone.config
+    has_dropout = bool(getattr(config, "attention_dropout", 0))  # the layout's attention has none
+    if config._attn_implementation == "sdpa" and can_share(backbone) and not has_dropout:
+        config._attn_implementation = USED_IN_BOTH_WAYS
 
     @functools.wraps(run)
     def forward(
@@ -137,6 +150,18 @@ def share_prompts(model: torch.nn.Module) -> None:
         if pack_input_ids is None or pack_position_ids is None or pack_segments is None:
             return run(*args, **kwargs)
         implementation = self.config._attn_implementation
+        if implementation == USED_IN_BOTH_WAYS:
+            if pack_input_ids.device.type == "cpu":
+                real_R_T = pack_segments != PADDING
+                kwargs |= {"attention_mask": None, "layout": Prefill(_segments_of(pack_segments))}
+                kwargs["input_ids"] = pack_input_ids[real_R_T][None]
+                kwargs["position_ids"] = pack_position_ids[real_R_T][None]
+                with shared_prefix_attention(self):
+                    outputs = run(**kwargs)
+                place_RT = real_R_T.flatten().cumsum(0) - 1
+                outputs.last_hidden_state = outputs.last_hidden_state[0, place_RT[pack_index]]
+                return outputs
+            implementation = "sdpa"
         length = pack_input_ids.shape[1]
         if implementation == "flex_attention":
             short = (0, -length % FLEX_BLOCK)
@@ -154,10 +179,26 @@ def share_prompts(model: torch.nn.Module) -> None:
     backbone.runs_packs = True
 
 
+def _segments_of(segments_R_T: Tensor) -> list[Segment]:
+    """The packs end to end without their padding, as pieces that attend to what they stand behind."""
+    found: list[Segment] = []
+    start = 0
+    for row in segments_R_T:
+        prompt = None
+        kinds, counts = row.unique_consecutive(return_counts=True)
+        for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+            if kind == PADDING:
+                continue
+            found.append(Segment(start, start + count, None if kind == PROMPT else prompt))
+            prompt = found[-1] if kind == PROMPT else prompt
+            start += count
+    return found
+
+
 def attention_mask(segments_R_T: Tensor, implementation: str, dtype: torch.dtype) -> Any:
     """The branch mask as that attention implementation takes it.
 
-    SDPA: bool; eager: 0 or the dtype's minimum, to be added; FlexAttention: a BlockMask, which
+    SDPA (CUDA): bool; eager: 0 or the dtype's minimum, to be added; FlexAttention: a BlockMask, which
     skips the blocks between branches (CUDA only: it has no backward pass on a CPU). Raises
     ValueError for any other: flash attention's kernels cannot express the mask.
     """

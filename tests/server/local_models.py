@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefpipe import llm
+from prefpipe.llm.local import open_local
 from tests.server import ApiError, Reply
 
 _Job = tuple[llm.Request, "asyncio.Future[Reply]"]
@@ -27,7 +28,7 @@ class LocalModels:
         """folders: the name that requests give -> a folder of a model, or of a LoRA adapter."""
         self._queues: dict[str, queue.SimpleQueue[_Job]] = {}
         for name, folder in folders.items():
-            engine = llm.open_engine("local", folder)
+            engine = open_local(folder)
             self._queues[name] = queue.SimpleQueue()
             work = (engine, self._queues[name])
             threading.Thread(target=_work, args=work, name=f"model {name}", daemon=True).start()

@@ -1,0 +1,193 @@
+"""Our client against a server that is not ours: `transformers serve` with the embedded model.
+
+    uv run --with "transformers[serving]" python -m benchmarks.foreign_server
+
+Not a measurement of speed but of what such a server does with what it is asked: n, seed, stop,
+max_tokens, response_format, a prompt that is too long, many requests at once; each answer is held
+against the local engine's with the same weights. At the end generate_responses.py runs against it
+as a user would run it. Needs the package index once, for the server's own requirements.
+Writes benchmarks/results/foreign_server.json; README.md says what differed.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import RESULTS, machine, write_results
+from embedded.synthetic import make_items
+from prefpipe import verdicts
+from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm.local import open_local
+from prefpipe.llm.server import ServerEngine
+
+ROOT = Path(__file__).parent.parent
+MODEL = "embedded/model"
+QUESTIONS = 40
+
+
+@contextmanager
+def transformers_serve(*options: str) -> Iterator[str]:
+    """Its base URL, once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", MODEL]
+    process = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", *options],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                assert process.stderr
+                raise SystemExit(f"transformers serve ended: {process.stderr.read()[-2000:]}")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                    break
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def requests(count: int, **options: Any) -> list[Request]:
+    made = zip(range(count), make_items(11), strict=False)
+    return [
+        Request(id, ({"role": "user", "content": item.prompt},), max_new_tokens=48, **options)
+        for _, (id, item) in made
+    ]
+
+
+def asked(engine: ServerEngine, wanted: list[Request]) -> dict[str, list[Completion] | Failure]:
+    results = {}
+    for result in engine.generate(wanted):
+        results[result.id if isinstance(result, Failure) else result[0].id] = result
+    return results
+
+
+def texts(results: dict[str, list[Completion] | Failure]) -> dict[str, list[str]]:
+    return {k: [c.text for c in r] for k, r in results.items() if not isinstance(r, Failure)}
+
+
+def differences(url: str) -> dict[str, Any]:
+    """One line for each thing that the API says, and what this server does."""
+
+    def engine(**options: Any) -> ServerEngine:
+        given = {"requests_in_flight": 8, "max_retries": 2, "timeout_seconds": 120.0}
+        return ServerEngine([url], MODEL, **{**given, **options})
+
+    found: dict[str, Any] = {}
+    local = open_local(ROOT / MODEL)
+    greedy = requests(QUESTIONS)
+    started = time.monotonic()
+    theirs = asked(engine(), greedy)
+    found["seconds_for_greedy_requests"] = round(time.monotonic() - started, 2)
+    ours = {r[0].id: [c.text for c in r] for r in local.generate(greedy) if isinstance(r, list)}
+    found["greedy_requests"] = QUESTIONS
+    found["greedy_texts_equal_to_the_local_engine"] = sum(
+        texts(theirs).get(id) == text for id, text in ours.items()
+    )
+    found["greedy_failures"] = sum(isinstance(r, Failure) for r in theirs.values())
+
+    sampler = engine()
+    sampled = asked(sampler, requests(4, samples=(0, 1, 2, 3), temperature=1.0))
+    found["n_4_samples_that_came"] = sum(map(len, texts(sampled).values())) / 4
+    found["n_4_replies_they_took"] = sampler.usage.replies / 4
+    found["n_4_distinct_texts"] = sum(len(set(t)) for t in texts(sampled).values()) / 4
+
+    one_by_one = {"requests_in_flight": 1}
+    drawn = requests(8, temperature=1.0, seed=5)
+    first, again = (texts(asked(engine(**one_by_one), drawn)) for _ in range(2))
+    found["same_seed_same_text"] = sum(first[id] == again[id] for id in first) / len(first)
+
+    stop = ours[greedy[0].id][0][4:7]
+    stopped = texts(asked(engine(), [requests(1, stop=(stop,))[0]]))
+    found["stop_is_cut_off_the_text"] = all(stop not in t[0] for t in stopped.values())
+    cut = [r for r in asked(engine(), [_shorter(r) for r in requests(4)]).values()]
+    found["finish_reason_length_where_cut"] = all(
+        isinstance(r, list) and r[0].finish_reason == "length" for r in cut
+    )
+
+    formed = requests(8, reply_schema=verdicts.judgment_schema("en"))
+    structured = texts(asked(engine(structured_output=True), formed))
+    found["replies_in_the_wanted_schema"] = sum(
+        isinstance(verdicts.parse_verdict(t[0]), verdicts.Verdict) for t in structured.values()
+    )
+    long = Request("long", ({"role": "user", "content": "word " * 20_000},), max_new_tokens=4)
+    too_long = asked(engine(), [long])["long"]
+    found["a_prompt_over_the_positions"] = (
+        f"{too_long.reason}: {too_long.detail[:200]}"
+        if isinstance(too_long, Failure)
+        else f"is answered: {too_long[0].text[:80]!r}"
+    )
+    return found
+
+
+def _shorter(request: Request) -> Request:
+    return Request(request.id, request.messages, max_new_tokens=2)
+
+
+def run_a_stage(url: str) -> str:
+    """generate_responses.py as a user runs it; its closing line."""
+    with tempfile.TemporaryDirectory() as name:
+        prompts = Path(name) / "prompts.jsonl"
+        with open(prompts, "w", encoding="utf-8") as file:
+            for request in requests(12):
+                prompt = request.messages[0]["content"]
+                file.write(json.dumps({"id": request.id, "text": prompt}) + "\n")
+        models = json.dumps([{"name": "theirs", "model": MODEL, "max_new_tokens": 48}])
+        done = subprocess.run(
+            [
+                *[sys.executable, "generate_responses.py", "--engine", "server"],
+                *["--base-urls", json.dumps([url]), "--input", str(prompts), "--models", models],
+            ],
+            cwd=ROOT,
+            env={**os.environ, "PREFPIPE_DATA": name},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise SystemExit(f"generate_responses.py failed: {done.stderr[-2000:]}")
+        return done.stdout.strip().splitlines()[-1].replace(name, "data")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
+    args = parser.parse_args()
+    found: dict[str, Any] = {}
+    for name, options in (("plain", ()), ("continuous_batching", ("--continuous-batching",))):
+        with transformers_serve(*options) as url:
+            found[name] = differences(url)
+            if name == "plain":
+                found[name]["generate_responses"] = run_a_stage(url)
+        for key, value in found[name].items():
+            print(f"{name:20s} {key:45s} {value}", flush=True)
+    write_results("foreign_server", {"machine": machine(), **found}, args.results)
+
+
+if __name__ == "__main__":
+    main()
