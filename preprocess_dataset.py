@@ -18,12 +18,8 @@ from typing import Any, Literal
 
 import config
 from prefpipe import files, pairing, sources
-from prefpipe.files import DataError
 from prefpipe.prompts import flatten_turns
 from prefpipe.rows import Item, Preference, Reject, Split
-from prefpipe.sources import Sky
-
-FORMATS = {**sources.FORMATS, "sky": Sky}
 
 
 class Settings(config.Stage, env_prefix="PREPROCESS_"):
@@ -51,14 +47,13 @@ def main(s: Settings) -> None:
     with files.open_run(s, inputs=local, outputs=outputs, home=s.output) as run:
         if run.finished:
             return
-        _check_present(s)
         paths = {split: s.output / f"{split}.jsonl" for split in files.SPLITS}
         sides = bytearray()
         held_out = pairing.NearDuplicates(_held_out_questions(s, sides), s.near_duplicate)
         places = files.Places()
         for source, place, record in _records(s):
             run.read_count += 1
-            row = _preference(record, s.format)
+            row = sources.read_preference(record, s.format)
             if isinstance(row, ValueError):
                 run.bad_row(place, row)
                 continue
@@ -79,15 +74,6 @@ def main(s: Settings) -> None:
             run.emit(item, to=paths[split])
 
 
-def _preference(record: Any, form: str) -> Preference | ValueError:
-    if isinstance(record, ValueError):
-        return record
-    try:
-        return FORMATS[form](record)
-    except ValueError as error:
-        return error
-
-
 def _question(row: Preference) -> str:
     return row.prompt if isinstance(row.prompt, str) else flatten_turns(row.prompt)
 
@@ -97,7 +83,7 @@ def _held_out_questions(s: Settings, sides: bytearray) -> Iterator[str]:
     input, of all; sides gets 1 for each row that is held out, 0 for each other one.
     """
     for _, _, record in _records(s, s.validation_input or s.input):
-        row = _preference(record, s.format)
+        row = sources.read_preference(record, s.format)
         if isinstance(row, Preference) and (s.validation_input or _is_in_share(s, row)):
             sides.append(1)
             yield _question(row)
@@ -110,38 +96,11 @@ def _is_in_share(s: Settings, row: Preference) -> bool:
     return pairing.split_of(_question(row), validation_share=share, seed=seed) == "validation"
 
 
-def _check_present(s: Settings) -> None:
-    """Raise DataError where an input is no file, and no name that a data set of the hub can have."""
-    for name in filter(None, (s.input, s.validation_input)):
-        path = Path(name)
-        is_local = path.suffix in files.ENDINGS or name.startswith((".", "/"))
-        if not path.exists() and (is_local or name.count("/") > 1):
-            raise DataError(f"{name}: no such file")
-
-
 def _records(s: Settings, *names: str) -> Iterator[tuple[str, str, Any]]:
     """(input name, place, record) of these inputs; of none, the train rows, then the held-out."""
     for name in names or filter(None, (s.input, s.validation_input)):
-        path = Path(name)
-        if path.exists():
-            records = files.read_records(path, s.limit)
-        else:
-            records = _hub_records(name, s.limit)
-        for place, record in records:
+        for place, record in sources.read_named(name, s.limit):
             yield name, place, record
-
-
-def _hub_records(name: str, limit: int | None) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, split="train", streaming=True)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{name}: no such file here, and the hub gave no data set of that name: {error}"
-        ) from None
-    for row, record in enumerate(loaded if limit is None else loaded.take(limit), start=1):
-        yield f"{name}:{row}", record
 
 
 if __name__ == "__main__":

@@ -105,10 +105,10 @@ def swap(item: Item, *, template: str | None = None) -> Item:
 # ---- the split, by question ------------------------------------------------------------------
 
 _WINDOW = 24  # bytes of normalised text in one shingle, about five words
-_BASE = 0x100000001B3  # of the polynomial hash, modulo 2^64
-_ZERO = np.zeros(1, dtype=np.uint64)
+_BASE = 0xD1342543DE82EF95  # of the polynomial hash, modulo 2^64
 _KEPT = 256  # the shingles with the smallest hashes, of a text that has more
 _OWNER = np.uint64((1 << 26) - 1)  # the bits of a key that say whose hash it is
+_NO_KEY = (1 << 64) - 1
 _WORD = re.compile(r"[^\W_]+")
 _ASCII_WORDS = bytes(
     ord(chr(b).lower()) if b < 128 and chr(b).isalnum() else 32 for b in range(256)
@@ -140,35 +140,50 @@ def shingles(question: str) -> np.ndarray:
 
     A text shorter than a window is one hash of the whole.
     """
+    return _smallest(_window_hashes(question), _KEPT)
+
+
+def _window_hashes(question: str) -> np.ndarray:
+    """A hash (uint64) of each 24-byte window of its normalised text, in the text's order."""
     plain = _plain(question).encode()
-    data = np.frombuffer(plain, dtype=np.uint8).astype(np.uint64)
-    if len(data) < _WINDOW:
+    if len(plain) < _WINDOW:
         digest = hashlib.blake2b(plain, digest_size=8).digest()
         return np.array([int.from_bytes(digest, "big")], dtype=np.uint64)
-    count = 1 << len(data).bit_length()
-    sums = np.concatenate([_ZERO, np.cumsum(data * _powers(_BASE, count)[: len(data)])])
-    windows = sums[_WINDOW:] - sums[:-_WINDOW]  # a window's hash, times _BASE to its place
-    hashes = windows * _powers(pow(_BASE, -1, 1 << 64), count)[: len(windows)]
-    hashes ^= hashes >> np.uint64(29)
-    hashes *= np.uint64(0xBF58476D1CE4E5B9)
-    hashes ^= hashes >> np.uint64(32)
-    if len(hashes) > 2 * _KEPT:  # equal windows are rare: most of the sorting can be left out
-        smallest = _unique(np.partition(hashes, 2 * _KEPT)[: 2 * _KEPT])
-        if len(smallest) >= _KEPT:
-            return smallest[:_KEPT]
-    return _unique(hashes)[:_KEPT]
+    count = 1 << len(plain).bit_length()
+    powers, inverses = _powers(count)
+    terms = np.frombuffer(plain, dtype=np.uint8) * powers[: len(plain)]
+    sums = terms.cumsum()
+    windows = sums[_WINDOW - 1 :].copy()
+    windows[1:] -= sums[:-_WINDOW]  # a window's hash, times _BASE to its place
+    return windows * inverses[: len(windows)]
+
+
+def _smallest(hashes: np.ndarray, count: int) -> np.ndarray:
+    """The smallest `count` distinct values, sorted; all where there are fewer."""
+    likely = 1.25 * (count + 40) / len(hashes)
+    if likely < 0.6:  # hashes are spread evenly: most of the sorting can be left out
+        few = _unique(hashes[hashes < np.uint64(likely * 2**64)])
+        if len(few) >= count:
+            return few[:count]
+    return _unique(hashes)[:count]
 
 
 def _unique(values: np.ndarray) -> np.ndarray:
     """Sorted; by sorting, which for so few takes a fraction of np.unique's hash table."""
     values = np.sort(values)
-    return values[np.append(True, values[1:] != values[:-1])]
+    keep = np.ones(len(values), dtype=bool)
+    np.not_equal(values[1:], values[:-1], out=keep[1:])
+    return values[keep]
 
 
 @functools.cache
-def _powers(base: int, count: int) -> np.ndarray:
-    """1, base, base^2, ... modulo 2^64."""
-    return np.cumprod(np.array([1, *[base] * (count - 1)], dtype=np.uint64))
+def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """_BASE, _BASE^2, ... and 1, 1 / _BASE, 1 / _BASE^2, ..., `count` of each, modulo 2^64."""
+    steps = np.full((2, count), _BASE, dtype=np.uint64)
+    steps[1] = pow(_BASE, -1, 1 << 64)
+    steps[1, 0] = 1
+    powers, inverses = np.cumprod(steps, axis=1)
+    return powers, inverses
 
 
 def jaccard(first: np.ndarray, second: np.ndarray) -> float:
@@ -199,33 +214,36 @@ class NearDuplicates:
         for owner, question in enumerate(questions):
             sketch = shingles(question)
             self._sketches.append(_upper_half(sketch).tobytes())
-            keys.frombytes((self._first(sketch) & ~_OWNER | np.uint64(owner)).tobytes())
-        self._keys = np.array(keys, dtype=np.uint64) if not keys else np.frombuffer(keys, np.uint64)
+            first = sketch[: self._first(len(sketch))]
+            keys.frombytes((first & ~_OWNER | np.uint64(owner)).tobytes())
+        keys.append(_NO_KEY)  # so that a search ends within them
+        self._keys = np.frombuffer(keys, np.uint64)
         self._keys.sort()
 
     def __contains__(self, question: str) -> bool:
-        sketch = shingles(question)
-        first = self._first(sketch) & ~_OWNER
-        starts = np.searchsorted(self._keys, first)
-        ends = np.searchsorted(self._keys, first | _OWNER, side="right")
-        found = starts < ends
+        hashes = _window_hashes(question)
+        # at least as many as there have to be: a sketch may have fewer than _KEPT
+        first = _smallest(hashes, self._first(_KEPT)) & ~_OWNER
+        starts = self._keys.searchsorted(first)
+        found = (self._keys[starts] ^ first) <= _OWNER
         if not found.any():
             return False
+        ends = self._keys.searchsorted(first[found] | _OWNER, side="right")
         owners = {
             int(key & _OWNER)
-            for start, end in zip(starts[found], ends[found], strict=True)
+            for start, end in zip(starts[found], ends, strict=True)
             for key in self._keys[start:end]
+            if key != _NO_KEY
         }
-        half = _upper_half(sketch)
+        half = _upper_half(_smallest(hashes, _KEPT))
         return any(
             jaccard(half, np.frombuffer(self._sketches[owner], np.uint32)) >= self._threshold
             for owner in owners
         )
 
-    def _first(self, sketch: np.ndarray) -> np.ndarray:
-        """So many that a set with at least threshold * len(sketch) of the sketch has one of them."""
-        wanted = max(1, math.ceil(self._threshold * len(sketch) - 1e-6))
-        return sketch[: len(sketch) - wanted + 1]
+    def _first(self, size: int) -> int:
+        """How many of a sketch of that size: one that has threshold * size of it has one of them."""
+        return size - max(1, math.ceil(self._threshold * size - 1e-6)) + 1
 
 
 def _upper_half(sketch: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefpipe.files import DataError, Places, parse_row, read_records
+from prefpipe.files import ENDINGS, DataError, Places, parse_row, read_records
 from prefpipe.rows import Message, Preference, Prompt, Question, Reject, Responses
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -351,7 +351,7 @@ def read_named(name: str, limit: int | None = None) -> Iterator[tuple[str, Any]]
     if path.exists():
         yield from read_records(path, limit)
         return
-    if path.suffix or name.startswith((".", "/")):
+    if path.suffix in ENDINGS or name.startswith((".", "/")) or name.count("/") > 1:
         raise DataError(f"{name}: no such file")
     import datasets
 

@@ -318,7 +318,9 @@ def _ratings_of_object(answer: str) -> _Stated:
         return
     for key, rated in (pair for pairs in objects for pair in pairs):
         if name := _TEXT_KEY.fullmatch(key):
-            values = [v for k, v in rated if k == "rating"] if isinstance(rated, _Pairs) else [rated]
+            values = (
+                [v for k, v in rated if k == "rating"] if isinstance(rated, _Pairs) else [rated]
+            )
             for value in values:
                 # 4 and 4.0 as "4"; neither true nor null nor another object is a rating
                 is_plain = type(value) in (int, float, str)

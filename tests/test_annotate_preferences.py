@@ -88,7 +88,9 @@ def test_structured_output_asks_for_the_form_that_is_read_and_only_of_a_server()
     def answer(body, sample):
         asked.append(body["response_format"]["json_schema"])
         rated = asked[-1]["schema"]["properties"]
-        worst_first = [one["properties"]["rating"]["enum"][k] for k, one in enumerate(rated.values())]
+        worst_first = [
+            one["properties"]["rating"]["enum"][k] for k, one in enumerate(rated.values())
+        ]
         return json.dumps({key: {"reason": "so", "rating": worst_first.pop(0)} for key in rated})
 
     with Server(answer) as server:
@@ -97,7 +99,7 @@ def test_structured_output_asks_for_the_form_that_is_read_and_only_of_a_server()
     assert verdicts.read_ratings(answered()[0].text, ROWS[0].texts) == [
         float(k) for k in range(1, ROWS[0].texts + 1)
     ]
-    with pytest.raises(SystemExit, match="structured_output.*--engine server"):
+    with pytest.raises(SystemExit, match=r"structured_output.*--engine server"):
         main(settings(ROWS[:1], engine="local", structured_output=True, overwrite=True))
 
 

@@ -1,5 +1,6 @@
 """The local engine against transformers' own generate, plain forward passes and exact numbers."""
 
+import copy
 import itertools
 import random
 from dataclasses import replace
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from prefpipe import prompts
-from prefpipe.llm import Completion, Failure, Request, shared_prefix
+from prefpipe.llm import Completion, Failure, Request, packed_linear, shared_prefix
 from prefpipe.llm.batch import Live, kv_shape
 from prefpipe.llm.local import LocalEngine
 from prefpipe.llm.sampling import choose, uniforms
@@ -118,11 +119,18 @@ def test_greedy_is_generate_token_for_token(shape, tokenizer):
     assert ends == {True, False} or shape != "qwen2_tied"
 
 
-def test_attention_in_public_operations_gives_the_same_texts(model, tokenizer, monkeypatch):
-    asked = requests(samples=(0, 1), max_new_tokens=16, temperature=1.0)
+def test_packed_layers_give_the_same_texts_and_see_changed_weights(model, tokenizer, monkeypatch):
+    asked = requests(8, samples=(0, 1), max_new_tokens=16, temperature=1.0)
     want = texts(LocalEngine(model, tokenizer), asked)
-    monkeypatch.setattr(shared_prefix, "_attention", shared_prefix.attention_by_products)
-    assert texts(LocalEngine(model, tokenizer), asked) == want
+    monkeypatch.setattr(packed_linear, "MIN_WEIGHTS", 1)
+    engine = LocalEngine(model, tokenizer)
+    assert texts(engine, asked) == want
+
+    before, other = copy.deepcopy(model.state_dict()), make_model(seed=7)
+    model.load_state_dict(other.state_dict())
+    changed = texts(engine, asked)
+    model.load_state_dict(before)
+    assert changed == texts(LocalEngine(other, tokenizer), asked) != want
 
 
 def test_j5_defaults_of_the_generation_config_do_not_reach_a_text(tokenizer):

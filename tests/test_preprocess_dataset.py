@@ -212,7 +212,9 @@ def test_a_name_that_is_no_file_is_one_of_the_hub(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["raw.jsonl", "some/raw.parquet", "./raw", "/a/b", "a/b/c"])
 def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, name):
-    result = run_stage("preprocess_dataset", "--input", name, cwd=tmp_path)
+    result = run_stage(
+        "preprocess_dataset", "--input", name, "--validation-input", "", cwd=tmp_path
+    )
     assert sentence(result) == f"preprocess_dataset: {name}: no such file"
 
 

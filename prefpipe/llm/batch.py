@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prefpipe.llm import Completion, Request
+from prefpipe.llm.packed_linear import PackedLinears
 from prefpipe.llm.sampling import choose, uniforms
 from prefpipe.llm.shared_prefix import Decode, Prefill, Segment, Store
 
@@ -113,6 +114,7 @@ class Live:
         self.store = Store(
             engine.config.num_hidden_layers, heads, size, engine.model.dtype, engine.model.device
         )
+        self.packed = PackedLinears(engine.model)
         self.jobs: list[Job] = []
         self.settings: list[tuple[float, int, float]] = []
         self.rows = self._new_rows([], 0)
@@ -180,7 +182,8 @@ class Live:
         prompt_tokens = -(-room.prompt_tokens // 64) * 64
         self.store.reserve(room.slots, prompt_tokens, room.samples, room.new_tokens)
         ids, positions, layout, last = lay_out([job.ids for job in jobs], self.store, first_slot)
-        logits = self.engine.forward(ids, positions, layout, last)
+        with self.packed.used():
+            logits = self.engine.forward(ids, positions, layout, last)
         logits = logits[torch.from_numpy(new.slot - first_slot).to(logits.device)]
         self.jobs, self.rows = [*self.jobs, *jobs], self.rows + new
         return self._choose(np.arange(first_row, len(self.rows)), logits)
@@ -217,7 +220,8 @@ class Live:
         rows = self.rows
         every, at = np.arange(len(rows)), rows.age - 1
         layout = Decode(self.store, rows.slot, at, np.array([len(job.ids) for job in self.jobs]))
-        logits = self.engine.forward(rows.tokens[every, at], layout.position_N, layout, 0)
+        with self.packed.used():
+            logits = self.engine.forward(rows.tokens[every, at], layout.position_N, layout, 0)
         return self._choose(every, logits)
 
     def _choose(self, which: np.ndarray, logits: Tensor) -> list[Job]:

@@ -51,6 +51,7 @@ class LocalEngine:
     max_new_tokens); None: from free memory. It is halved when memory runs out: the older half of
     the batch goes on, the newer starts again later and, having the same noise, in the same texts.
     max_samples: live samples at once. max_prefill_tokens: prompt tokens in one forward pass.
+    None: 2,048 on a CPU, else 8,192.
     max_prompt_tokens: a longer prompt is a Failure; None: only the model's own limit counts.
 
     A text is shaped by its Request alone: of the model's generation_config the end tokens count,
@@ -64,7 +65,7 @@ class LocalEngine:
         *,
         max_batch_tokens: int | None = None,
         max_samples: int = 512,
-        max_prefill_tokens: int = 8192,
+        max_prefill_tokens: int | None = None,
         max_prompt_tokens: int | None = None,
     ):
         self.model = model
@@ -72,7 +73,10 @@ class LocalEngine:
         self.config = model.config.get_text_config()
         self.end_ids = end_token_ids(model, tokenizer)
         self.max_samples = max_samples
-        self.max_prefill_tokens = max_prefill_tokens
+        # a CPU is done with each of the smaller passes' tensors while they are in its caches
+        self.max_prefill_tokens = max_prefill_tokens or (
+            2048 if model.device.type == "cpu" else 8192
+        )
         self.max_prompt_tokens = max_prompt_tokens
         _check_attention(self)
         self.max_batch_tokens = max_batch_tokens or self._tokens_that_fit()

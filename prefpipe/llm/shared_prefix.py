@@ -280,24 +280,14 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """(B, h, Q, D) on (B, h, K, D) -> outputs (B, h, Q, D), log-sum-exps (B, h, Q, 1)."""
-    if query.device.type == "cpu":
-        # what scaled_dot_product_attention calls on a CPU, but that one drops the log-sum-exp
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=bias, scale=scale
-        )
-        return out, lse[..., None]
-    return attention_by_products(query, key, value, bias, scale)
-
-
-def attention_by_products(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
-    """`_attention` in public operations, for any device; 1.1 to 1.6 times the time on a CPU."""
     B, h, Q, _ = query.shape
     key, value = key.flatten(0, 1), value.flatten(0, 1)
-    scores = torch.bmm(query.flatten(0, 1) * scale, key.mT).view(B, h, Q, -1).float()
+    scores = query.new_empty(())
+    scores = torch.baddbmm(scores, query.flatten(0, 1), key.mT, beta=0, alpha=scale).float()
     if bias is not None:
-        scores = scores + bias
-    lse = scores.logsumexp(-1, keepdim=True)
-    weights = (scores - lse).exp_().to(value.dtype)
-    return torch.bmm(weights.flatten(0, 1), value).view(B, h, Q, -1), lse
+        scores.view(B, h, Q, -1).add_(bias)
+    weights = scores.softmax(-1)
+    # the highest weight is exp(the highest score - lse): no second pass of exponentials
+    lse = scores.amax(-1) - weights.amax(-1).log_()
+    out = torch.bmm(weights.to(value.dtype), value)
+    return out.view(B, h, Q, -1), lse.view(B, h, Q, 1)
