@@ -10,6 +10,7 @@ are over by then.
 
 import asyncio
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import os
@@ -128,6 +129,12 @@ def distilabel(options: dict[str, Any]) -> Run:
 
 def curator(options: dict[str, Any]) -> Run:
     """Rows in, a dataset out, with the files that it writes on the way; no limit a minute."""
+    # it counts tokens with a file that tiktoken would fetch; litellm, which it needs, has a copy
+    litellm = importlib.util.find_spec("litellm")
+    assert litellm and litellm.origin
+    tokenizers = Path(litellm.origin).parent / "litellm_core_utils/tokenizers"
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(tokenizers)
+
     from bespokelabs import curator  # pyright: ignore[reportMissingImports]
 
     llm = curator.LLM(

@@ -15,7 +15,8 @@ import pytest
 from pydantic import SecretStr
 
 from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.server import ServerEngine, _share_out, retry_after
+from prefpipe.llm.server import Reply as ServerReply
+from prefpipe.llm.server import ServerEngine, _share_out, completions_of, retry_after
 from tests.server import (
     Answer,
     Fault,
@@ -270,6 +271,17 @@ def test_whole_numbers_are_shared_out_without_a_rest():
     assert _share_out(10, [1, 1, 2]) == [2, 3, 5]
     assert _share_out(7, [0, 0]) == [3, 4]
     assert _share_out(5, [0, 9]) == [0, 5]
+
+
+def test_a_stop_string_that_the_server_left_in_a_text_ends_it():
+    """transformers serve ends there too, but gives the stop string back."""
+    reply = ServerReply(["one\n\ntwo END", "END", "none here"], ["length", "stop", "length"], 5, 9)
+    result = completions_of(reply, "a", (0, 1, 2), "so: ", ("END", "\n\n"))
+    assert [(c.text, c.finish_reason) for c in completions(result)] == [
+        ("so: one", "stop"),
+        ("so: ", "stop"),
+        ("so: none here", "length"),
+    ]
 
 
 def test_a_text_cut_at_the_limit_says_so():

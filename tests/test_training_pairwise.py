@@ -1,9 +1,12 @@
 """prefpipe.training.pairwise: the loss is -log p of the label in both orders, as TRL's SFT has it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from torch.utils.data import DataLoader
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -75,7 +78,7 @@ def config(folder, **changes):
     return SFTConfig(str(folder), **{**options, **changes})
 
 
-def ours(tmp_path, sharing=True, ties=None, **changes):
+def ours(tmp_path, sharing=True, ties=None, adapter=None, **changes):
     return PrefixSharedPairwiseTrainer(
         model(),
         config(tmp_path, **changes),
@@ -84,7 +87,28 @@ def ours(tmp_path, sharing=True, ties=None, **changes):
         processing_class=tokenizer(),
         labels=label_ids(tokenizer()),
         prefix_sharing=sharing,
+        peft_config=adapter,
     )
+
+
+def stock(tmp_path, adapter=None, **changes):
+    """TRL's trainer on each order of each pair as a whole row, the label last."""
+    a, b = label_ids(tokenizer())
+    rows = [
+        ([*p.prompt_ids, *rest], label)
+        for p in pairs()
+        for rest, label in ((p.chosen_ids, a), (p.rejected_ids, b))
+    ]
+    whole = Dataset.from_dict(
+        {
+            "input_ids": [[*map(int, ids), label] for ids, label in rows],
+            "labels": [[-100] * len(ids) + [label] for ids, label in rows],
+        }
+    )
+    return StockTrainer(
+        model(), args=config(tmp_path, per_device_train_batch_size=16, **changes),
+        train_dataset=whole, processing_class=tokenizer(), peft_config=adapter,
+    )  # fmt: skip
 
 
 def step(trainer, micro=None):
@@ -129,26 +153,58 @@ def test_the_loss_is_minus_log_p_of_the_label_in_both_orders_a_tie_half_of_each(
     assert (found[1] - expected[1]).norm() <= 1e-5 * expected[1].norm()
 
 
-def test_it_is_the_loss_of_trl_on_whole_rows(tmp_path):
-    a, b = label_ids(tokenizer())
-    rows = [
-        ([*p.prompt_ids, *rest], label)
-        for p in pairs()
-        for rest, label in ((p.chosen_ids, a), (p.rejected_ids, b))
-    ]
-    whole = Dataset.from_dict(
-        {
-            "input_ids": [[*map(int, ids), label] for ids, label in rows],
-            "labels": [[-100] * len(ids) + [label] for ids, label in rows],
-        }
-    )
-    stock = StockTrainer(
-        model(), args=config(tmp_path, per_device_train_batch_size=16), train_dataset=whole,
-        processing_class=tokenizer(),
-    )  # fmt: skip
-    theirs, mine = step(stock), step(ours(tmp_path))
+def assert_equal_steps(theirs, mine):
     assert mine[0] == pytest.approx(theirs[0], abs=1e-5)
     assert (mine[1] - theirs[1]).norm() <= 1e-5 * theirs[1].norm()
+
+
+def test_it_is_the_loss_of_trl_on_whole_rows(tmp_path):
+    assert_equal_steps(step(stock(tmp_path)), step(ours(tmp_path)))
+
+
+def test_lora_with_gradient_checkpointing_gives_the_same(tmp_path):
+    adapter = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)
+    theirs, mine = (
+        side(tmp_path, adapter=copy.deepcopy(adapter), gradient_checkpointing=True)
+        for side in (stock, ours)
+    )
+    for trainer in (theirs, mine):  # B starts as 0, and A's gradient with it
+        torch.manual_seed(1)
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    found = step(theirs), step(mine)
+    assert_equal_steps(*found)
+    adapter_size = sum(p.numel() for n, p in mine.model.named_parameters() if "lora_" in n)
+    assert len(found[1][1]) == adapter_size
+
+
+def test_bf16_gives_the_same_within_its_rounding(tmp_path):
+    """Ours must be about as far from fp32 as TRL's own bf16 is."""
+
+    def prepared(trainer):
+        trainer.accelerator.prepare_model(trainer.model)  # as train() does: autocast is on
+        return trainer
+
+    exact = step(stock(tmp_path / "a"))
+    theirs = step(prepared(stock(tmp_path / "b", bf16=True)))
+    mine = step(prepared(ours(tmp_path / "c", bf16=True)))
+    assert mine[0] == pytest.approx(theirs[0], abs=0.05)
+    assert 0 < (mine[1] - exact[1]).norm() <= 1.5 * (theirs[1] - exact[1]).norm()
+
+
+def test_twenty_steps_follow_the_curve_of_trl(tmp_path):
+    """All pairs in each step: the loss, the gradient and the rate, step by step."""
+    curves = []
+    for side in (stock, ours):
+        trainer = side(tmp_path, num_train_epochs=20, max_grad_norm=1.0)
+        trainer.train()
+        curves.append([row for row in trainer.state.log_history if "loss" in row])
+    assert len(curves[0]) == len(curves[1]) == 20
+    names = ("loss", "grad_norm", "learning_rate", "mean_token_accuracy")
+    for a, b in zip(*curves, strict=True):
+        assert {n: b[n] for n in names} == pytest.approx({n: a[n] for n in names}, abs=1e-3)
+    assert curves[1][-1]["loss"] < 0.5 * curves[1][0]["loss"]
 
 
 @pytest.mark.parametrize("sharing", [True, False])

@@ -6,6 +6,7 @@ batch     the OpenAI Batch API (prefpipe.llm.openai_batch)
 scripted  canned answers, for tests (prefpipe.llm.scripted)
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -17,6 +18,9 @@ R = TypeVar("R", bound=Row)
 
 SERVER_FAILURES = frozenset({"rate_limited", "server_error", "timeout", "connection_lost"})
 """Reasons of a Failure that lie with the server or the network: the same request may pass later."""
+
+MANY = 20
+"""Prompts after which equal samples are no chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,11 @@ def complete(
     """Ask for every request and log a row for each completion as it comes.
 
     Returns the failures by request id: the rows a stage leaves out. Raises SystemExit where some
-    of them may pass later; nothing is written then, and the next run asks for those again.
+    of them may pass later; nothing is written then, and the next run asks for those again. Says so
+    on stderr where not one prompt of many got two different samples.
     """
     failures: dict[str, Failure] = {}
+    several = alike = 0  # prompts with more than one sample, and with equal ones only
     spent = getattr(engine, "spent", None)  # of those that ask a server
     results: Any = progress(engine.generate(requests), total, what)
     for result in results:
@@ -97,8 +103,17 @@ def complete(
         if isinstance(result, Failure):
             failures[result.id] = result
             continue
+        several += len(result) > 1
+        alike += len(result) > 1 and len({completion.text for completion in result}) == 1
         for completion in result:
             log.add(to_row(completion))
+    if alike == several >= MANY:
+        print(
+            f"warning: all samples of a prompt are the same text, for each of {several} prompts; is "
+            "the temperature 0, or does the server not sample? (transformers serve does where the "
+            "model's generation_config.json has do_sample)",
+            file=sys.stderr,
+        )
     if later := [f for f in failures.values() if f.reason in SERVER_FAILURES]:
         raise SystemExit(
             f"{len(later)} requests did not pass (the first: {later[0].reason}, {later[0].detail}); "

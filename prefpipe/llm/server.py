@@ -324,7 +324,7 @@ class _Session:
             reply = await self._ask(request, missing)
             if isinstance(reply, Failure):
                 return reply
-            made = completions_of(reply, request.id, missing, request.prefill)
+            made = completions_of(reply, request.id, missing, request.prefill, request.stop)
             if isinstance(made, Failure):
                 return made
             completions += made
@@ -640,8 +640,13 @@ def read_reply(
     return Reply(texts, finish_reasons, prompt_tokens, new_tokens)
 
 
-def completions_of(reply: Reply, id: str, samples: Sequence[int], prefill: str) -> Result:
-    """The reply's choices as the first of those samples; there may be fewer of them."""
+def completions_of(
+    reply: Reply, id: str, samples: Sequence[int], prefill: str, stop: Sequence[str] = ()
+) -> Result:
+    """The reply's choices as the first of those samples; there may be fewer of them.
+
+    stop: where some server left one of these in a text, it ends there (transformers serve does).
+    """
     for reason in reply.finish_reasons:
         if reason == "content_filter":
             return Failure(id, "content_filter")
@@ -649,19 +654,22 @@ def completions_of(reply: Reply, id: str, samples: Sequence[int], prefill: str) 
             detail = f"finish_reason {str(reason)[:50]!r} is neither stop nor length"
             return Failure(id, "garbled_reply", detail)
     new_tokens = _share_out(reply.new_tokens, [len(text) for text in reply.texts])
-    return [
-        Completion(
-            id=id,
-            sample=sample,
-            text=prefill + text,
-            finish_reason=reason,
-            prompt_tokens=reply.prompt_tokens,
-            new_tokens=tokens,
+    completions = []
+    for sample, text, reason, tokens in zip(
+        samples, reply.texts, reply.finish_reasons, new_tokens, strict=False
+    ):
+        cut = min((at for end in stop if (at := text.find(end)) >= 0), default=None)
+        completions.append(
+            Completion(
+                id=id,
+                sample=sample,
+                text=prefill + text[:cut],
+                finish_reason=reason if cut is None else "stop",
+                prompt_tokens=reply.prompt_tokens,
+                new_tokens=tokens,
+            )
         )
-        for sample, text, reason, tokens in zip(
-            samples, reply.texts, reply.finish_reasons, new_tokens, strict=False
-        )
-    ]
+    return completions
 
 
 def _share_out(total: int, weights: list[int]) -> list[int]:

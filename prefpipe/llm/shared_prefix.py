@@ -9,6 +9,12 @@ A decoding step attends twice: each prompt's keys are read once for all of its s
 samples x heads against the keys), each sample's own tokens behind it separately; the two are merged
 by their log-sum-exp, which is exact (FlashAttention, Dao et al. 2022, section 3.1; shared prefixes:
 Hydragen, Juravsky et al. 2024).
+
+Measured on a CPU (28 M parameters, 8 samples of an 800-token prompt, 64 and 150 new tokens, over the
+faster way of `generate`) and left: a row a prompt, its samples as query positions under a 4D mask on
+one cache, 5 and 3.3 times; this with torch's flash kernel for CPUs, which is made for many queries
+(own tokens 0.84 instead of 0.54 ms a layer at 150, the prompt's the same); keys stored transposed, for
+a product without transposition (0.23 instead of 0.29 ms, but scattered writes).
 """
 
 import contextlib
