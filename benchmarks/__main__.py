@@ -1,7 +1,7 @@
 """All measurements that need no GPU, one after the other, and their tables.
 
     uv run python -m benchmarks                  # about 25 minutes on two idle cores
-    uv run python -m benchmarks --no-curves      # about 15
+    uv run python -m benchmarks --curves         # and the curves over n, pairs and prompt: 12 more
 
 Each script runs in a process of its own, so that none finds another's memory or threads. Where one
 fails the others run; the exit status then is 1. Close other programs first: a number taken beside
@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side")
-    parser.add_argument("--curves", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--curves", action="store_true", help="also over n, pairs and prompts")
     parser.add_argument("--tiny", action="store_true", help="shows that all run; no number")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
     args = parser.parse_args()

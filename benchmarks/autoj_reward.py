@@ -3,7 +3,7 @@
     uv run python -m benchmarks.autoj_reward            # ../shared/data, or PREFPIPE_REAL_DATA
     uv run python -m benchmarks.autoj_reward --folds 2  # quicker
 
-All pairs whose responses fit into the encoder's 512 tokens, ties among them; the encoder's upper two
+All pairs whose responses have at most 384 tokens, ties among them; the encoder's upper two
 layers and the head are trained, for an epoch. Each fold trains three models from the same start, with the same settings and seed, on the same
 token ids: ours with ties dropped, ours with ties as halves, and trl.RewardTrainer as its
 documentation runs it (ties dropped, since it has none; its own sampler, collator and loss). All
@@ -39,7 +39,7 @@ SETTINGS = {
     "gradient_checkpointing": False,
     "disable_dropout": True,
 }
-MAX_LENGTH = 512
+MAX_LENGTH = 384
 FROZEN_LAYERS = 4
 """Of the encoder's six, with the embeddings: not trained, which halves the time."""
 

@@ -264,7 +264,8 @@ class PairwiseModel:
             return self._one_by_one(rows)
         found: dict[int, tuple[float, float]] = {}
         for batch in shared_pass.tree_batches(rows, self.max_batch_tokens):
-            found.update(zip(batch, self._shared([rows[i] for i in batch]), strict=True))
+            read = shared_pass.in_halves(self._shared, [rows[i] for i in batch])
+            found.update(zip(batch, read, strict=True))
         return [found[i] for i in range(len(rows))]
 
     def _shared(self, rows: list[Sequence[int]]) -> list[tuple[float, float]]:

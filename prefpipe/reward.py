@@ -321,13 +321,15 @@ class RewardModel:
         scores = [0.0] * len(rows)
         if self.share_prompts:
             for batch in shared_pass.tree_batches(rows, self.max_batch_tokens):
-                for i, score in zip(batch, self._shared([rows[i] for i in batch]), strict=True):
+                found = shared_pass.in_halves(self._shared, [rows[i] for i in batch])
+                for i, score in zip(batch, found, strict=True):
                     scores[i] = score
             return scores
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         sized = ((len(rows[i]), i) for i in order)
         for batch in shared_pass.in_batches(sized, self.max_batch_tokens):
-            for i, score in zip(batch, self._padded([rows[i] for i in batch]), strict=True):
+            found = shared_pass.in_halves(self._padded, [rows[i] for i in batch])
+            for i, score in zip(batch, found, strict=True):
                 scores[i] = score
         return scores
 

@@ -7,7 +7,7 @@ they end. So each sequence gets what it would get alone, to rounding. Source: th
 Zheng et al. 2024 (SGLang), here as a layout of one pass, without a cache.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from prefpipe.llm.batch import is_out_of_memory
 from prefpipe.llm.shared_prefix import Prefill, Segment, shared_prefix_attention
 
 MIN_SHARED_TOKENS = 16
 """A common beginning that is shorter is computed again for each: a segment has its cost, too."""
 
+R = TypeVar("R")
 T = TypeVar("T")
 
 
@@ -127,6 +129,28 @@ def tree_batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterato
         size += more
     if batch:
         yield batch
+
+
+def in_halves(run: Callable[[list[R]], list[T]], rows: list[R]) -> list[T]:
+    """run(rows); where memory does not suffice, of each half by itself, and so on.
+
+    Raises SystemExit where it does not suffice for one row.
+    """
+    try:
+        return run(rows)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(rows) == 1:
+            raise SystemExit(
+                "out of memory with one row of tokens: load the model in 4-bit, or take a smaller "
+                "one, or a smaller --max-length"
+            ) from error
+    # not in the except block: the exception holds on to the tensors of the failed pass
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(rows) // 2
+    return in_halves(run, rows[:half]) + in_halves(run, rows[half:])
 
 
 def in_batches(items: Iterable[tuple[int, T]], max_tokens: int) -> Iterator[list[T]]:

@@ -308,7 +308,7 @@ for line in sys.stdin:
 
 def test_s5_killed_at_any_moment_every_request_is_paid_once_and_has_one_row_or_reason(tmp_path):
     """kill -9 at random moments of submit, poll, download and write, with faults of every kind."""
-    rows = [prompt(f"p{i}", aspect) for i in range(40) for aspect in ASPECTS]
+    rows = [prompt(f"p{i}", aspect) for i in range(50) for aspect in ASPECTS]
     chance = random.Random(5)
     kinds = [
         BatchFault(),
@@ -361,7 +361,7 @@ def test_s5_killed_at_any_moment_every_request_is_paid_once_and_has_one_row_or_r
         assert zygote.stdin and zygote.stdout
         codes: list[int] = []
         while 0 not in codes:
-            calls_left = chance.randint(1, 9) if codes.count(-signal.SIGKILL) < 40 else -1
+            calls_left = chance.randint(1, 7) if codes.count(-signal.SIGKILL) < 40 else -1
             zygote.stdin.write(command)
             zygote.stdin.flush()
             child = int(zygote.stdout.readline())

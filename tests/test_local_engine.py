@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from prefpipe import prompts
-from prefpipe.llm import Completion, Failure, Request, packed_linear, shared_prefix
+from prefpipe.llm import Completion, Failure, Request, packed_linear, sampling, shared_prefix
 from prefpipe.llm.batch import Live, kv_shape
 from prefpipe.llm.local import LocalEngine
 from prefpipe.llm.sampling import choose, uniforms
@@ -244,11 +244,24 @@ def test_20000_samples_fit_the_exact_distribution(model, tokenizer, temperature,
     assert chi2 < dof + 4 * (2 * dof) ** 0.5
 
 
+def test_the_highest_logits_are_found_by_columns_and_ties_are_told():
+    torch.manual_seed(0)
+    logits = torch.randn(30, 4099)
+    for k in (1, 7, 50):
+        values, ids = sampling._highest(logits, k) or pytest.fail("there are no ties")
+        want = logits.topk(k).indices.sort().values
+        assert torch.equal(ids, want) and torch.equal(values, logits.gather(1, want))
+        tied = logits.clone()  # the k-th highest again, in a place that is in no column so far
+        tied[3, int(logits[3].argmin())] = logits[3].topk(k).values[-1]
+        assert sampling._highest(tied, k) is None
+
+
+@pytest.mark.parametrize("vocabulary", [300, 4099])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_tokens_that_can_be_drawn_are_those_of_the_warpers_also_with_ties(dtype):
+def test_the_tokens_that_can_be_drawn_are_those_of_the_warpers_also_with_ties(dtype, vocabulary):
     torch.manual_seed(0)
     # in bfloat16 many logits are equal, so that the last of the top_k has ties
-    logits = (torch.randn(40, 300) * 2).to(dtype).float()
+    logits = (torch.randn(40, vocabulary) * 2).to(dtype).float()
     for temperature, top_k, top_p in itertools.product((0.5, 1.3), (0, 1, 25), (0.6, 1.0)):
         want = torch.stack([exact(row, temperature, top_k, top_p) for row in logits])
         cdf = want.double().cumsum(-1)

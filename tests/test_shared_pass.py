@@ -397,3 +397,32 @@ def test_what_the_rows_of_a_context_share_ends_where_the_first_response_begins()
         assert not isinstance(made, Unscorable)
         text = tok.decode(made.rows[0][: made.shared])
         assert isinstance(text, str) and text.endswith("[RESPONSE A]")
+
+
+# ---- out of memory ---------------------------------------------------------------------------
+
+
+def test_a_batch_that_does_not_fit_is_run_in_halves_and_none_is_lost():
+    tried = []
+
+    def run(rows):
+        tried.append(list(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [row * 10 for row in rows]
+
+    assert shared_pass.in_halves(run, [1, 2, 3, 4, 5]) == [10, 20, 30, 40, 50]
+    assert tried == [[1, 2, 3, 4, 5], [1, 2], [3, 4, 5], [3], [4, 5]]
+
+
+def test_a_row_that_does_not_fit_alone_is_told_and_another_error_is_not_hidden():
+    def too_much(rows):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(rows):
+        raise RuntimeError("a shape is wrong")
+
+    with pytest.raises(SystemExit, match="out of memory with one row"):
+        shared_pass.in_halves(too_much, [1, 2])
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        shared_pass.in_halves(broken, [1, 2])
