@@ -62,14 +62,14 @@ def alternate(
 ) -> dict[str, Any]:
     """Seconds of each side, the sides taking turns; the first round is thrown away.
 
-    ways: sides that are several ways of one peer. One that took over 1.5 times the fastest of them
+    ways: sides that are several ways of one peer. One that took over 1.25 times the fastest of them
     in the first round is not run again: its ratio could only flatter. finish: waits for a device.
     Returns seconds and cpu_seconds (lists of rounds), median_seconds and median_cpu_seconds, and
     dropped (the first round's seconds of what was not run again).
     """
     first = {name: _timed(side, finish)[0] for name, side in sides.items()}
     fastest = min((first[name] for name in ways), default=0.0)
-    dropped = {name: first[name] for name in ways if first[name] > 1.5 * fastest}
+    dropped = {name: first[name] for name in ways if first[name] > 1.25 * fastest}
     seconds: dict[str, list[float]] = {name: [] for name in sides if name not in dropped}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in seconds}
     for _ in range(rounds):

@@ -1,6 +1,6 @@
 """All measurements that need no GPU, one after the other, and their tables.
 
-    uv run python -m benchmarks                  # about 25 minutes on two idle cores
+    uv run python -m benchmarks                  # about 30 minutes on two idle cores
     uv run python -m benchmarks --curves         # and the curves over n, pairs and prompt: 12 more
 
 Each script runs in a process of its own, so that none finds another's memory or threads. Where one
@@ -12,30 +12,24 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import RESULTS
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {
-    "sampling": ["--batch"],
-    "dpo_step": [],
-    "reward_step": [],
-    "ab_scoring": [],
-    "row_stage": [],
-}
-"""And the options each gets."""
+SCRIPTS = ("sampling", "generate_batch", "dpo_step", "reward_step", "ab_scoring", "row_stage")
 WITH_CURVES = ("sampling", "dpo_step")
 
 
 def commands(
-    scripts: list[str], *, curves: bool, rounds: int, tiny: bool, results: Path
+    scripts: Sequence[str], *, curves: bool, rounds: int, tiny: bool, results: Path
 ) -> dict[str, list[str]]:
     """Script -> the command that runs it."""
     common = ["--rounds", str(rounds), "--results", str(results), *(["--tiny"] if tiny else [])]
     made = {}
     for script in scripts:
-        options = [*SCRIPTS[script], *(["--curves"] if curves and script in WITH_CURVES else [])]
+        options = ["--curves"] if curves and script in WITH_CURVES else []
         made[script] = [sys.executable, "-m", f"benchmarks.{script}", *options, *common]
     return made
 
@@ -44,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS)
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side")
     parser.add_argument("--curves", action="store_true", help="also over n, pairs and prompts")
     parser.add_argument("--tiny", action="store_true", help="shows that all run; no number")

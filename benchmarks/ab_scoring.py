@@ -59,7 +59,6 @@ class Shape:
 SHAPES = [
     Shape("30m_800_150_all_pairs", SMALL, 800, 150, ALL_PAIRS),
     Shape("30m_800_150_knockout", SMALL, 800, 150, KNOCKOUT),
-    Shape("30m_800_150_first_round", SMALL, 800, 150, KNOCKOUT[:1]),
     Shape("30m_200_50_all_pairs", SMALL, 200, 50, ALL_PAIRS),
     Shape("embedded_180_60_all_pairs", EMBEDDED, 180, 60, ALL_PAIRS),
 ]

@@ -2,13 +2,11 @@
 
     uv run python -m benchmarks.sampling                        # the shapes, on this machine's CPU
     uv run python -m benchmarks.sampling --curves               # over n and over prompt lengths
-    uv run python -m benchmarks.sampling --batch                # also generate_batch
+    uv run python -m benchmarks.generate_batch                  # against continuous batching
 
 The sides alternate within one process on the same weights (random, float32), all prompts of a shape
 at once; the first round of each is thrown away. generate is used in both of its ways: with
-num_return_sequences=n, and n runs of it on the batch (the faster of the two medians counts).
-generate_batch gets each prompt n times, as its documentation has it for several samples, and room
-for all of them at once. All texts
+num_return_sequences=n, and n runs of it on the batch (the faster of the two medians counts). All texts
 have the same number of tokens, temperature 1, top-k 50, top-p 0.95, no end before the last. Ours
 includes rendering and tokenizing the prompts and decoding the texts, the others do not.
 tokens_through_model is what a hook on the embeddings counts, over P + n T a prompt. The curves' model
@@ -78,8 +76,6 @@ SHAPES = [
     Shape("30m_200_50", SMALL, 200, 50, 8),
     Shape("embedded_180_60", EMBEDDED, 180, 60, 8, prompts=32),
 ]
-BATCH = Shape("30m_800_64_batch", SMALL, 800, 64, 8, prompts=2)
-"""generate_batch's shape: half the prompts, since a round of it takes half a minute."""
 CURVES = [Shape(f"samples_{n}", TWO_LAYERS, 800, 64, n, prompts=2) for n in (1, 2, 4, 8, 16, 32)]
 CURVES += [Shape(f"prompt_{p}", TWO_LAYERS, p, 64, 8, prompts=2) for p in (100, 400, 1600, 3200)]
 TINY = replace(SHAPES[-1], name="tiny", prompt_tokens=12, new_tokens=3, samples=2, prompts=2)
@@ -244,7 +240,6 @@ def rounds_of(shape: Shape, rounds: int) -> int:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--curves", action="store_true", help="also over n and prompt lengths")
-    parser.add_argument("--batch", action="store_true", help="also generate_batch")
     parser.add_argument("--only", nargs="*", help="names of shapes")
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -254,8 +249,6 @@ def main() -> None:
     if args.tiny:
         chosen = [TINY]
     results = [measure(shape, rounds_of(shape, args.rounds)) for shape in chosen]
-    if args.batch:
-        results.append(measure(TINY if args.tiny else BATCH, args.rounds, ("generate_batch",)))
     texts = TINY if args.tiny else replace(SHAPES[-1], prompts=16)
     write_results(
         "sampling",

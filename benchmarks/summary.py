@@ -102,7 +102,7 @@ LINES = [
     Line("the same: tokens through the model, over P + n T", "-",
          "sampling", of_shape("30m_800_150", "tokens_through_model"), 1.05, "", at_least=False),
     Line("the same, 64 new tokens", "`generate_batch`",
-         "sampling", of_shape("30m_800_64_batch", "ratio"), 10.0, "x"),
+         "generate_batch", of_shape("30m_800_64", "ratio"), 10.0, "x"),
     Line("500 queries x 4 candidates x 256 tokens, Mistral-7B, bf16, one H200", "-",
          "gpu", at("sampling_bf16", "all", "seconds"), 120, " s", at_least=False),
     Line("the same, 4-bit weights", "-",
@@ -121,7 +121,7 @@ LINES = [
          "chain", at("minutes"), 10, " min", at_least=False),
 ]  # fmt: skip
 
-SCRIPTS = ("sampling", "dpo_step", "reward_step", "ab_scoring")
+SCRIPTS = ("sampling", "generate_batch", "dpo_step", "reward_step", "ab_scoring")
 
 
 def table(rows: list[list[str]]) -> str:
@@ -153,7 +153,7 @@ def shapes_table(results: Path) -> str:
 
 def token_ratio(script: str, shape: Results) -> float:
     """The tokens that a peer sends through the model, over ours: about where the gain must end."""
-    if script == "sampling":
+    if script in ("sampling", "generate_batch"):
         prompt, new, n = shape["prompt_tokens"], shape["new_tokens"], shape["samples"]
         return n * (prompt + new) / (shape["tokens_through_model"] * (prompt + n * new))
     ours, *peer = shape["tokens"].values()
