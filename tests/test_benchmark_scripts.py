@@ -306,9 +306,7 @@ def test_a_part_that_fails_keeps_what_it_had_and_the_others_run(tmp_path, monkey
 
 
 def test_one_command_runs_every_script_and_tiny_never_replaces_a_number(tmp_path, monkeypatch):
-    made = __main__.commands(
-        __main__.SCRIPTS, curves=True, rounds=2, tiny=True, results=tmp_path
-    )
+    made = __main__.commands(__main__.SCRIPTS, curves=True, rounds=2, tiny=True, results=tmp_path)
     for script, command in made.items():
         assert (ROOT / "benchmarks" / f"{script}.py").exists()
         assert command[1:3] == ["-m", f"benchmarks.{script}"]

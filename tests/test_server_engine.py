@@ -494,9 +494,9 @@ def test_a_schema_is_sent_where_it_is_wanted_and_a_server_that_refuses_it_stops_
         list(engine(server).generate([request(reply_schema=schema)]))
         list(engine(server, structured_output=True).generate([request("a")]))
         list(engine(server, structured_output=True).generate([request(reply_schema=schema)]))
-    formats = [body.get("response_format") for body in server.requests]
-    assert formats[:2] == [None, None]
-    assert formats[2]["type"] == "json_schema" and formats[2]["json_schema"]["schema"] == schema
+    *before, asked = [body.get("response_format") for body in server.requests]
+    assert before == [None, None] and asked
+    assert asked["type"] == "json_schema" and asked["json_schema"]["schema"] == schema
     refused = Fault(status=400, message="response_format json_schema is not supported")
     with (
         Server(numbered, fault=lambda call: refused) as server,

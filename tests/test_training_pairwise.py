@@ -162,6 +162,10 @@ def test_it_is_the_loss_of_trl_on_whole_rows(tmp_path):
     assert_equal_steps(step(stock(tmp_path)), step(ours(tmp_path)))
 
 
+def adapter_of(trainer):
+    return [p for name, p in trainer.model.named_parameters() if "lora_" in name]
+
+
 def test_lora_with_gradient_checkpointing_gives_the_same(tmp_path):
     adapter = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)
     theirs, mine = (
@@ -170,13 +174,11 @@ def test_lora_with_gradient_checkpointing_gives_the_same(tmp_path):
     )
     for trainer in (theirs, mine):  # B starts as 0, and A's gradient with it
         torch.manual_seed(1)
-        for name, parameter in trainer.model.named_parameters():
-            if "lora_" in name:
-                torch.nn.init.normal_(parameter, std=0.1)
+        for parameter in adapter_of(trainer):
+            torch.nn.init.normal_(parameter, std=0.1)
     found = step(theirs), step(mine)
     assert_equal_steps(*found)
-    adapter_size = sum(p.numel() for n, p in mine.model.named_parameters() if "lora_" in n)
-    assert len(found[1][1]) == adapter_size
+    assert len(found[1][1]) == sum(p.numel() for p in adapter_of(mine))
 
 
 def test_bf16_gives_the_same_within_its_rounding(tmp_path):

@@ -26,7 +26,7 @@ class PackedLinears:
     """
 
     def __init__(self, model: nn.Module):
-        layers = [module for module in model.modules() if _packable(module)]
+        layers = [m for m in model.modules() if isinstance(m, nn.Linear) and _packable(m)]
         size = sum(layer.weight.nbytes for layer in layers)
         has_kernels = torch.backends.mkldnn.is_available() and hasattr(
             torch.ops.mkldnn, "_linear_pointwise"
@@ -48,18 +48,18 @@ class PackedLinears:
                 del layer.__dict__["forward"]
 
 
-def _packable(module: nn.Module) -> bool:
+def _packable(layer: nn.Linear) -> bool:
     return (
-        type(module) is nn.Linear  # not a quantized one
-        and module.weight.device.type == "cpu"
-        and module.weight.dtype in (torch.float32, torch.bfloat16)
-        and module.weight.numel() >= MIN_WEIGHTS
-        and "forward" not in module.__dict__  # accelerate's hooks
+        type(layer) is nn.Linear  # not a quantized one
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype in (torch.float32, torch.bfloat16)
+        and layer.weight.numel() >= MIN_WEIGHTS
+        and "forward" not in layer.__dict__  # accelerate's hooks
     )
 
 
 @torch.inference_mode()
-def _packed_forward(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+def _packed_forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
     bias = None if layer.bias is None else layer.bias.detach()
     apply = torch.ops.mkldnn._linear_pointwise.default
