@@ -275,3 +275,17 @@ def test_ids_are_int32_and_the_shared_part_is_no_response():
     assert pair.prompt_ids.dtype == np.int32
     text = tokenizer().decode(pair.prompt_ids)
     assert isinstance(text, str) and text.endswith("[RESPONSE A]")
+
+
+def test_a_checkpoint_with_tied_weights_is_whole_and_one_without_others_is_not(tmp_path, caplog):
+    tied = qwen2(vocabulary=300, tie_word_embeddings=True)
+    trainer = PrefixSharedPairwiseTrainer(
+        tied, config(tmp_path), data(), processing_class=tokenizer(), labels=label_ids(tokenizer())
+    )
+    weights = tied.state_dict()
+    for name, is_missed in (("lm_head.weight", False), ("model.norm.weight", True)):
+        del weights[name]
+        trainer._issue_warnings_after_load(tied.load_state_dict(weights, strict=False))
+        said = f"missing keys in the checkpoint model loaded: ['{name}']"
+        assert (said in caplog.text) == is_missed
+    assert "lm_head" not in caplog.text

@@ -182,6 +182,12 @@ class PairTrainer(Trainer):
             "otherwise look at these rows"
         )
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint has tied weights once, under one of their names: the others are not missing."""
+        tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [k for k in load_result.missing_keys if k not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     # -- the end
 
     def release(self) -> None:
