@@ -658,7 +658,7 @@ def _share(value: float | None) -> str:
 
 
 def _line(*cells: str) -> str:
-    return "".join(f"{cell:<32}" for cell in cells).rstrip()
+    return "".join(f"{cell:<31} " for cell in cells).rstrip()
 
 
 if __name__ == "__main__":
