@@ -3,6 +3,7 @@
 import gc
 import json
 import multiprocessing
+import random
 import subprocess
 import sys
 import tempfile
@@ -594,6 +595,17 @@ def test_places_tell_the_first_of_two(tmp_path):
     assert places.seen_at("a", "x/train.jsonl:3") is None
     assert places.seen_at("b", "x/validation.jsonl:3") is None
     assert places.seen_at("a", "x/validation.jsonl:900000") == "x/train.jsonl:3"
+
+
+def test_places_of_many_ids_are_those_of_a_plain_dict(monkeypatch):
+    """Most of them are in the sorted arrays by then, some in the dict of the recent ones."""
+    monkeypatch.setattr(Places, "_RECENT", 7)
+    rng, places, first = random.Random(0), Places(), {}
+    for line in range(1, 400):
+        id, place = f"id {rng.randrange(150)}", f"{rng.choice('xy')}.jsonl:{line}"
+        assert places.seen_at(id, place) == first.get(id)
+        first.setdefault(id, place)
+    assert len(places._hashes) > 100 and places._recent
 
 
 # ---- memory
