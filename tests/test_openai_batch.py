@@ -1,9 +1,13 @@
 """prefpipe.llm.openai_batch against a real HTTP server: what is submitted, kept, paid; every end state."""
 
+import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
 import random
+import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +19,7 @@ from pydantic import SecretStr
 from prefpipe.files import DataError
 from prefpipe.llm import Completion, Failure, Request, openai_batch
 from prefpipe.llm.openai_batch import BatchEngine, BatchOptions, Record
-from tests.server import BatchFault, Fault, Reply, Server, last_message
+from tests.server import ApiError, BatchFault, Fault, Reply, Server, last_message
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-a-very-secret-key"
@@ -658,3 +662,47 @@ def test_s7_the_key_is_sent_and_nowhere_to_be_read(caplog, capfd):
     written = "".join(path.read_text() for path in Path().rglob("*.jsonl"))
     for text in (caplog.text, shown.out, shown.err, str(end.value), written, repr(vars(used))):
         assert KEY not in text
+
+
+# ---- the loopback server itself
+
+
+def test_a_batch_that_takes_its_time_is_not_shown_as_ended_and_outlives_who_looked_at_it():
+    """Else a killed client's next run would find it ended without a file, and pay for it again."""
+    may_answer = threading.Event()
+
+    async def answer(body, sample) -> str:
+        while not may_answer.is_set():
+            await asyncio.sleep(0.01)
+        return numbered(body, sample)
+
+    with Server(answer) as server:
+        engine(server).submit([request(k) for k in range(3)])
+        url = f"{server.url}/batches/batch_0"
+
+        def look(seconds: float) -> dict[str, Any]:
+            with urllib.request.urlopen(url, timeout=seconds) as reply:
+                return json.load(reply)
+
+        for _ in range(3):  # until its states are over and it is at work
+            with contextlib.suppress(TimeoutError):
+                look(0.3)
+        with urllib.request.urlopen(f"{server.url}/batches") as reply:
+            [shown] = json.load(reply)["data"]
+        assert shown["status"] == "finalizing" and shown["output_file_id"] is None
+        may_answer.set()
+        ended = look(10)
+        assert ended["status"] == "completed" and ended["request_counts"]["completed"] == 3
+        assert texts(engine(server).generate([request(k) for k in range(3)])) == right(3)
+    assert server.paid == Counter({f"q{k}": 1 for k in range(3)}) and sizes(server) == [3]
+
+
+def test_a_line_that_the_model_refuses_is_a_line_of_the_error_file_and_stops_no_other():
+    async def answer(body, sample) -> str:
+        if last_message(body) == "q1":
+            raise ApiError(400, "too long", code="context_length_exceeded")
+        return numbered(body, sample)
+
+    with Server(answer) as server:
+        found = texts(engine(server).generate([request(k) for k in range(3)]))
+    assert found == right(3) | {"1": "prompt_too_long"}

@@ -308,14 +308,13 @@ class Server:
         """Status and body of what the Batch API makes of one line."""
         try:
             body = self._validated(json.dumps(body).encode())
+            call = self._arrived(body)
+            fault = self.fault(call) or Fault()
+            if fault.status != 200:
+                raise ApiError(fault.status, fault.message, code=fault.code)
+            return 200, json.loads(await self._complete(body, call, fault.choices))
         except ApiError as error:
             return error.status, json.loads(error.body)
-        call = self._arrived(body)
-        fault = self.fault(call) or Fault()
-        if fault.status != 200:
-            error = ApiError(fault.status, fault.message, code=fault.code)
-            return fault.status, json.loads(error.body)
-        return 200, json.loads(await self._complete(body, call, fault.choices))
 
     def _arrived(self, body: dict[str, Any]) -> Call:
         text = last_message(body)

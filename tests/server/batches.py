@@ -1,5 +1,6 @@
 """The Batch API of the loopback server: files, batches in all of their states, and what goes wrong."""
 
+import asyncio
 import itertools
 import json
 import random
@@ -65,6 +66,8 @@ class _Batch:
     fault: BatchFault
     shown: dict[str, Any]
     states: list[str] = field(default_factory=lambda: list(_STATES))
+    ending: "asyncio.Task[None] | None" = None
+    """The work on its lines, once it has begun: it goes on when the one who looked has gone."""
 
 
 class Batches:
@@ -149,8 +152,8 @@ class Batches:
             batch.states.pop(0)
             if batch.states:
                 batch.shown["status"] = batch.states[0]
-            else:
-                await self._end(batch)
+        if not batch.states:
+            await self._at_end(batch)
         return _json(batch.shown)
 
     async def _cancel(self, request: HttpRequest, id: str) -> HttpResponse:
@@ -165,21 +168,26 @@ class Batches:
     async def run_to_the_end(self) -> None:
         """Batches that nobody looks at are run, and paid, as all others are."""
         for batch in self.batches.values():
-            if batch.states:
-                batch.states.clear()
-                await self._end(batch)
+            batch.states.clear()
+            await self._at_end(batch)
+
+    async def _at_end(self, batch: _Batch) -> None:
+        """Its work is done, once: other calls see `finalizing` until then, and no end without files."""
+        if batch.ending is None:
+            batch.shown["status"] = "finalizing"
+            batch.ending = asyncio.ensure_future(self._end(batch))
+        await asyncio.shield(batch.ending)
 
     async def _end(self, batch: _Batch) -> None:
         fault, shown, lines = batch.fault, batch.shown, batch.call.lines
-        shown["status"] = fault.end
         if errors := self._validation_errors(batch):
             shown["status"] = "failed"
             shown["errors"] = {"object": "list", "data": errors}
             return
         done = round(len(lines) * fault.answered)
         output, failed = [], []
-        for line in lines[:done]:
-            status, body = await self._api.complete_line(line["body"])
+        answers = await asyncio.gather(*(self._api.complete_line(x["body"]) for x in lines[:done]))
+        for line, (status, body) in zip(lines, answers, strict=False):
             (output if status == 200 else failed).append(_answer(line, status, body))
         for line in lines[done:]:
             if fault.silent:
@@ -214,6 +222,7 @@ class Batches:
         if failed:
             shown["error_file_id"] = id = f"file-err-{number}"
             self.files[id] = "".join(json.dumps(line) + "\n" for line in failed).encode()
+        shown["status"] = fault.end
 
     def _validation_errors(self, batch: _Batch) -> list[dict[str, Any]]:
         fault, lines = batch.fault, batch.call.lines
