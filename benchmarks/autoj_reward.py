@@ -3,13 +3,15 @@
     uv run python -m benchmarks.autoj_reward            # ../shared/data, or PREFPIPE_REAL_DATA
     uv run python -m benchmarks.autoj_reward --folds 2  # quicker
 
-All pairs whose responses have at most 384 tokens, ties among them; the encoder's upper two
-layers and the head are trained, for an epoch. Each fold trains three models from the same start, with the same settings and seed, on the same
-token ids: ours with ties dropped, ours with ties as halves, and trl.RewardTrainer as its
-documentation runs it (ties dropped, since it has none; its own sampler, collator and loss). All
-pairs are tested once, by the fold that did not see their prompt. Writes
+All pairs whose responses have at most 512 tokens, the encoder's positions, ties among them; its
+upper two layers and the head are trained, for an epoch. Each fold trains four models from the same
+start, with the same settings and seed, on the same token ids: ours with ties dropped, ours with
+ties as halves, and trl.RewardTrainer as its documentation runs it (ties dropped, since it has none;
+its own collator and loss), once in its own random order of the pairs (trl) and once in ours
+(trl_in_our_order): what the first differs in may be the order, what the second differs in may not.
+All pairs are tested once, by the fold that did not see their prompt. Writes
 benchmarks/results/autoj_reward.json. It measures that our trainer learns as much as TRL's from real
-data, and what ties do to calibration; 1,000 pairs and an encoder of 22 M parameters are far from a
+data, and what ties do to calibration; 1,149 pairs and an encoder of 22 M parameters are far from a
 good reward model.
 """
 
@@ -39,7 +41,8 @@ SETTINGS = {
     "gradient_checkpointing": False,
     "disable_dropout": True,
 }
-MAX_LENGTH = 384
+MAX_LENGTH = 512
+WAYS = ("ours_drop", "ours_half", "trl", "trl_in_our_order")
 FROZEN_LAYERS = 4
 """Of the encoder's six, with the embeddings: not trained, which halves the time."""
 
@@ -93,13 +96,14 @@ def start() -> tuple[Any, Any]:
 
 
 def train(which: str, rows: Sequence[Any], tokens: Sequence[Any], folder: str) -> Any:
-    """The trained model. which: ours_drop, ours_half or trl."""
+    """The trained model. which: one of WAYS."""
     import numpy as np
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import RewardTrainer
 
+    from prefpipe.training.layout import PromptGroupSampler
     from prefpipe.training.reward import PrefixSharedRewardTrainer
 
     kept = [k for k, row in enumerate(rows) if which == "ours_half" or not row.tie]
@@ -111,11 +115,17 @@ def train(which: str, rows: Sequence[Any], tokens: Sequence[Any], folder: str) -
     arguments = RewardConfig(
         folder, **SETTINGS, seed=SEED, report_to=[], save_strategy="no", disable_tqdm=True
     )
-    if which == "trl":
+    if which.startswith("trl"):
+        dataset = Dataset.from_dict(columns)
+        if which == "trl_in_our_order":
+            batch = arguments.per_device_train_batch_size
+            order = PromptGroupSampler([""] * len(kept), batch_pairs=batch, seed=SEED)
+            dataset = dataset.select(list(order))
+            arguments.train_sampling_strategy = "sequential"
         trainer: Any = RewardTrainer(
             model,
             args=arguments,
-            train_dataset=Dataset.from_dict(columns),
+            train_dataset=dataset,
             processing_class=tokenizer,
         )
     else:
@@ -161,7 +171,7 @@ def main() -> None:
         f"{len(rows)} pairs, {sum(r.tie for r in rows)} ties; {left_out} responses too long",
         flush=True,
     )
-    tested: dict[str, list[metrics.ScoredPair]] = {w: [] for w in ("ours_drop", "ours_half", "trl")}
+    tested: dict[str, list[metrics.ScoredPair]] = {w: [] for w in WAYS}
     seconds = dict.fromkeys(tested, 0.0)
     for fold in range(folds_run):
         side = [fold_of(row.prompt, FOLDS) == fold for row in rows]
@@ -201,8 +211,9 @@ def write(
     """After each fold, since one takes minutes: what is known of the first `folds` of the five."""
     results: dict[str, Any] = {which: summary(found) for which, found in tested.items()}
     results["differences"] = {
-        which: paired_difference(tested[which], tested["trl"])
-        for which in ("ours_drop", "ours_half")
+        f"{ours} - {theirs}": paired_difference(tested[ours], tested[theirs])
+        for theirs in WAYS[2:]
+        for ours in WAYS[:2]
     }
     write_results(
         "autoj_reward",

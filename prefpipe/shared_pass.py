@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefpipe.llm.batch import is_out_of_memory
+from prefpipe.llm.packed_linear import packed_linears
 from prefpipe.llm.shared_prefix import Prefill, Segment, shared_prefix_attention
 
 MIN_SHARED_TOKENS = 16
@@ -100,7 +101,7 @@ def run_tree(
     last = torch.tensor(tree.last, device=device)
     if options.pop("only_last", False):
         options["logits_to_keep"] = last
-    with shared_prefix_attention(model):
+    with shared_prefix_attention(model), packed_linears(model).used():
         outputs = model(
             input_ids=torch.tensor([tree.ids], device=device),
             position_ids=torch.tensor([tree.positions], device=device),

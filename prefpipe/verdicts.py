@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic_core import to_json
+
 from prefpipe.prompts import ANSWER_KEYS
 from prefpipe.rows import Language
 
@@ -72,7 +74,7 @@ _FULL_WIDTH_DIGITS = {0xFF10 + d: str(d) for d in range(10)} | {ord("／"): "/",
 _DIGITS: dict[str, Literal[1, 2]] = {"1": 1, "2": 2, "１": 1, "２": 2}
 _OBJECT_START = re.compile(r"\{(?=\s*\")")
 _STARTS_WITH_OBJECT = re.compile(r"\s*(?:```\w*\s*)?\{")
-_FENCE = re.compile(r"^\s*```\w*\s*\n?|\n?\s*```\s*$")
+_FENCE_START = re.compile(r"```\w*")
 
 
 def parse_verdict(text: str) -> Verdict | Unreadable:
@@ -177,7 +179,8 @@ def _plain(value: Any) -> Any:
 def render_judgment(reason: str, better: int, language: Language) -> str:
     """The judgment as one JSON object in the answer keys of its language; quotes are escaped."""
     reason_key, verdict_key = ANSWER_KEYS[language]
-    return json.dumps({reason_key: reason, verdict_key: better}, ensure_ascii=False)
+    # json.dumps of the whole gives the same in six times the time
+    return f'{{"{reason_key}": {to_json(reason).decode()}, "{verdict_key}": {better}}}'
 
 
 def read_hinted_reason(text: str, hint: int, *, finish_reason: str) -> Verdict | Unreadable:
@@ -200,8 +203,14 @@ def read_hinted_reason(text: str, hint: int, *, finish_reason: str) -> Verdict |
     objects = _objects(answer)
     # An object with a reason alone: the hint was taken for granted.
     reason = "" if isinstance(objects, Unreadable) else _reason(objects)
-    reason = reason or _FENCE.sub("", answer).strip()
+    reason = reason or _without_fence(answer)
     return Verdict(better, reason) if reason else Unreadable("empty")
+
+
+def _without_fence(text: str) -> str:
+    text = text.strip()
+    start = _FENCE_START.match(text)
+    return text[start.end() if start else 0 :].removesuffix("```").strip()
 
 
 def judgment_schema(language: Language) -> dict[str, Any]:

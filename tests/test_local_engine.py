@@ -4,6 +4,7 @@ import copy
 import itertools
 import random
 from dataclasses import replace
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -416,7 +417,7 @@ def test_the_batch_fits_into_half_of_the_memory_that_is_free(
     heads, size = kv_shape(engine.config)
     store = shared_prefix.Store(2, heads, size, torch.float32, torch.device("cpu"))
     store.reserve(slots=3, prompt_tokens=10, rows=4, new_tokens=5)
-    taken = sum(part.numel() * part.itemsize for part in (*store.prompt, *store.own))
+    taken = sum(part.numel() * part.itemsize for part in chain(*store.prompt, *store.own))
     needed = engine.max_batch_tokens * taken / (3 * 10 + 4 * 5)
     assert 0.5 * memory.available / 2 < needed < memory.available / 2
 
@@ -427,7 +428,7 @@ def test_the_cache_is_allocated_ahead_and_no_step_copies_it(model, tokenizer, mo
     step = Live._step
 
     def noted(live):
-        places.append([part.data_ptr() for part in (*live.store.prompt, *live.store.own)])
+        places.append([part.data_ptr() for part in chain(*live.store.prompt, *live.store.own)])
         return step(live)
 
     monkeypatch.setattr(Live, "_step", noted)
@@ -555,18 +556,28 @@ def test_short_prompts_before_long_ones_do_not_make_room_for_as_many_long_ones(m
     short = [ask(f"s{i}", letters(rng, 5), max_new_tokens=2) for i in range(64)]
     long = [ask(f"l{i}", letters(rng, 200), max_new_tokens=2) for i in range(64)]
     engine = LocalEngine(model, tokenizer, max_samples=16, max_batch_tokens=1000)
-    sizes = []
-    reserve = shared_prefix.Store._reserve
+    sizes, stores = [], []
+    reserve, with_room = shared_prefix.Store.reserve, shared_prefix._with_room
 
-    def noted(store, parts, count, tokens):
-        reserve(store, parts, count, tokens)
-        sizes.append(store.prompt[0][0, :, 0, :, 0].numel() + store.own[0][0, :, 0, :, 0].numel())
+    def note():
+        values = (stores[-1].prompt[0][1], stores[-1].own[0][1])
+        sizes.append(sum(part[:, 0, :, 0].numel() for part in values))
+
+    def noted(store, *args):
+        stores.append(store)
+        reserve(store, *args)
+        note()
+
+    def noted_between(old, *args, **options):
+        note()
+        return with_room(old, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared_prefix.Store, "_reserve", noted)
+        patch.setattr(shared_prefix.Store, "reserve", noted)
+        patch.setattr(shared_prefix, "_with_room", noted_between)
         assert len(texts(engine, [*short, *long])) == 128
     # rounding prompts up to 64 tokens may add a quarter
-    assert max(sizes) <= 1250
+    assert len(sizes) > 100 and max(sizes) <= 1250
 
 
 # ---- scoring -----------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 from torch import nn
 
 from prefpipe.llm import packed_linear
-from prefpipe.llm.packed_linear import MIN_WEIGHTS, PackedLinears
+from prefpipe.llm.packed_linear import MIN_WEIGHTS, PackedLinears, packed_linears
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch is without oneDNN"
@@ -63,3 +65,77 @@ def test_no_layer_is_packed_where_memory_is_short(layers, monkeypatch):
         memory = SimpleNamespace(available=free)
         monkeypatch.setattr(packed_linear.psutil, "virtual_memory", lambda m=memory: m)
         assert len(PackedLinears(layers)._forwards) == count
+
+
+def test_packed_once_and_again_when_the_weights_are_other_ones(layers):
+    packed = packed_linears(layers)
+    assert packed_linears(layers) is packed
+    x = torch.randn(4, 512)
+
+    def is_right():
+        with torch.inference_mode():
+            want = layers(x)
+            with packed_linears(layers).used():
+                return torch.allclose(layers(x), want, atol=1e-4)
+
+    with torch.no_grad():
+        layers[0].weight.mul_(2)  # as an optimizer does
+    assert packed_linears(layers) is not packed and is_right()
+    layers[1].weight.data = torch.randn(512, 700)
+    assert is_right()
+    packed = packed_linears(layers)
+    assert packed_linears(layers) is packed
+
+
+def test_a_model_that_is_gone_leaves_no_packed_weights_behind():
+    models = len(packed_linear._of_model)
+    owner = nn.Sequential(nn.Linear(512, 512))
+    packed = weakref.ref(packed_linears(owner))
+    assert len(packed_linear._of_model) == models + 1
+    del owner
+    gc.collect()
+    assert packed() is None and len(packed_linear._of_model) == models
+
+
+class Gated(nn.Module):
+    """As in Llama; scale: what another architecture might do besides."""
+
+    def __init__(self, act=nn.functional.silu, scale=1.0, bias=False):
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(512, 600, bias=bias) for _ in range(2))
+        self.down_proj = nn.Linear(600, 512, bias=bias)
+        self.act, self.scale = act, scale
+
+    def forward(self, x):
+        return self.scale * self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_a_gated_layer_gives_what_it_gives(dtype, tolerance, bias):
+    torch.manual_seed(0)
+    gated = Gated(bias=bias).to(dtype)
+    packed = PackedLinears(gated)
+    assert gated in dict(packed._forwards)
+    x = torch.randn(1, 33, 512, dtype=dtype)
+    before = x.clone()
+    with torch.inference_mode():
+        want = copy.deepcopy(gated).double()(x.double())
+        with packed.used():
+            found = gated(x)
+    assert (found - want).abs().max() <= tolerance * want.abs().max()
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("other", [{"act": nn.functional.gelu}, {"scale": 1.01}])
+def test_a_layer_that_only_looks_gated_keeps_its_own_forward(other):
+    torch.manual_seed(0)
+    gated = Gated(**other)
+    packed = PackedLinears(gated)
+    assert gated not in dict(packed._forwards)
+    x = torch.randn(1, 3, 512)
+    with torch.inference_mode(), packed.used():
+        found = gated(x)
+    assert torch.allclose(found, gated(x), atol=1e-5)

@@ -140,7 +140,9 @@ def test_j3_a_rendered_judgment_is_read_as_it_was_whatever_its_reason_holds(
 ):
     text = render_judgment(reason, better, language)
     assert parse_verdict(text) == Verdict(better, reason.strip())
-    assert list(json.loads(text).values()) == [reason, better]
+    keys = json.loads(text)
+    assert list(keys.values()) == [reason, better]
+    assert text == json.dumps(dict(zip(keys, (reason, better), strict=True)), ensure_ascii=False)
 
 
 PIECES = st.sampled_from(
@@ -180,6 +182,12 @@ def test_no_monstrous_text_raises(text):
     assert isinstance(verdict, Verdict | Unreadable)
 
 
+def test_spaces_inside_a_hinted_text_are_looked_at_once():
+    """A fence looked for by a pattern takes time with the square of them: here half a day."""
+    text = "so" + " " * 1_000_000 + "it is"
+    assert read_hinted_reason(text, 1, finish_reason="stop") == Verdict(1, text)
+
+
 @given(TEXT, st.sampled_from([1, 2]), st.integers(0, 100))
 def test_a_cut_judgment_is_never_a_verdict(reason, better, keep):
     """J9: at whatever character the token limit cut it."""
@@ -194,6 +202,8 @@ HINTED = {
     "plain text": ("4 is right.", 2, "stop", Verdict(2, "4 is right.")),
     "quotes and newlines": ('It says "4".\nYes.', 1, "stop", Verdict(1, 'It says "4".\nYes.')),
     "a fence around it": ("```\n4 is right.\n```", 2, "stop", Verdict(2, "4 is right.")),
+    "a fence with its language": ("```text\n`4` is.\n\n``` \n", 2, "stop", Verdict(2, "`4` is.")),
+    "a fence alone": ("``````", 2, "stop", Unreadable("empty")),
     "after thoughts": ("<think>hm</think>\n4 is right.", 2, "stop", Verdict(2, "4 is right.")),
     "braces that are no object": ("f(x) {return 1}", 2, "stop", Verdict(2, "f(x) {return 1}")),
     "its own object, agreeing": (GOOD, 1, "stop", Verdict(1, "It is.")),

@@ -4,6 +4,7 @@ Samples that end leave the batch, prompts that end make room for the next ones; 
 gaps, so that a step reads plain slices of the store.
 """
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Iterable
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prefpipe.llm import Completion, Request
-from prefpipe.llm.packed_linear import PackedLinears
+from prefpipe.llm.packed_linear import PackedLinears, packed_linears
 from prefpipe.llm.sampling import choose, uniforms
 from prefpipe.llm.shared_prefix import Decode, Prefill, Segment, Store
 
@@ -114,10 +115,13 @@ class Live:
         self.store = Store(
             engine.config.num_hidden_layers, heads, size, engine.model.dtype, engine.model.device
         )
-        self.packed = PackedLinears(engine.model)
         self.jobs: list[Job] = []
         self.settings: list[tuple[float, int, float]] = []
         self.rows = self._new_rows([], 0)
+
+    @functools.cached_property
+    def packed(self) -> PackedLinears:
+        return packed_linears(self.engine.model)
 
     @torch.inference_mode()
     def advance(self, pending: deque[Job]) -> list[Job]:

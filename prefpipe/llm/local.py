@@ -216,7 +216,8 @@ class LocalEngine:
     def forward(self, ids: np.ndarray, positions: np.ndarray | Tensor, layout, keep) -> Tensor:
         """Logits (K, V) in float32 at the positions to keep, of tokens that stand in one row."""
         device = self.model.device
-        self.model.eval()
+        if self.model.training:  # eval() walks through all modules
+            self.model.eval()
         with shared_prefix_attention(self.model):
             return (
                 self.model(

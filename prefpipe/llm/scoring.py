@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefpipe.llm.packed_linear import packed_linears
 from prefpipe.llm.shared_prefix import Prefill, Segment, shared_prefix_attention
 from prefpipe.packing import IGNORED, Pack
 
@@ -20,13 +21,14 @@ _MAX_LOGITS = 1 << 25
 
 def completion_logps(model: Any, packs: Sequence[Pack]) -> list[list[Tensor]]:
     """Of each pack, each completion's log-probabilities (float32, one a token)."""
-    hidden_N_H = hidden_states(model, packs)
-    labels_N = torch.cat([pack.labels_T for pack in packs]).to(hidden_N_H.device)
-    asked = (labels_N != IGNORED).nonzero()[:, 0]
-    logps_N = hidden_N_H.new_zeros(len(labels_N), dtype=torch.float32)
-    for part, logits in _logits(model, hidden_N_H, asked):
-        picked = logits.gather(-1, labels_N[part, None])[:, 0]
-        logps_N[part] = picked - logits.logsumexp(-1)
+    with packed_linears(_unwrapped(model)).used():
+        hidden_N_H = hidden_states(model, packs)
+        labels_N = torch.cat([pack.labels_T for pack in packs]).to(hidden_N_H.device)
+        asked = (labels_N != IGNORED).nonzero()[:, 0]
+        logps_N = hidden_N_H.new_zeros(len(labels_N), dtype=torch.float32)
+        for part, logits in _logits(model, hidden_N_H, asked):
+            picked = logits.gather(-1, labels_N[part, None])[:, 0]
+            logps_N[part] = picked - logits.logsumexp(-1)
     return _by_branch(packs, logps_N.cpu())
 
 
