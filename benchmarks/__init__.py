@@ -62,21 +62,27 @@ def alternate(
 ) -> dict[str, Any]:
     """Seconds of each side, the sides taking turns; the first round is thrown away.
 
-    ways: sides that are several ways of one peer. One that took over 1.25 times the fastest of them
-    in the first round is not run again: its ratio could only flatter. finish: waits for a device.
-    Returns seconds and cpu_seconds (lists of rounds), median_seconds and median_cpu_seconds, and
-    dropped (the first round's seconds of what was not run again).
+    ways: sides that are several ways of one peer. One that took over 1.1 times the fastest of them
+    in the first round that counts is not run again: its ratio could only flatter. finish: waits for
+    a device. Returns seconds and cpu_seconds (lists of rounds), median_seconds and
+    median_cpu_seconds, and dropped (seconds of the one round of what was not run again).
     """
-    first = {name: _timed(side, finish)[0] for name, side in sides.items()}
-    fastest = min((first[name] for name in ways), default=0.0)
-    dropped = {name: first[name] for name in ways if first[name] > 1.25 * fastest}
-    seconds: dict[str, list[float]] = {name: [] for name in sides if name not in dropped}
-    cpu_seconds: dict[str, list[float]] = {name: [] for name in seconds}
-    for _ in range(rounds):
+    for side in sides.values():
+        _timed(side, finish)
+    dropped: dict[str, float] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for round_number in range(rounds):
         for name in seconds:
             wall, cpu = _timed(sides[name], finish)
             seconds[name].append(wall)
             cpu_seconds[name].append(cpu)
+        if round_number == 0:
+            fastest = min((seconds[name][0] for name in ways), default=0.0)
+            for name in ways:
+                if seconds[name][0] > 1.1 * fastest:
+                    dropped[name] = seconds.pop(name)[0]
+                    del cpu_seconds[name]
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,

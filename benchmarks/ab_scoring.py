@@ -8,11 +8,11 @@ unbatched  the same rows of token ids, one forward per order; of the logits only
 padded     the same rows in batches, padded on the left, 8,192 tokens a batch as in ours (the rows
            are about equally long: little padding)
 
-Shapes: every pair of the eight (28, a round-robin), a knockout's first round (4 pairs, in each of
-which both responses are new: there the shared context is all that is saved), and the knockout whole
-(4, 2 and 1 pairs, a pass each). The sides alternate within one process on the same weights (random,
-float32), the first round of each is thrown away. Ours includes rendering and tokenizing, the others
-get token ids. largest_difference is that of P(first is better) between ours and unbatched.
+Shapes: every pair of the eight (28, a round-robin), and a knockout (4, 2 and 1 pairs, a pass each; in
+the first both responses of each pair are new, and the shared context is all that is saved). The
+sides alternate within one process on the same weights (random, float32), the first round of each is
+thrown away. Ours includes rendering and tokenizing, the others get token ids. largest_difference is
+that of P(first is better) between ours and unbatched.
 Not measured: loading. Writes benchmarks/results/ab_scoring.json; ratio is of median wall times,
 unbatched / ours, ratio_padded that of the padded batches.
 """

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -120,12 +121,20 @@ def test_greedy_is_generate_token_for_token(shape, tokenizer):
     assert ends == {True, False} or shape != "qwen2_tied"
 
 
+def pack_all_layers(monkeypatch):
+    """Small ones, too, of models that have been used before."""
+    monkeypatch.setattr(packed_linear, "MIN_WEIGHTS", 1)
+    monkeypatch.setattr(packed_linear, "_of_model", WeakKeyDictionary())
+
+
 def test_packed_layers_give_the_same_texts_and_see_changed_weights(model, tokenizer, monkeypatch):
     asked = requests(8, samples=(0, 1), max_new_tokens=16, temperature=1.0)
     want = texts(LocalEngine(model, tokenizer), asked)
-    monkeypatch.setattr(packed_linear, "MIN_WEIGHTS", 1)
+    pack_all_layers(monkeypatch)
     engine = LocalEngine(model, tokenizer)
     assert texts(engine, asked) == want
+    if torch.backends.mkldnn.is_available():  # of 2 layers: 7 linear and a gated one, and the head
+        assert len(packed_linear.packed_linears(model)._forwards) == 17
 
     before, other = copy.deepcopy(model.state_dict()), make_model(seed=7)
     model.load_state_dict(other.state_dict())
@@ -169,9 +178,12 @@ def test_a_model_in_train_mode_is_sampled_in_eval_mode(tokenizer):
 # ---- the noise ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("packed", [False, True])
 def test_e2_j9_a_text_does_not_depend_on_its_batch_its_order_or_what_else_is_asked(
-    model, tokenizer
+    model, tokenizer, packed, monkeypatch
 ):
+    if packed:
+        pack_all_layers(monkeypatch)
     asked = requests(
         samples=tuple(range(6)), max_new_tokens=24, temperature=1.2, top_k=20, top_p=0.95, seed=3
     )

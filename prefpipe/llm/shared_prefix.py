@@ -96,7 +96,9 @@ class Store:
     """A layer: keys and values (rows, h, T, D)."""
 
     def __post_init__(self):
-        nothing = torch.zeros(0, self.heads, 0, self.head_size, device=self.device, dtype=self.dtype)
+        nothing = torch.zeros(
+            0, self.heads, 0, self.head_size, device=self.device, dtype=self.dtype
+        )
         self.prompt = [(nothing.mT, nothing)] * self.layers
         self.own = [(nothing, nothing)] * self.layers
 
@@ -110,9 +112,7 @@ class Store:
             keys = _with_room(keys, rows, new_tokens, dim=2)
             self.own[layer] = keys, _with_room(values, rows, new_tokens, dim=2)
 
-    def move(
-        self, parts: list[tuple[Tensor, Tensor]], to: np.ndarray, source: np.ndarray
-    ) -> None:
+    def move(self, parts: list[tuple[Tensor, Tensor]], to: np.ndarray, source: np.ndarray) -> None:
         """Of self.prompt or self.own: slots or rows `source` take the places `to`."""
         if len(to):
             to_t, source_t = (torch.from_numpy(x).to(self.device) for x in (to, source))
