@@ -136,12 +136,14 @@ def reach_table(results: Path) -> str:
 
 
 def shapes_table(results: Path) -> str:
-    """Every shape of the CPU scripts, so that a reader sees where the gain ends."""
+    """The shapes of the CPU scripts, so that a reader sees where the gain ends; not the curves'."""
     rows = [
         ["script", "shape", "ours, s", "peer, s", "wall time", "CPU time", "tokens, peer / ours"]
     ]
     for script in SCRIPTS:
         for shape in (load(results, script) or {}).get("shapes", []):
+            if any(shape["name"].startswith(begins) for _, begins in CURVES.get(script, ())):
+                continue
             ours = shape["median_seconds"]["ours"]
             rows.append([
                 script, shape["name"], f"{ours:.3f}", f"{ours * shape['ratio']:.3f}",
@@ -184,10 +186,45 @@ def row_stage_table(results: Path) -> str:
     return table(rows)
 
 
+REAL_PAIRS = {
+    "ours_drop": "ours, ties dropped",
+    "ours_half": "ours, ties as halves",
+    "trl": "`trl.RewardTrainer`, ties dropped",
+    "trl_in_our_order": "the same, in our order of the pairs",
+}
+
+
+def real_pairs_table(results: Path) -> str:
+    """Auto-J, with the MiniLM encoder."""
+    found = load(results, "autoj_reward")
+    if found is None:
+        return "Not measured.\n"
+    head = ["trained by", "accuracy", "95 %", "less TRL's", "ECE", "margin of ties", "of others"]
+    rows = [head]
+    for way, name in REAL_PAIRS.items():
+        row = found[way]
+        less = found["differences"].get(f"{way} - trl")
+        margins = (row["mean_abs_margin_of_ties"], row["mean_abs_margin_of_others"])
+        rows.append([
+            name, f"{row['accuracy']:.3f}", _range(row["interval"]),
+            f"{less['value']:+.3f} ({_range(less['interval'])})" if less else "",
+            f"{row['ece']:.3f}", *(f"{margin:.2f}" for margin in margins),
+        ])  # fmt: skip
+    longer = found["ours_drop"]["longer_is_right"]
+    return (
+        f"{found['pairs']:,} pairs in {found['folds']} folds, {found['ties']} of them ties; the longer "
+        f"response is the better one in {longer:.3f}.\n\n{table(rows)}"
+    )
+
+
+def _range(interval: list[float]) -> str:
+    return " to ".join(f"{value:.3f}" for value in interval)
+
+
 def conditions(results: Path) -> str:
     """Where and with what each file was measured."""
     lines = []
-    for script in (*SCRIPTS, "row_stage", "gpu"):
+    for script in (*SCRIPTS, "row_stage", "autoj_reward", "gpu"):
         found = load(results, script)
         if found is None:
             continue
@@ -212,6 +249,8 @@ def render(results: Path = RESULTS) -> str:
             "\n".join(filter(None, (shapes_table(results), equal_texts(results)))),
             "### Row stages\n",
             row_stage_table(results),
+            "### Real pairs: Auto-J, the MiniLM encoder, 5-fold by prompt\n",
+            real_pairs_table(results),
             "### Measured on\n",
             conditions(results) or "Not measured.\n",
         ]

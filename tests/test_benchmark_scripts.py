@@ -358,6 +358,15 @@ def made_up(tmp_path: Path) -> Path:
         },
         "gpu": {"date": "2026-01-01", **on, "device": "H", "dpo": {"sdpa": {"ratio": 3.0},
                 "flex": {"ratio": 3.5}}, "sampling_bf16": {"all": {"seconds": 119.6}}},
+        "autoj_reward": {
+            "date": "2026-01-01", **on, "pairs": 1000, "ties": 100, "folds": 5,
+            "differences": {f"{way} - trl": {"value": -0.01, "interval": [-0.03, 0.02]}
+                            for way in ("ours_drop", "ours_half")},
+            **{way: {
+                "accuracy": 0.6, "interval": [0.5, 0.7], "ece": 0.05, "longer_is_right": 0.7,
+                "mean_abs_margin_of_ties": 0.1, "mean_abs_margin_of_others": 0.2,
+            } for way in summary.REAL_PAIRS},
+        },
     }  # fmt: skip
     for name, content in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -375,6 +384,11 @@ def test_a_number_is_shown_with_whether_it_was_reached(tmp_path):
     assert "| a | 59 | 50 | 65 | 90 | 301 |" in text
     assert "not measured" in lines["| reward-model step, 800 + 2 x 150 (limit by tokens: 1.7x)"]
     assert "| dpo_step | 30m_800_150 | 2.000 | 5.000 | 2.50x | 2.50x | 4.00x |" in text
+    assert "| dpo_step | pairs_5 |" not in text, "a point of a curve"
+    assert (
+        "| ours, ties as halves | 0.600 | 0.500 to 0.700 | -0.010 (-0.030 to 0.020) | "
+        "0.050 | 0.10 | 0.20 |" in text
+    )
     assert summary.render(tmp_path / "nothing").count("not measured") == len(summary.LINES)
 
 
