@@ -1,6 +1,6 @@
 """All measurements that need no GPU, one after the other, and their tables.
 
-    uv run python -m benchmarks                  # about 30 minutes on two idle cores
+    uv run python -m benchmarks                  # 30 to 35 minutes on two idle cores
     uv run python -m benchmarks --curves         # and the curves over n, pairs and prompt: 12 more
 
 Each script runs in a process of its own, so that none finds another's memory or threads. Where one
@@ -9,6 +9,7 @@ them is none (load_before in the JSON tells).
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from benchmarks import RESULTS
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("sampling", "generate_batch", "dpo_step", "reward_step", "ab_scoring", "row_stage")
 WITH_CURVES = ("sampling", "dpo_step")
+WITHOUT_BARS = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
 def commands(
@@ -54,7 +56,7 @@ def main() -> None:
     for script, command in made.items():
         print(f"---- {script}", flush=True)
         started = time.monotonic()
-        if subprocess.run(command, cwd=ROOT).returncode:
+        if subprocess.run(command, cwd=ROOT, env=os.environ | WITHOUT_BARS).returncode:
             failed.append(script)
         print(f"---- {script}: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
     summary = [sys.executable, "-m", "benchmarks.summary"]

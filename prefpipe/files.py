@@ -338,7 +338,7 @@ class _ParquetWriter:
             [(name, _arrow_type(f.annotation)) for name, f in row_type.model_fields.items()]
         )
         self._table = pyarrow.Table
-        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema)
+        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
 
     def write(self, row: Row) -> None:
