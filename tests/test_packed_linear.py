@@ -2,9 +2,11 @@ import copy
 import gc
 import weakref
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from prefpipe.llm import packed_linear
@@ -83,11 +85,14 @@ def test_packed_once_and_again_when_the_weights_are_other_ones(layers):
     assert packed_linears(layers) is not packed and is_right()
     layers[1].weight.data = torch.randn(512, 700)
     assert is_right()
+    layers[1].weight.data += 1  # as PEFT merges; no counter tells
+    assert is_right()
     packed = packed_linears(layers)
     assert packed_linears(layers) is packed
 
 
 def test_a_model_that_is_gone_leaves_no_packed_weights_behind():
+    gc.collect()  # those of other tests
     models = len(packed_linear._of_model)
     owner = nn.Sequential(nn.Linear(512, 512))
     packed = weakref.ref(packed_linears(owner))
@@ -129,7 +134,35 @@ def test_a_gated_layer_gives_what_it_gives(dtype, tolerance, bias):
     assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("other", [{"act": nn.functional.gelu}, {"scale": 1.01}])
+def test_an_adapter_put_into_a_packed_model_is_not_passed_by():
+    torch.manual_seed(0)
+    model = nn.Sequential(Gated())
+    assert model[0] in dict(packed_linears(model)._forwards)
+    targets = ["gate_proj", "down_proj"]
+    tuned: Any = get_peft_model(
+        model, LoraConfig(r=8, target_modules=targets, init_lora_weights=False)
+    )
+    x = torch.randn(1, 3, 512)
+
+    def is_right(model):
+        with torch.inference_mode():
+            want = model(x)
+            with packed_linears(model).used():
+                return torch.allclose(model(x), want, atol=1e-5)
+
+    assert is_right(tuned.get_base_model())
+    with tuned.disable_adapter():
+        assert is_right(tuned.get_base_model())
+    assert is_right(tuned.merge_and_unload()) and is_right(model)
+
+
+def capped_silu(x):
+    return nn.functional.silu(x).clamp(max=7)
+
+
+@pytest.mark.parametrize(
+    "other", [{"act": nn.functional.gelu}, {"scale": 1.01}, {"act": capped_silu}]
+)
 def test_a_layer_that_only_looks_gated_keeps_its_own_forward(other):
     torch.manual_seed(0)
     gated = Gated(**other)

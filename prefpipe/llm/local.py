@@ -266,7 +266,7 @@ def _check_attention(engine: LocalEngine) -> None:
             layout = Decode(live.store, np.array([0]), np.array([age]), np.array([6]))
             found = engine.forward(ids[6 + age : 7 + age], layout.position_N, layout, 0)[0]
     except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
         raise SystemExit(
             f"{name}: the local engine cannot run this model's attention ({error}); use engine "

@@ -238,14 +238,17 @@ class Decode:
         keys.view(-1, D).index_copy_(0, where, key_h_N_D.transpose(0, 1).reshape(N * h, D))
         values.view(-1, D).index_copy_(0, where, value_h_N_D.transpose(0, 1).reshape(N * h, D))
         query = query_H_N_D.transpose(0, 1).reshape(N, h, G, D)
-        keys, values = (x[:N, :, : self.longest_own] for x in (keys, values))
-        out, lse = _attention(query, keys.mT, values, own_bias, scale)
+        own_keys, own_values = (x[:N, :, : self.longest_own] for x in (keys, values))
+        out, lse = _attention(query, own_keys.mT, own_values, own_bias, scale)
 
         grid = query.index_select(0, self.row_cells).view(S, n, h, G, D)
         keys, values = self.store.prompt[layer]
-        keys, values = keys[:S, ..., : self.longest_prompt], values[:S, :, : self.longest_prompt]
         shared, shared_lse = _attention(
-            grid.transpose(1, 2).reshape(S, h, n * G, D), keys, values, prompt_bias, scale
+            grid.transpose(1, 2).reshape(S, h, n * G, D),
+            keys[:S, ..., : self.longest_prompt],
+            values[:S, :, : self.longest_prompt],
+            prompt_bias,
+            scale,
         )
         shared, shared_lse = (
             x.view(S, h, n, G, -1).transpose(1, 2).reshape(S * n, h, G, -1)[self.cell_N]
@@ -295,7 +298,9 @@ def _as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor | None:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """(B, h, Q, D) on keys (B, h, D, K), values (B, h, K, D) -> outputs (B, h, Q, D), log-sum-exps (B, h, Q, 1)."""
+    """Queries (B, h, Q, D) on keys (B, h, D, K), values (B, h, K, D) -> outputs (B, h, Q, D) and their
+    log-sum-exps (B, h, Q, 1).
+    """
     B, h, Q, _ = query.shape
     key, value = key.flatten(0, 1), value.flatten(0, 1)
     scores = query.new_empty(())
