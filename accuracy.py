@@ -132,7 +132,8 @@ def main(s: Settings, engines: dict[Judge, Any] | None = None) -> None:
         files.write_json(s.output / "accuracy.json", report)
         files.write_text(s.output / "table.txt", table)
     print(table, end="")
-    print(f"numbers: {s.output / 'accuracy.json'}; texts: {s.output / 'judgments.jsonl'}")
+    texts = "judgments.jsonl" if run.written["judgments.jsonl"] else "scores.jsonl"
+    print(f"numbers: {s.output / 'accuracy.json'}; a row each: {s.output / texts}")
 
 
 class Asked(NamedTuple):

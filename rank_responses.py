@@ -8,10 +8,10 @@ Writes  data/ranking/rankings.jsonl       Ranking rows: the order, scores or mat
     {"id": "p7", "prompt": "2+2?", "responses": ["5", "4", "4", ""], "right": [false, true, true, false], "source": "sums"}
  -> {"id": "p7", "by": "reward", "tournament": null, "ranking": [1, 0], "copies": [[1, 2], [0]], "scores": [1.9, -0.7], "margins": [2.6], "best": 1, "worst": 0, "comparisons": [], "cycle": null, "best_is_right": true, "right_share": 0.5}
 
-Responses of equal text are one competitor; empty ones do not compete; with fewer than two left the
-row is a reject. A pairwise model and a judge are asked in both orders, which is one comparison:
-knockout takes n - 1 of them and finds the best, round-robin n (n - 1) / 2 and orders all (Bradley-
-Terry strengths, a tie being half a win; circles are reported). See prefpipe/ranking.py.
+Responses of equal text are one competitor; empty ones do not compete; with fewer than two left, or
+without a prompt, the row is a reject. A pairwise model and a judge are asked in both orders, which is
+one comparison: knockout takes n - 1 of them and finds the best, round-robin n (n - 1) / 2 and orders
+all (Bradley-Terry strengths, a tie being half a win; circles are reported). See prefpipe/ranking.py.
 
     uv run rank_responses.py --by pairwise --tournament round-robin
 """
@@ -104,10 +104,15 @@ def main(s: Settings, ranker: Ranker | None = None) -> None:
 
 
 def competitors(row: Responses) -> dict[int, list[int]] | Reject:
-    """First index of each distinct response -> all copies; a Reject with fewer than two."""
+    """First index of each distinct response -> all copies; a Reject with fewer than two, or where
+    nothing was asked, whatever would rank them.
+    """
     if row.right is not None and len(row.right) != len(row.responses):
         detail = f"{len(row.right)} values for {len(row.responses)} responses"
         return Reject(id=row.id, reason="right_does_not_fit", detail=detail)
+    asked = [row.prompt] if isinstance(row.prompt, str) else [m["content"] for m in row.prompt]
+    if not any(text.strip() for text in asked):
+        return Reject(id=row.id, reason="empty_prompt", detail="the prompt is empty")
     players = ranking.competitors(row.responses)
     if len(players) < 2:
         detail = f"{len(row.responses)} responses, {len(players)} different ones that are not empty"

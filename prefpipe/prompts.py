@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import jinja2.meta
@@ -186,12 +186,17 @@ def completion_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]
 
 def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Token ids of a text that a person or a model wrote: no special token is among them."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]  # pyright: ignore[reportReturnType]
+    return _token_ids(tokenizer, text, split_special_tokens=True)
 
 
 def _encode_rendered(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Token ids of a chat template's text: the names of special tokens in it are the tokens."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+    return _token_ids(tokenizer, text)
+
+
+def _token_ids(tokenizer: "PreTrainedTokenizerBase", text: str, **options: Any) -> list[int]:
+    # verbose would warn of texts that are longer than the model takes: callers leave them out by name
+    return tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
 def _ids_with_names_as_text(tokenizer, messages, specials: re.Pattern[str]) -> list[int]:

@@ -110,7 +110,9 @@ class RewardTokenizer:
     def _encoder(self, turns: list[Message], responses: Sequence[str]) -> Tokenized | None:
         def rows(turns: list[Message]) -> list[list[int]]:
             text = flatten_turns(turns)
-            return [self.tokenizer(text, response)["input_ids"] for response in responses]  # pyright: ignore
+            return [
+                self.tokenizer(text, response, verbose=False)["input_ids"] for response in responses
+            ]  # pyright: ignore
 
         made = rows(turns)
         whole = longest = max(map(len, made))

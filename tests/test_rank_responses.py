@@ -12,7 +12,14 @@ from prefpipe.matches import Contest, judge_matches, pairwise_matches
 from prefpipe.ranking import Match
 from prefpipe.rows import Reject, Responses
 from prefpipe.verdicts import render_judgment
-from rank_responses import Settings, main, rank_by_matches, rank_by_reward, to_preference
+from rank_responses import (
+    Settings,
+    competitors,
+    main,
+    rank_by_matches,
+    rank_by_reward,
+    to_preference,
+)
 from tests.preference_data import save_base, write_jsonl
 from tests.test_shared_pass import pairwise_model, reward_model
 from tests.training_models import scorable
@@ -249,3 +256,12 @@ def test_a_folder_is_loaded_and_ranks(settings, tmp_path, by):
     rank = rank_responses.open_ranker(s)
     (found,) = rank([Responses(id="q", prompt="Q", responses=["one", "two"])]).values()
     assert not isinstance(found, Reject) and sorted(found.ranking) == [0, 1]
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", [{"role": "user", "content": " "}]])
+def test_where_nothing_was_asked_nobody_wins(prompt):
+    row = Responses(id="a", prompt=prompt, responses=["good", "bad"])
+    found = competitors(row)
+    assert isinstance(found, Reject) and found.reason == "empty_prompt"
+    asked = Responses(id="a", prompt="Q", responses=["good", "bad"])
+    assert competitors(asked) == {0: [0], 1: [1]}
