@@ -31,6 +31,7 @@ from typing import Any, Literal, NamedTuple
 import config
 from prefpipe import benchmarks, evaluation, files, llm, metrics, pairing, sources, verdicts
 from prefpipe.files import DataError
+from prefpipe.prompts import flatten_turns
 from prefpipe.rows import (
     EvaluatedJudgment,
     Item,
@@ -521,7 +522,7 @@ def _questions(s: Settings, name: str, path: Path) -> Iterator[Question | Reject
             yield Reject(id=place, reason="bad_row", detail=str(error))
             continue
         places.check(row.id, place)
-        if not evaluation.question_text(row).strip():
+        if not flatten_turns(row.prompt).strip():
             yield Reject(id=row.id, reason="empty_question", detail=place)
         elif len(row.right) + len(row.wrong) < 2:
             yield Reject(id=row.id, reason="fewer_than_two_responses", detail=place)
@@ -543,7 +544,7 @@ def overlaps(s: Settings, sets: dict[str, Path]) -> dict[str, Any]:
                 if isinstance(row, ValueError):
                     raise DataError(f"{place}: {row}")
                 question = sources.to_question(row)
-                yield evaluation.question_text(question)
+                yield flatten_turns(question.prompt)
                 yield from evaluation.responses_of(question)
 
     return {

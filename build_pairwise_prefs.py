@@ -114,7 +114,7 @@ def build_prompt(context: str, question: str, template: str) -> str:
         "context": prompts.escape_markers(context),
         "question": prompts.escape_markers(question),
     }
-    return prompts.load_template(template, frozenset(values)).render(values)
+    return prompts.load_template(template, frozenset(values)).render(**values)
 
 
 def build_context(texts: Sequence[str], most: int) -> tuple[str, bool]:

@@ -241,7 +241,7 @@ def rating_prompt(
         "texts": [escape_markers(text.strip()) for text in texts],
         "criterion": criterion,
     }
-    return load_template(template, frozenset(values)).render(values)
+    return load_template(template, frozenset(values)).render(**values)
 
 
 def summary_lines(

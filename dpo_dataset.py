@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 import config
-from prefpipe import files, pairing, prompts, verdicts
+from prefpipe import files, prompts, verdicts
+from prefpipe.questions import question_key
 from prefpipe.rows import JudgmentPair, Reject
 
 
@@ -70,7 +71,7 @@ def summarise(pairs: Iterable[JudgmentPair], tokenizer: Any, *, samples: int) ->
         counts[pair.split][pair.pair_type] += 1
         better[pair.split][pair.better] += 1
         question = prompts.question_of(pair.prompt[-1]["content"])
-        questions[pair.split].add(pairing.question_key(question))
+        questions[pair.split].add(question_key(question))
         items[pair.split].add(pair.item_id)
         problems.extend(problems_of(pair))
         if pair.item_id not in prompt_lengths:

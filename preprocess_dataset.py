@@ -12,12 +12,13 @@ Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item ro
     uv run preprocess_dataset.py --input my_preferences.parquet --validation-input ""
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import config
-from prefpipe import files, pairing, sources
+from prefpipe import files, pairing, questions, sources
 from prefpipe.prompts import flatten_turns
 from prefpipe.rows import Item, Preference, Reject, Split
 
@@ -49,51 +50,72 @@ def main(s: Settings) -> None:
             return
         paths = {split: s.output / f"{split}.jsonl" for split in files.SPLITS}
         sides = bytearray()
-        held_out = pairing.NearDuplicates(_held_out_questions(s, sides), s.near_duplicate)
+        held_out = questions.NearDuplicates(_held_out_questions(s, sides), s.near_duplicate)
         places = files.Places()
-        for source, place, record in _records(s):
-            run.read_count += 1
-            row = sources.read_preference(record, s.format)
-            if isinstance(row, ValueError):
-                run.bad_row(place, row)
-                continue
-            is_held_out = (
-                source == s.validation_input if s.validation_input else sides[run.read_count - 1]
-            )
-            split: Split = "validation" if is_held_out else "train"
-            if split == "train" and _question(row) in held_out:
-                run.emit(Reject(id=row.id, reason="near_duplicate_of_validation", detail=place))
-                continue
-            if record.get("id"):
-                places.check(row.id, place)
-            elif first := places.seen_at(row.id, place):  # its id was made of its content
-                detail = f"{place}: equal to {first}"
-                run.emit(Reject(id=row.id, reason="duplicate_row", detail=detail))
-                continue
-            item = pairing.build_item(row, split=split, seed=s.seed, template=s.template)
-            run.emit(item, to=paths[split])
-
-
-def _question(row: Preference) -> str:
-    return row.prompt if isinstance(row.prompt, str) else flatten_turns(row.prompt)
+        for block in questions.in_blocks(_split_rows(s, sides)):
+            asked = [
+                flatten_turns(row.prompt)
+                for _, row, _, split in block
+                if split == "train" and isinstance(row, Preference)
+            ]
+            near = iter(held_out.find(asked))
+            for place, row, has_id, split in block:
+                run.read_count += 1
+                if isinstance(row, ValueError):
+                    run.bad_row(place, row)
+                    continue
+                if split == "train" and next(near):
+                    reason = "near_duplicate_of_validation"
+                    run.emit(Reject(id=row.id, reason=reason, detail=place))
+                    continue
+                if has_id:
+                    places.check(row.id, place)
+                elif first := places.seen_at(row.id, place):  # its id was made of its content
+                    detail = f"{place}: equal to {first}"
+                    run.emit(Reject(id=row.id, reason="duplicate_row", detail=detail))
+                    continue
+                item = pairing.build_item(row, split=split, seed=s.seed, template=s.template)
+                run.emit(item, to=paths[split])
 
 
 def _held_out_questions(s: Settings, sides: bytearray) -> Iterator[str]:
     """One pass before the one that writes: of the held-out rows or, where they are a share of the
-    input, of all; sides gets 1 for each row that is held out, 0 for each other one.
+    input, of all; sides gets 1 for each row of that input that is held out, 0 for each other one.
     """
-    for _, _, record in _records(s, s.validation_input or s.input):
-        row = sources.read_preference(record, s.format)
-        if isinstance(row, Preference) and (s.validation_input or _is_in_share(s, row)):
-            sides.append(1)
-            yield _question(row)
-        else:
-            sides.append(0)
-
-
-def _is_in_share(s: Settings, row: Preference) -> bool:
     share, seed = s.validation_share, s.seed
-    return pairing.split_of(_question(row), validation_share=share, seed=seed) == "validation"
+    for block in questions.in_blocks(_records(s, s.validation_input or s.input)):
+        records = [record for _, _, record in block]
+        asked = [_question_of(record, s.format) for record in records]
+        if s.validation_input:
+            on_side: list[Split] = ["validation"] * len(asked)
+        else:
+            on_side = questions.splits(asked, validation_share=share, seed=seed)
+        held_out = [
+            split == "validation"
+            and isinstance(sources.read_preference(record, s.format), Preference)
+            for record, split in zip(records, on_side, strict=True)
+        ]
+        sides.extend(held_out)
+        yield from itertools.compress(asked, held_out)
+
+
+def _question_of(record: Any, form: str) -> str:
+    """Of a prompt that is text, without a look at the rest of the record; empty where it is no row."""
+    if isinstance(record, dict) and isinstance(prompt := record.get("prompt"), str):
+        return prompt
+    row = sources.read_preference(record, form)
+    return flatten_turns(row.prompt) if isinstance(row, Preference) else ""
+
+
+def _split_rows(
+    s: Settings, sides: bytearray
+) -> Iterator[tuple[str, Preference | ValueError, bool, Split]]:
+    """(place, row, whether it came with an id, its side) of each record."""
+    for number, (source, place, record) in enumerate(_records(s)):
+        row = sources.read_preference(record, s.format)
+        is_held_out = source == s.validation_input if s.validation_input else sides[number]
+        has_id = isinstance(row, Preference) and bool(record.get("id"))
+        yield place, row, has_id, "validation" if is_held_out else "train"
 
 
 def _records(s: Settings, *names: str) -> Iterator[tuple[str, str, Any]]:

@@ -74,7 +74,7 @@ def read_pairs(path: Path, tokenize: Any) -> tuple[list[Any], list[Any], int]:
 
 def fold_of(prompt: str, folds: int) -> int:
     """The same for all pairs of a prompt, whatever other prompts there are."""
-    from prefpipe.pairing import question_key
+    from prefpipe.questions import question_key
 
     return hashlib.sha256(question_key(prompt).encode()).digest()[0] % folds
 
@@ -157,7 +157,8 @@ def main() -> None:
 
     import transformers
 
-    from prefpipe import metrics, pairing
+    from prefpipe import metrics
+    from prefpipe.questions import question_key
     from prefpipe.reward import RewardFormat, RewardModel, RewardTokenizer
 
     transformers.utils.logging.disable_progress_bar()
@@ -189,7 +190,7 @@ def main() -> None:
             found += [
                 metrics.ScoredPair(
                     id=rows[k].id,
-                    question=pairing.question_key(rows[k].prompt),
+                    question=question_key(rows[k].prompt),
                     margin=scores[2 * i] - scores[2 * i + 1],
                     tie=rows[k].tie,
                     lengths=(len(rows[k].chosen), len(rows[k].rejected)),

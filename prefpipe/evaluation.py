@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefpipe import benchmarks, llm, metrics, pairing, ranking
+from prefpipe import benchmarks, llm, metrics, ranking
 from prefpipe.matches import Contest, Failed, judge_matches, pairwise_matches
 from prefpipe.prompts import flatten_turns
+from prefpipe.questions import question_key
 from prefpipe.rows import Message, Question, Reject, ScoredQuestion
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _pairs_report(questions: Sequence[Question], rows: Sequence[ScoredQuestion])
         [
             metrics.ScoredPair(
                 id=q.id,
-                question=pairing.question_key(question_text(q)),
+                question=question_key(flatten_turns(q.prompt)),
                 margin=row.right_scores[0] - row.wrong_scores[0],
                 tie=q.tie,
                 lengths=(len(q.right[0]), len(q.wrong[0])),
@@ -189,14 +190,9 @@ def _subset(questions: Sequence[Question], rows: Sequence[ScoredQuestion]) -> di
     }
 
 
-def question_text(question: Question) -> str:
-    prompt = question.prompt
-    return prompt if isinstance(prompt, str) else flatten_turns(prompt)
-
-
 def overlap(questions: Iterable[Question], trained_on: Iterable[str]) -> dict[str, Any]:
     """How much of the questions' n-grams stands in the texts that were trained on."""
-    found = benchmarks.Overlap({q.id: question_text(q) for q in questions})
+    found = benchmarks.Overlap({q.id: flatten_turns(q.prompt) for q in questions})
     for text in trained_on:
         found.add(text)
     return found.report()

@@ -39,7 +39,7 @@ from typing import (
 
 import numpy as np
 from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 from typing_extensions import is_typeddict
 
 from prefpipe.rows import Reject, Row
@@ -318,7 +318,7 @@ class _JsonlWriter:
         self._file = open(path, "wb", buffering=_BUFFER)  # noqa: SIM115
 
     def write(self, row: Row) -> None:
-        self._file.write(to_json(row))
+        self._file.write(row.__pydantic_serializer__.to_json(row))
         self._file.write(b"\n")
 
     def close(self) -> None:
@@ -716,7 +716,10 @@ class Run(AbstractContextManager["Run"]):
             self._writer(self.rejects_path, Reject).write(result)
             return
         path = to or next(iter(self.outputs))
-        self.keep(*((path, row) for row in ([result] if isinstance(result, Row) else result)))
+        if isinstance(result, Row):
+            self.keep((path, result))
+        else:
+            self.keep(*((path, row) for row in result))
 
     def keep(self, *rows: tuple[Path, Row]) -> None:
         """One row read became these (output, row)."""

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefpipe import files
 from prefpipe.files import DataError
-from prefpipe.pairing import shingles
+from prefpipe.questions import shingles
 from prefpipe.rows import Document, Entry
 
 INDEX, DOCUMENTS, MANIFEST = "index.faiss", "documents.parquet", "manifest.json"

@@ -196,50 +196,53 @@ def _labelled(
 def _preference(
     record: Mapping[str, Any], prompt: str | list[Message], chosen: str, rejected: str
 ) -> Preference:
-    # "" is how a CSV file says that there is none
-    given, source, tie, margin = (
-        None if record.get(name) == "" else record.get(name)
-        for name in ("id", "source", "tie", "margin")
-    )
-    if given is not None and (isinstance(given, bool) or not isinstance(given, str | int)):
-        raise ValueError(f"id: found {given!r}, wanted a text")
-    if source is not None and not isinstance(source, str):
-        raise ValueError(f"source: found {source!r}, wanted a text")
-    if given is None:
+    given, source = record.get("id"), record.get("source")
+    if given is None or given == "":  # "" is how a CSV file says that there is none
         made = json.dumps([prompt, chosen, rejected], ensure_ascii=False).encode()
         given = hashlib.sha256(made).hexdigest()[:16]
+    elif not isinstance(given, str):
+        if isinstance(given, bool) or not isinstance(given, int):
+            raise ValueError(f"id: found {given!r}, wanted a text")
+        given = str(given)
+    if source is not None and not isinstance(source, str):
+        raise ValueError(f"source: found {source!r}, wanted a text")
     return Preference(
-        id=str(given),
+        id=given,
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
-        margin=_margin(margin),
-        tie=_tie(tie),
-        source=source,
+        margin=_margin(record.get("margin")),
+        tie=_tie(record.get("tie")),
+        source=source or None,
     )
 
 
 def _margin(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
     try:
-        if value is None or (not isinstance(value, bool) and 0 <= float(value) < math.inf):
-            return None if value is None else float(value)
+        if not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return float(value)
     except (TypeError, ValueError, OverflowError):
         pass
     raise ValueError(f"margin: found {value!r}, wanted a number >= 0")
 
 
 def _tie(value: Any) -> bool:
-    word = value.lower() if isinstance(value, str) else value  # CSV has it as a word
-    found = {None: False, False: False, True: True, "true": True, "false": False}
-    if not isinstance(word, str | bool | None) or word not in found:
+    if value is None or isinstance(value, bool):
+        return value or False
+    word = value.lower() if isinstance(value, str) else None  # CSV has it as a word
+    if word not in ("true", "false", ""):
         raise ValueError(f"tie: found {value!r}, wanted true or false")
-    return found[word]
+    return word == "true"
 
 
 def _field(record: Mapping[str, Any], name: str) -> Any:
-    if not isinstance(record, Mapping):
-        raise ValueError(f"the row: found {type(record).__name__}, wanted an object")
-    value = record.get(name)
+    try:
+        value = record.get(name)
+    except AttributeError:
+        found = type(record).__name__
+        raise ValueError(f"the row: found {found}, wanted an object") from None
     if value is None:
         raise ValueError(f"{name}: missing; found {', '.join(map(str, record)) or 'nothing'}")
     return value

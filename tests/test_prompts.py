@@ -2,6 +2,7 @@
 
 import json
 
+import jinja2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -90,6 +91,28 @@ def test_escaping_keeps_different_texts_different(first, second):
     assert prompts.escape_markers(escaped[2]) != escaped[2]
     unescaped = escaped[2].removeprefix("\\").replace("\n\\[", "\n[")
     assert unescaped == f"[Answer 1]{first}".replace("\n\\[", "\n[")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(path.read_text(encoding="utf-8") for path in sorted(prompts.TEMPLATES.glob("*.jinja"))),
+        "{{ a }}",
+        "{# said #}{{ a }}\n{# nothing #}\n{{b}}\n\n",
+        "{{ a|upper }}{{ b }}",
+        "{% if a %}{{ b }}{% endif %} and {{ a[0] }}",
+        "{% for x in range(2) %}\n  {{ x }} {{ a }}\n{% endfor %}{{ 'b' }}",
+        "{{ a }}{% set b = 1 %}{{ b }}",
+        "no variable\n",
+        "",
+    ],
+)
+def test_a_template_reads_as_jinja_renders_it(text):
+    values = {name: f"<{name}> {{{{ a }}}}\n" for name in ("a", "b")}
+    template = prompts.Template(text)
+    values |= {name: f"{name}\n\n" for name in template.variables - set(values)}
+    jinja = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    assert template.render(**values) == jinja.from_string(text).render(values)
 
 
 def test_the_question_of_a_prompt_is_the_part_before_its_first_answer():

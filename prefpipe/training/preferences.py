@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from prefpipe import metrics, pairing, sources
+from prefpipe import metrics, sources
 from prefpipe.files import DataError, Places, Run, write_json, write_rows
 from prefpipe.prompts import flatten_turns
+from prefpipe.questions import NearDuplicates, question_key, splits
 from prefpipe.rows import Disagreement, Preference, Reject, Split
 from prefpipe.training.dataset import TokenizedPair
 
@@ -72,7 +73,7 @@ def collect(s: DataSettings, run: Run, tokenize: Tokenize) -> Collected:
     """
     made = Collected()
     seen: set[bytes] = set()
-    held_out = pairing.NearDuplicates(_held_out_questions(s), s.near_duplicate)
+    held_out = NearDuplicates(_held_out_questions(s), s.near_duplicate)
     for split, row in _rows(s, run):
         result = _pair(s, row, split, held_out, tokenize)
         if not isinstance(result, Reject):
@@ -124,24 +125,25 @@ def _held_out_questions(s: DataSettings) -> Iterator[str]:
     for name, _, record in _records(s):
         row = sources.read_preference(record, s.format)
         if isinstance(row, Preference) and _split(s, name, row) == "validation":
-            yield question_of(row)
+            yield flatten_turns(row.prompt)
 
 
 def _split(s: DataSettings, name: str, row: Preference) -> Split:
     if s.validation_input:
         return "validation" if name == s.validation_input else "train"
-    return pairing.split_of(question_of(row), validation_share=s.validation_share, seed=s.seed)
+    asked = [flatten_turns(row.prompt)]
+    return splits(asked, validation_share=s.validation_share, seed=s.seed)[0]
 
 
 def _pair(
     s: DataSettings,
     row: Preference,
     split: Split,
-    held_out: pairing.NearDuplicates,
+    held_out: NearDuplicates,
     tokenize: Tokenize,
 ) -> tuple[TokenizedPair, int] | Reject:
     chosen, rejected = answer_of(row.chosen), answer_of(row.rejected)
-    if not question_of(row).strip():
+    if not flatten_turns(row.prompt).strip():
         return Reject(id=row.id, reason="empty_prompt")
     if not chosen.strip() or not rejected.strip():
         return Reject(id=row.id, reason="empty_response")
@@ -149,7 +151,7 @@ def _pair(
         return Reject(id=row.id, reason="chosen_is_rejected")
     if split == "train" and row.tie and s.ties == "drop":
         return Reject(id=row.id, reason="tie")
-    if split == "train" and question_of(row) in held_out:
+    if split == "train" and flatten_turns(row.prompt) in held_out:
         return Reject(id=row.id, reason="near_duplicate_of_validation")
     return tokenize(row)
 
@@ -157,10 +159,6 @@ def _pair(
 def _digest(pair: TokenizedPair, tie: bool) -> bytes:
     parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
     return hashlib.sha256(b"|".join(p.tobytes() for p in parts) + bytes([tie])).digest()[:16]
-
-
-def question_of(row: Preference) -> str:
-    return row.prompt if isinstance(row.prompt, str) else flatten_turns(row.prompt)
 
 
 def answer_of(response: Any) -> str:
@@ -187,7 +185,7 @@ def write_evaluation(
     pairs = [
         metrics.ScoredPair(
             id=row.id,
-            question=pairing.question_key(question_of(row)),
+            question=question_key(flatten_turns(row.prompt)),
             margin=margin,
             tie=row.tie,
             lengths=(len(answer_of(row.chosen)), len(answer_of(row.rejected))),
@@ -207,7 +205,7 @@ def write_evaluation(
             margin=margins[k],
             chosen_score=scores[k][0] if scores else None,
             rejected_score=scores[k][1] if scores else None,
-            prompt=question_of(rows[k]),
+            prompt=flatten_turns(rows[k].prompt),
             chosen=answer_of(rows[k].chosen),
             rejected=answer_of(rows[k].rejected),
             source=rows[k].source,
