@@ -59,16 +59,18 @@ def alternate(
     *,
     ways: Collection[str] = (),
     finish: Callable[[], Any] = lambda: None,
+    warm_up: dict[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
-    """Seconds of each side, the sides taking turns; the first round is thrown away.
+    """Seconds of each side, the sides taking turns, after a round of each that does not count.
 
-    ways: sides that are several ways of one peer. One that took over 1.1 times the fastest of them
+    ways: sides that are several ways of one peer. One that took over 1.2 times the fastest of them
     in the first round that counts is not run again: its ratio could only flatter. finish: waits for
-    a device. Returns seconds and cpu_seconds (lists of rounds), median_seconds and
-    median_cpu_seconds, and dropped (seconds of the one round of what was not run again).
+    a device. warm_up: what each side does before, in place of a whole round. Returns seconds and
+    cpu_seconds (lists of rounds), median_seconds and median_cpu_seconds, and dropped (seconds of
+    the one round of what was not run again).
     """
-    for side in sides.values():
-        _timed(side, finish)
+    for name in sides:
+        _timed((warm_up or sides)[name], finish)
     dropped: dict[str, float] = {}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -80,7 +82,7 @@ def alternate(
         if round_number == 0:
             fastest = min((seconds[name][0] for name in ways), default=0.0)
             for name in ways:
-                if seconds[name][0] > 1.1 * fastest:
+                if seconds[name][0] > 1.2 * fastest:
                     dropped[name] = seconds.pop(name)[0]
                     del cpu_seconds[name]
     return {

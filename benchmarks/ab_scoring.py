@@ -10,8 +10,8 @@ padded     the same rows in batches, padded on the left, 8,192 tokens a batch as
 
 Shapes: every pair of the eight (28, a round-robin), and a knockout (4, 2 and 1 pairs, a pass each; in
 the first both responses of each pair are new, and the shared context is all that is saved). The
-sides alternate within one process on the same weights (random, float32), the first round of each is
-thrown away. Ours includes rendering and tokenizing, the others get token ids. largest_difference is
+sides alternate within one process on the same weights (random, float32), after a run of each (of the
+unbatched eight forwards) that does not count. Ours includes rendering and tokenizing, the others get token ids. largest_difference is
 that of P(first is better) between ours and unbatched.
 Not measured: loading. Writes benchmarks/results/ab_scoring.json; ratio is of median wall times,
 unbatched / ours, ratio_padded that of the padded batches.
@@ -153,7 +153,12 @@ def measure(
     sides = {"ours": ours, "unbatched": unbatched}
     if shape.also_padded:
         sides["padded"] = padded
-    measured = alternate(sides, rounds, finish=finish)
+    few = {
+        "ours": ours,
+        "unbatched": lambda: [forward(model, [row]) for row in rows[0][:8]],
+        "padded": padded,
+    }
+    measured = alternate(sides, rounds, finish=finish, warm_up=few)
     found = ratios(measured, "ours", ("unbatched",))
     medians = measured["median_seconds"]
     print(line_of(shape.name, measured, found), flush=True)

@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,12 @@ def run(folder: Path, script: Path, *options: object) -> Cost:
     lines = dict(line.split(":", 1) for line in peak.read_text().splitlines())
     kilobytes = int(lines["VmHWM"].split()[0])
     return Cost(seconds, used.ru_utime + used.ru_stime, kilobytes / 1000)
+
+
+def fresh(folder: Path) -> Path:
+    """The folder, removed: to remove the last round's files is no part of this one."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 # ---- the rows ----------------------------------------------------------------------------------
@@ -229,27 +236,27 @@ def write_ratings(folder: Path, rows: int, row_bytes: int) -> Path:
 
 def preprocess_dataset(folder: Path) -> Cost:
     options = ["--input", folder / "preferences.jsonl", "--validation-input", ""]
-    options += ["--output", folder / "items", "--overwrite"]
+    options += ["--output", fresh(folder / "items")]
     return run(folder, ROOT / "preprocess_dataset.py", *options)
 
 
 def post_processing(folder: Path) -> Cost:
     options = ["--items", folder / "items.jsonl", "--input", folder / "raw"]
-    options += ["--output", folder / "clean", "--overwrite"]
+    options += ["--output", fresh(folder / "clean")]
     return run(folder, ROOT / "post_processing.py", *options)
 
 
 def construct_dpo_dataset(folder: Path) -> Cost:
     """On what post_processing wrote."""
     options = ["--items", folder / "items.jsonl", "--input", folder / "clean"]
-    options += ["--output", folder / "dpo", "--overwrite"]
+    options += ["--output", fresh(folder / "dpo")]
     return run(folder, ROOT / "construct_dpo_dataset.py", *options)
 
 
 def parse_preferences(folder: Path) -> Cost:
     options = ["--mix", folder / "mix.jsonl", "--prompts", folder / "prompts.jsonl"]
     options += ["--input", folder / "annotations.jsonl"]
-    options += ["--output", folder / "parsed.jsonl", "--overwrite"]
+    options += ["--output", fresh(folder / "parsed") / "parsed.jsonl"]
     return run(folder, ROOT / "parse_preferences.py", *options)
 
 
@@ -311,7 +318,7 @@ def measure_time(rounds: int, sizes: tuple[int, int], row_bytes: int) -> dict[st
                 for source in SOURCES:
                     large = {how: taken[f"{source.__name__} {how}"][0][1].seconds for how in HOWS}
                     for how, seconds in large.items():
-                        if seconds > 1.5 * min(large.values()):
+                        if seconds > 1.2 * min(large.values()):
                             del hows[source.__name__, how]
         for stage, (source, _) in STAGES.items():
             of_sizes = [places[source.__name__, size] for size in sizes]
@@ -352,16 +359,20 @@ def _a_row(rounds: list[list[Cost]], rows: list[int]) -> dict[str, Any]:
 def measure_memory(sizes: tuple[int, ...], row_bytes: int) -> dict[str, Any]:
     """Megabytes (10^6 bytes) that each stage had at most, for each number of rows."""
     results: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as name:
-            for source in SOURCES:
-                folder = Path(name) / source.__name__
-                source(folder, size, row_bytes)
+
+    def measure(source: Source) -> None:
+        for size in sizes:
+            with tempfile.TemporaryDirectory() as name:
+                source(Path(name), size, row_bytes)
                 for stage, (wanted, start) in STAGES.items():
                     if wanted is source:
-                        cost = start(folder)
+                        cost = start(Path(name))
                         results[stage][str(size)] = round(cost.megabytes, 1)
                         print(f"{stage:22s} {size:9,d} rows {cost.megabytes:6.0f} MB", flush=True)
+
+    # what a process has at most does not depend on how fast it runs
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        list(pool.map(measure, SOURCES))
     return results
 
 

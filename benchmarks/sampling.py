@@ -5,7 +5,7 @@
     uv run python -m benchmarks.generate_batch                  # against continuous batching
 
 The sides alternate within one process on the same weights (random, float32), all prompts of a shape
-at once; the first round of each is thrown away. generate is used in both of its ways: with
+at once, after a run of each with 8 new tokens that does not count. generate is used in both of its ways: with
 num_return_sequences=n, and n runs of it on the batch (the faster of the two medians counts). All texts
 have the same number of tokens, temperature 1, top-k 50, top-p 0.95, no end before the last. Ours
 includes rendering and tokenizing the prompts and decoding the texts, the others do not.
@@ -207,7 +207,8 @@ def measure(shape: Shape, rounds: int, peers: tuple[str, ...] = WAYS) -> dict[st
     new_tokens = shape.prompts * shape.samples * shape.new_tokens
     tokens = count_tokens(model, functions["ours"])
     sides = {name: checked(name, functions[name], new_tokens) for name in ("ours", *peers)}
-    measured = alternate(sides, rounds, ways=peers)
+    short = make_sides(replace(shape, new_tokens=min(8, shape.new_tokens)), model)
+    measured = alternate(sides, rounds, ways=peers, warm_up=short)
     found = ratios(measured, "ours", peers)
     print(line_of(shape.name, measured, found), flush=True)
     return {

@@ -55,6 +55,10 @@ def test_the_sides_take_turns_and_the_first_round_does_not_count(monkeypatch):
     assert ran == ["ours", "peer"] * 4
     assert measured["seconds"] == {"ours": [1.0] * 3, "peer": [4.0] * 3}
     assert ratios(measured, "ours", ["peer"]) == {"ratio": 4.0, "cpu_ratio": 4.0}
+    ran.clear()
+    warm_up = {name: lambda name=name: ran.append(f"{name}, short") for name in ("ours", "peer")}
+    alternate({name: side(name, 1.0) for name in ("ours", "peer")}, 1, warm_up=warm_up)
+    assert ran == ["ours, short", "peer, short", "ours", "peer"]
 
 
 def test_of_a_peers_ways_the_fastest_counts_and_a_slower_one_is_not_run_again(monkeypatch):
@@ -152,7 +156,7 @@ def test_the_ratings_of_row_stage_are_read(tmp_path):
     assert read_ratings(first, 4) == [2.0, 3.0, 4.0, 5.0]
     assert row_stage.rows_read(tmp_path, "parse_preferences") == 27
     row_stage.parse_preferences(tmp_path)
-    assert len(read_jsonl(tmp_path / "parsed.jsonl")) == 3
+    assert len(read_jsonl(tmp_path / "parsed/parsed.jsonl")) == 3
 
 
 def test_the_peak_is_the_childs_own_and_a_failure_is_told(tmp_path):
