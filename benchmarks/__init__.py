@@ -63,28 +63,27 @@ def alternate(
 ) -> dict[str, Any]:
     """Seconds of each side, the sides taking turns, after a round of each that does not count.
 
-    ways: sides that are several ways of one peer. One that took over 1.2 times the fastest of them
-    in the first round that counts is not run again: its ratio could only flatter. finish: waits for
-    a device. warm_up: what each side does before, in place of a whole round. Returns seconds and
-    cpu_seconds (lists of rounds), median_seconds and median_cpu_seconds, and dropped (seconds of
-    the one round of what was not run again).
+    ways: sides that are several ways of one peer. One whose best round took over 1.2 times the best
+    of the fastest is not run again: its ratio could only flatter. finish: waits for a device.
+    warm_up: what each side does before, in place of a whole round. Returns seconds and cpu_seconds
+    (lists of rounds), median_seconds and median_cpu_seconds, and dropped (the best round's seconds
+    of what was not run again).
     """
     for name in sides:
         _timed((warm_up or sides)[name], finish)
     dropped: dict[str, float] = {}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for round_number in range(rounds):
+    for _ in range(rounds):
         for name in seconds:
             wall, cpu = _timed(sides[name], finish)
             seconds[name].append(wall)
             cpu_seconds[name].append(cpu)
-        if round_number == 0:
-            fastest = min((seconds[name][0] for name in ways), default=0.0)
-            for name in ways:
-                if seconds[name][0] > 1.2 * fastest:
-                    dropped[name] = seconds.pop(name)[0]
-                    del cpu_seconds[name]
+        fastest = min((min(seconds[name]) for name in ways if name in seconds), default=0.0)
+        for name in ways:
+            if name in seconds and min(seconds[name]) > 1.2 * fastest:
+                dropped[name] = min(seconds.pop(name))
+                del cpu_seconds[name]
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -115,7 +114,7 @@ def ratios(measured: dict[str, Any], ours: str, ways: Collection[str]) -> dict[s
 def line_of(name: str, measured: dict[str, Any], found: dict[str, float]) -> str:
     """One line for a person: the medians, what was dropped, the ratio."""
     medians = [f"{side} {s:.3f} s" for side, s in measured["median_seconds"].items()]
-    medians += [f"({side} {s:.3f} s once)" for side, s in measured["dropped"].items()]
+    medians += [f"({side} {s:.3f} s at best)" for side, s in measured["dropped"].items()]
     return f"{name:18s} {found['ratio']:5.2f}x (CPU time {found['cpu_ratio']:.2f}x)  " + "  ".join(
         medians
     )

@@ -1,7 +1,7 @@
 """All measurements that need no GPU, one after the other, and their tables.
 
-    uv run python -m benchmarks                  # 30 to 35 minutes on two idle cores
-    uv run python -m benchmarks --curves         # and the curves over n, pairs and prompt: 12 more
+    uv run python -m benchmarks                  # the tables; 25 minutes on two idle cores
+    uv run python -m benchmarks --curves         # the curves over n, pairs and prompt; 12 minutes
 
 Each script runs in a process of its own, so that none finds another's memory or threads. Where one
 fails the others run; the exit status then is 1. Close other programs first: a number taken beside
@@ -30,8 +30,8 @@ def commands(
     """Script -> the command that runs it."""
     common = ["--rounds", str(rounds), "--results", str(results), *(["--tiny"] if tiny else [])]
     made = {}
-    for script in scripts:
-        options = ["--curves"] if curves and script in WITH_CURVES else []
+    for script in [script for script in scripts if script in WITH_CURVES or not curves]:
+        options = ["--curves"] if curves else []
         made[script] = [sys.executable, "-m", f"benchmarks.{script}", *options, *common]
     return made
 
@@ -42,7 +42,9 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS)
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds of each side")
-    parser.add_argument("--curves", action="store_true", help="also over n, pairs and prompts")
+    parser.add_argument(
+        "--curves", action="store_true", help="over n, pairs and prompts, and nothing else"
+    )
     parser.add_argument("--tiny", action="store_true", help="shows that all run; no number")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
     args = parser.parse_args()

@@ -1,7 +1,7 @@
 """A DPO step on several pairs of one prompt: ours against trl.DPOTrainer.
 
     uv run python -m benchmarks.dpo_step                     # the shapes, on this machine's CPU
-    uv run python -m benchmarks.dpo_step --curves            # and over pairs a prompt, prompt lengths
+    uv run python -m benchmarks.dpo_step --curves            # instead: over pairs a prompt, prompts
 
 A step is what an epoch repeats: collate, forward, backward, AdamW. The sides alternate within one
 process on equal weights, the first round of each is thrown away. TRL is at its best documented
@@ -211,15 +211,17 @@ def rounds_of(shape: Shape, rounds: int) -> int:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--curves", action="store_true", help="also pairs a prompt, prompt lengths")
+    parser.add_argument(
+        "--curves", action="store_true", help="over pairs a prompt and prompt lengths, instead"
+    )
     args = parser.parse_args()
     os.environ |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1"}
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    shapes = [TINY] if args.tiny else SHAPES + (CURVES if args.curves else [])
+    shapes = [TINY] if args.tiny else CURVES if args.curves else SHAPES
     results = [measure(shape, rounds_of(shape, args.rounds)) for shape in shapes]
     write_results(
-        "dpo_step",
+        "curves_dpo_step" if args.curves else "dpo_step",
         {
             "machine": machine(),
             "threads": torch.get_num_threads(),

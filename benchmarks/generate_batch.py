@@ -3,7 +3,7 @@
     uv run python -m benchmarks.generate_batch
 
 generate_batch gets each prompt n times, as its documentation has it for several samples, and room
-for all of them at once; else as in benchmarks/sampling.py. Writes benchmarks/results/generate_batch.json.
+for as many at once as it is fastest with (TEXTS_AT_ONCE); else as in benchmarks/sampling.py. Writes benchmarks/results/generate_batch.json.
 """
 
 import torch

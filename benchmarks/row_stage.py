@@ -29,8 +29,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -359,21 +360,25 @@ def _a_row(rounds: list[list[Cost]], rows: list[int]) -> dict[str, Any]:
 def measure_memory(sizes: tuple[int, ...], row_bytes: int) -> dict[str, Any]:
     """Megabytes (10^6 bytes) that each stage had at most, for each number of rows."""
     results: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
-
-    def measure(source: Source) -> None:
-        for size in sizes:
-            with tempfile.TemporaryDirectory() as name:
-                source(Path(name), size, row_bytes)
-                for stage, (wanted, start) in STAGES.items():
-                    if wanted is source:
-                        cost = start(Path(name))
-                        results[stage][str(size)] = round(cost.megabytes, 1)
-                        print(f"{stage:22s} {size:9,d} rows {cost.megabytes:6.0f} MB", flush=True)
-
-    # what a process has at most does not depend on how fast it runs
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(measure, SOURCES))
+    # two at a time: what a process has at most does not depend on how fast it runs
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        for found in pool.map(_memory_of, SOURCES, repeat(sizes), repeat(row_bytes)):
+            for stage, size, megabytes in found:
+                results[stage][str(size)] = megabytes
+                print(f"{stage:22s} {size:9,d} rows {megabytes:6.0f} MB", flush=True)
     return results
+
+
+def _memory_of(source: Source, sizes: tuple[int, ...], row_bytes: int) -> list[tuple]:
+    """(stage, rows, megabytes) of each stage that reads this source's rows, for each size."""
+    found = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as name:
+            source(Path(name), size, row_bytes)
+            for stage, (wanted, start) in STAGES.items():
+                if wanted is source:
+                    found.append((stage, size, round(start(Path(name)).megabytes, 1)))
+    return found
 
 
 def main() -> None:

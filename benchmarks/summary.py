@@ -136,14 +136,12 @@ def reach_table(results: Path) -> str:
 
 
 def shapes_table(results: Path) -> str:
-    """The shapes of the CPU scripts, so that a reader sees where the gain ends; not the curves'."""
+    """The shapes of the CPU scripts, so that a reader sees where the gain ends."""
     rows = [
         ["script", "shape", "ours, s", "peer, s", "wall time", "CPU time", "tokens, peer / ours"]
     ]
     for script in SCRIPTS:
         for shape in (load(results, script) or {}).get("shapes", []):
-            if any(shape["name"].startswith(begins) for _, begins in CURVES.get(script, ())):
-                continue
             ours = shape["median_seconds"]["ours"]
             rows.append([
                 script, shape["name"], f"{ours:.3f}", f"{ours * shape['ratio']:.3f}",
@@ -224,7 +222,7 @@ def _range(interval: list[float]) -> str:
 def conditions(results: Path) -> str:
     """Where and with what each file was measured."""
     lines = []
-    for script in (*SCRIPTS, "row_stage", "autoj_reward", "gpu"):
+    for script in (*SCRIPTS, *(f"curves_{s}" for s in CURVES), "row_stage", "autoj_reward", "gpu"):
         found = load(results, script)
         if found is None:
             continue
@@ -287,12 +285,12 @@ def curve(script: str, shapes: list[Results], key: str, begins: str) -> list[tup
 
 
 def draw(results: Path) -> list[Path]:
-    """results/curves_<script>.png, for each script whose JSON has curves."""
+    """results/curves_<script>.png of each curves_<script>.json."""
     from matplotlib.figure import Figure
 
     made = []
     for script, panels in CURVES.items():
-        shapes = (load(results, script) or {}).get("shapes", [])
+        shapes = (load(results, f"curves_{script}") or {}).get("shapes", [])
         curves = [(key, curve(script, shapes, key, begins)) for key, begins in panels]
         if min(len(points) for _, points in curves) < 2:
             continue

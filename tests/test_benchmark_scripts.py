@@ -311,12 +311,16 @@ def test_a_part_that_fails_keeps_what_it_had_and_the_others_run(tmp_path, monkey
 
 
 def test_one_command_runs_every_script_and_tiny_never_replaces_a_number(tmp_path, monkeypatch):
-    made = __main__.commands(__main__.SCRIPTS, curves=True, rounds=2, tiny=True, results=tmp_path)
-    for script, command in made.items():
-        assert (ROOT / "benchmarks" / f"{script}.py").exists()
-        assert command[1:3] == ["-m", f"benchmarks.{script}"]
-        assert {"--tiny", "--rounds", "--results"} <= set(command)
-        assert ("--curves" in command) == (script in __main__.WITH_CURVES)
+    for curves, scripts in ((False, __main__.SCRIPTS), (True, __main__.WITH_CURVES)):
+        made = __main__.commands(
+            __main__.SCRIPTS, curves=curves, rounds=2, tiny=True, results=tmp_path
+        )
+        assert tuple(made) == scripts
+        for script, command in made.items():
+            assert (ROOT / "benchmarks" / f"{script}.py").exists()
+            assert command[1:3] == ["-m", f"benchmarks.{script}"]
+            assert {"--tiny", "--rounds", "--results"} <= set(command)
+            assert ("--curves" in command) == curves
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--tiny"])
     with pytest.raises(SystemExit, match="give --results another folder"):
         __main__.main()
@@ -352,7 +356,8 @@ def made_up(tmp_path: Path) -> Path:
     curves += [shape("prompt_100", 1.5, pairs=5, prompt_tokens=100, tokens={"ours": 1, "trl": 2})]
     main = shape("30m_800_150", 2.5, pairs=5, prompt_tokens=800, tokens={"ours": 1, "trl": 4})
     files = {
-        "dpo_step": {"date": "2026-01-01", **on, "shapes": [main, *curves]},
+        "dpo_step": {"date": "2026-01-01", **on, "shapes": [main]},
+        "curves_dpo_step": {"date": "2026-01-01", **on, "shapes": curves},
         "row_stage": {
             "date": "2026-01-01", **on,
             "time": {"a": {"microseconds_a_row": 59.0, "cpu_microseconds_a_row": 50.0,
@@ -388,7 +393,7 @@ def test_a_number_is_shown_with_whether_it_was_reached(tmp_path):
     assert "| a | 59 | 50 | 65 | 90 | 301 |" in text
     assert "not measured" in lines["| reward-model step, 800 + 2 x 150 (limit by tokens: 1.7x)"]
     assert "| dpo_step | 30m_800_150 | 2.000 | 5.000 | 2.50x | 2.50x | 4.00x |" in text
-    assert "| dpo_step | pairs_5 |" not in text, "a point of a curve"
+    assert "pairs_5" not in text, "a point of a curve"
     assert (
         "| ours, ties as halves | 0.600 | 0.500 to 0.700 | -0.010 (-0.030 to 0.020) | "
         "0.050 | 0.10 | 0.20 |" in text
@@ -397,7 +402,7 @@ def test_a_number_is_shown_with_whether_it_was_reached(tmp_path):
 
 
 def test_curves_are_in_order_share_their_middle_and_become_a_png(tmp_path):
-    shapes = json.loads((made_up(tmp_path) / "dpo_step.json").read_text())["shapes"]
+    shapes = json.loads((made_up(tmp_path) / "curves_dpo_step.json").read_text())["shapes"]
     pairs = summary.curve("dpo_step", shapes, "pairs", "pairs_")
     assert pairs == [(1, 1, 2), (2, 2, 4), (5, 5, 10)]
     prompt = summary.curve("dpo_step", shapes, "prompt_tokens", "prompt_")
