@@ -55,12 +55,12 @@ class Shape:
     passes: list[list[tuple[int, int]]]
     """The comparisons of each pass."""
     also_padded: bool = True
-    """False where it would take minutes more for what the other shapes show, too."""
+    """False where a forward an order is the faster way: 5.6 against 6.6 s for the knockout."""
 
 
 SHAPES = [
     Shape("30m_800_150_all_pairs", SMALL, 800, 150, ALL_PAIRS, also_padded=False),
-    Shape("30m_800_150_knockout", SMALL, 800, 150, KNOCKOUT),
+    Shape("30m_800_150_knockout", SMALL, 800, 150, KNOCKOUT, also_padded=False),
     Shape("30m_200_50_all_pairs", SMALL, 200, 50, ALL_PAIRS, also_padded=False),
     Shape("embedded_180_60_all_pairs", EMBEDDED, 180, 60, ALL_PAIRS),
 ]
