@@ -54,6 +54,8 @@ def main() -> None:
     made = commands(
         args.only, curves=args.curves, rounds=args.rounds, tiny=args.tiny, results=results
     )
+    if not made:
+        parser.error(f"only {', '.join(WITH_CURVES)} have curves")
     failed = []
     for script, command in made.items():
         print(f"---- {script}", flush=True)

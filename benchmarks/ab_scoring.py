@@ -55,7 +55,8 @@ class Shape:
     passes: list[list[tuple[int, int]]]
     """The comparisons of each pass."""
     also_padded: bool = True
-    """False where a forward an order is the faster way: 5.6 against 6.6 s for the knockout."""
+    """False where batches gain little or nothing: the knockout 6.6 against 5.6 s, pairs of 200 + 50
+    tokens 7.2 against 7.3; pairs of 800 + 150 were not tried."""
 
 
 SHAPES = [

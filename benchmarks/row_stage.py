@@ -14,7 +14,7 @@ a time, and in batches: the faster counts), to_json. It checks nothing and does 
 verdicts, renders prompts, looks for near-duplicates. The sides take turns, medians of 5.
 Memory: VmHWM, which each process reads of itself at its end, with rows of 300 bytes. What stays in
 memory is two numbers an id, and of preprocess_dataset a sketch of each held-out question (a tenth of
-the rows here), which is at most 1.5 kB.
+the rows here), which is at most 1.7 kB.
 Not measured: distilabel, whose dependencies exclude ours (its no-op step is in DESIGN's table); the
 Parquet input of preprocess_dataset; several processes at once, which stages do not use.
 Writes benchmarks/results/row_stage.json.

@@ -177,7 +177,7 @@ class NearDuplicates:
     Sets that share so much have one of their first few hashes in common, where both are in the same
     order (prefix filtering: Chaudhuri et al. 2006; Bayardo et al. 2007), so only these are looked up
     and jaccard is asked of what they find. In memory are 1 kB a long question, and at a threshold of
-    0.8 another 0.4 kB: hashes are kept as their upper 32 bits, which join two of 256 by a chance of
+    0.8 another 0.6 kB: hashes are kept as their upper 32 bits, which join two of 256 by a chance of
     1 in 100,000.
     """
 
