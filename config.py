@@ -422,7 +422,7 @@ class TrainingStage(Stage):
     format: Literal["sky", "llmbar", "autoj", "rewardbench", "judgebench"] = "sky"
     """How a row is read; sky: prompt, chosen, rejected, as text or turns, and Preference rows."""
     near_duplicate: Share = 0.8
-    """A train question this similar to a held-out one (Jaccard of its text's windows) is left out."""
+    """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""
     ties: Literal["drop", "half"] = "drop"
     """Ties in training: left out, or trained as half a win for each side. Held out, they are kept."""
     model: str = BASE_MODEL

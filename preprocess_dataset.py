@@ -35,7 +35,7 @@ class Settings(config.Stage, env_prefix="PREPROCESS_"):
     format: Literal["sky", "llmbar", "autoj"] = "sky"
     """How a raw row is read; sky is conversational or plain prompt, chosen, rejected."""
     near_duplicate: config.Share = 0.8
-    """A train question this similar to a held-out one (Jaccard of its text's windows) is left out."""
+    """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""
     template: str | None = None
     """A Jinja file to use as the judge's prompt in place of prefpipe/templates/judge.*.jinja."""
 

@@ -4,6 +4,7 @@ Everything here is a pure function of its rows and of (seed, id): the order of t
 a resumed run change nothing.
 """
 
+import hashlib
 import random
 from collections.abc import Sequence
 
@@ -39,7 +40,8 @@ def build_item(
         return Reject(id=row.id, reason="empty_answer")
     if _is_equal_but_for_space(chosen, rejected):
         return Reject(id=row.id, reason="identical_answers")
-    better = random.Random(f"{seed}:{row.id}").choice((1, 2))
+    coin = hashlib.blake2b(f"{seed}:{row.id}".encode(), digest_size=1).digest()[0] & 1
+    better = 1 if coin else 2
     answer_1, answer_2 = (chosen, rejected) if better == 1 else (rejected, chosen)
     language = detect_language(question)
     return Item(

@@ -23,13 +23,14 @@ T = TypeVar("T")
 BLOCK = 64
 """Questions in a block that callers make."""
 
-_WINDOW = 24  # bytes of normalised text in one shingle, about five words
+_WORDS = 5  # in a shingle
+_OF_THREE_BYTES = 0xE0  # the least first byte of such a character, in UTF-8
 _BASE = 0xD1342543DE82EF95  # of the polynomial hash, modulo 2^64
 _KEPT = 256  # the shingles with the smallest hashes, of a text that has more
 _AT_ONCE = 1 << 16  # bytes hashed together: the numbers made of them stay in the processor's caches
 _OWNER_BITS = np.uint64(26)  # of a key: they say whose hash it is
 _OWNER = np.uint64((1 << 26) - 1)
-_NO_KEY = (1 << 64) - 1  # no window has this hash, or is not looked at if it has
+_NO_KEY = (1 << 64) - 1  # no shingle has this hash, or is not looked at if it has
 _WORD = re.compile(r"[^\W_]+")
 _SPACE = ord(" ")
 _WORD_BYTES = bytes(
@@ -91,55 +92,51 @@ def _folded(text: str) -> str:
 
 
 def shingles(text: str) -> np.ndarray:
-    """Sorted unique hashes (uint64) of the text's 24-byte windows; of many, the 256 smallest.
+    """Sorted unique hashes (uint64) of any five words in a row; of many, the 256 smallest.
 
-    A text shorter than a window is one hash of the whole.
+    A text of fewer words is one shingle. Characters from U+0800 on count as words, since Chinese has
+    no spaces.
     """
     return next(_smallest_hashes(_plain_texts([text]), _KEPT))
 
 
 def _smallest_hashes(texts: Sequence[bytes], count: int) -> Iterator[np.ndarray]:
     """shingles of each text, `count` of them at most."""
+    for some in _at_once(texts):
+        hashes, bounds = _shingle_hashes(some)
+        for start, end in itertools.pairwise(bounds.tolist()):
+            yield _unique(hashes[start:end])[:count]
+
+
+def _at_once(texts: Sequence[bytes]) -> Iterator[list[bytes]]:
     sizes = itertools.accumulate(map(len, texts))
     for _, group in itertools.groupby(zip(sizes, texts, strict=True), lambda x: x[0] // _AT_ONCE):
-        yield from _smallest_of_some([text for _, text in group], count)
+        yield [text for _, text in group]
 
 
-def _smallest_of_some(texts: list[bytes], count: int) -> Iterator[np.ndarray]:
-    codes = np.frombuffer(b"".join(texts), np.uint8)
+def _shingle_hashes(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of all texts' shingles; where in them those of each text begin, and the end (N + 1)."""
+    data = b" ".join([*texts, b""])
+    codes = np.frombuffer(data, np.uint8)
     powers, inverses = _powers(1 << len(codes).bit_length())
-    sums = (codes * powers[: len(codes)]).cumsum()
-    hashes = sums[_WINDOW - 1 :].copy()
-    hashes[1:] -= sums[:-_WINDOW]  # a window's hash, times _BASE to its place
-    hashes *= inverses[: len(hashes)]
+    sums = np.zeros(len(codes) + 1, np.uint64)  # sums[k]: the hash of what stands before k
+    np.cumsum(codes * powers[: len(codes)], out=sums[1:])
 
-    # Hashes are spread evenly: of a long text, most of those above a limit need not be sorted.
-    starts, counts, limits = [0], [], []
-    for text in texts:
-        windows = max(0, len(text) - _WINDOW + 1)
-        likely = 1.25 * (count + 40) / max(windows, 1)
-        counts += [windows, len(text) - windows]  # the latter reach into the next text
-        limits += [int(likely * 2**64) if likely < 0.6 else _NO_KEY, 0]
-        starts.append(starts[-1] + len(text))
-    limit = np.repeat(np.array(limits, np.uint64), counts)[: len(hashes)]
-    places = (hashes < limit).nonzero()[0]
-    few = hashes[places]
-    ends = places.searchsorted(starts).tolist()
-    for start, end in itertools.pairwise(ends):
-        few[start:end].sort()
-    keep = np.ones(len(few), dtype=bool)
-    np.not_equal(few[1:], few[:-1], out=keep[1:])
-    keep[[start for start in ends if start < len(few)]] = True
-    few = few[keep]
-    ends = np.concatenate([[0], keep.cumsum()])[ends].tolist()
-    for k, text in enumerate(texts):
-        if not counts[2 * k]:
-            digest = hashlib.blake2b(text, digest_size=8).digest()
-            yield np.array([int.from_bytes(digest, "big")], dtype=np.uint64)
-        elif ends[k + 1] - ends[k] >= count or limits[2 * k] == _NO_KEY:
-            yield few[ends[k] : min(ends[k + 1], ends[k] + count)]
-        else:
-            yield _unique(hashes[starts[k] : starts[k] + counts[2 * k]])[:count]
+    bounds = np.cumsum([0, *(len(text) + 1 for text in texts)])
+    is_space = codes == _SPACE
+    is_start = codes >= _OF_THREE_BYTES
+    is_start[1:] |= is_space[:-1]
+    is_start[bounds[:-1]] = True
+    words = np.append(is_start.nonzero()[0], len(codes))  # where they begin
+    first = words.searchsorted(bounds)  # word of each text
+
+    counts = np.maximum(np.diff(first) - _WORDS + 1, 1)
+    of_text = np.cumsum([0, *counts])
+    begin = np.arange(of_text[-1]) + np.repeat(first[:-1] - of_text[:-1], counts)
+    end = words[np.minimum(begin + _WORDS, np.repeat(first[1:], counts))]
+    end -= is_space[end - 1]
+    begin = words[begin]
+    return (sums[end] - sums[begin]) * inverses[begin], of_text
 
 
 def _unique(values: np.ndarray) -> np.ndarray:
@@ -203,21 +200,24 @@ class NearDuplicates:
         """Of each question, whether it is one."""
         if not questions:
             return []
-        texts = _plain_texts(questions)
-        # at least as many as there have to be: a sketch may have fewer than _KEPT
-        firsts = list(_smallest_hashes(texts, self._first(_KEPT)))
-        hashes = np.concatenate(firsts) & ~_OWNER
-        asked = np.repeat(np.arange(len(texts)), [len(first) for first in firsts])
+        return [near for some in _at_once(_plain_texts(questions)) for near in self._find(some)]
+
+    def _find(self, texts: list[bytes]) -> list[bool]:
+        hashes, bounds = _shingle_hashes(texts)
+        hashes &= ~_OWNER
         left = self._sieve.may_have(hashes)
-        hashes, asked = hashes[left], asked[left]
+        hashes = hashes[left]
         hits = (self._keys[self._keys.searchsorted(hashes)] ^ hashes) <= _OWNER
+        asked = bounds.searchsorted(left[hits], side="right") - 1
         found = [False] * len(texts)
-        for k in set(asked[hits].tolist()):
-            found[k] = self._is_near(texts[k], hashes[hits & (asked == k)])
+        for k in set(asked.tolist()):
+            found[k] = self._is_near(texts[k], np.unique(hashes[hits][asked == k]))
         return found
 
     def _is_near(self, text: bytes, hits: np.ndarray) -> bool:
         """hits: the upper bits of those of its hashes that are among the keys."""
+        sketch = next(_smallest_hashes([text], _KEPT))
+        hits = hits[hits <= sketch[self._first(len(sketch)) - 1]]
         starts = self._keys.searchsorted(hits)
         ends = self._keys.searchsorted(hits | _OWNER, side="right")
         owners = {
@@ -226,7 +226,7 @@ class NearDuplicates:
             for key in self._keys[start:end]
             if key != _NO_KEY
         }
-        half = _upper_half(next(_smallest_hashes([text], _KEPT)))
+        half = _upper_half(sketch)
         return any(
             jaccard(half, np.frombuffer(self._sketches[owner], np.uint32)) >= self._threshold
             for owner in owners

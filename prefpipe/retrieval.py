@@ -182,7 +182,7 @@ def content_hash(text: str) -> str:
 class Duplicates:
     """Finds the earlier document that a document equals, or nearly equals.
 
-    Nearly: the resemblance of the texts' 24-byte windows, case, white space and punctuation left
+    Nearly: the resemblance of the texts' five-word shingles, case, white space and punctuation left
     out, is at least the threshold (estimated from the 32 smallest hashes of both; Broder 1997).
     Compared are documents that share one of their smallest hashes. A hash that eight have is taken
     for one of a common text (a licence, a header), and the next smallest is taken instead.
