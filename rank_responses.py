@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import config
 from prefpipe import files, ranking
 from prefpipe.matches import Contest, Failed, judge_matches, pairwise_matches
+from prefpipe.prompts import flatten_turns
 from prefpipe.rows import Comparison, Message, Preference, Ranking, Reject, Responses
 
 if TYPE_CHECKING:
+    from prefpipe.pairwise import PairwiseModel
     from prefpipe.reward import RewardModel
 
 Tournament = Literal["knockout", "round-robin"]
@@ -161,7 +163,7 @@ def open_ranker(s: Settings) -> Ranker:
             temperature=s.temperature,
             load_in_4bit=s.load_in_4bit,
         )
-        return lambda rows: rank_by_matches(s, rows, partial(pairwise_matches, comparer))
+        return lambda rows: rank_by_pairwise_model(s, rows, comparer)
     options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
     judge = partial(judge_matches, s.open_engine(s.judge), **options)
     return lambda rows: rank_by_matches(s, rows, judge)
@@ -223,6 +225,29 @@ def rank_by_matches(s: Settings, rows: Sequence[Responses], play: Matches) -> Re
                 standing.cycle,
             )
     return results
+
+
+def rank_by_pairwise_model(
+    s: Settings, rows: Sequence[Responses], model: "PairwiseModel"
+) -> Results:
+    """By a tournament; a knockout plays all rounds of as many prompts as make about one batch, since
+    what the first round reads is kept for the next ones.
+    """
+    from prefpipe.shared_pass import in_batches
+
+    if s.tournament != "knockout":
+        return rank_by_matches(s, rows, partial(pairwise_matches, model))
+    results: Results = {}
+    for some in in_batches(((_estimate_tokens(row), row) for row in rows), model.max_batch_tokens):
+        play = partial(pairwise_matches, model, cache=model.new_cache())
+        results |= rank_by_matches(s, some, play)
+    return results
+
+
+def _estimate_tokens(row: Responses) -> int:
+    """Of a knockout's first round, where a token has four bytes."""
+    texts = [flatten_turns(row.prompt), *row.responses, *row.responses]
+    return sum(len(text.encode()) for text in texts) // 4
 
 
 def to_ranking(

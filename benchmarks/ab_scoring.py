@@ -129,8 +129,9 @@ def measure(
 
     def ours() -> list[float]:
         found = []
+        cache = engine.new_cache()
         for pairs in shape.passes:
-            [compared] = engine.compare([(question, responses, pairs)])
+            [compared] = engine.compare([(question, responses, pairs)], cache)
             assert isinstance(compared, list)
             found += [x.p for x in compared if isinstance(x, Preferred)]
         return found

@@ -7,11 +7,12 @@ temporary folder (two GB of it at most). A row is one that a stage reads: of pos
 construct_dpo_dataset 8 samples, 2 or 3 further judgments and an item a question, of
 parse_preferences a mix, and a request and a rating for each of 4 aspects a prompt.
 
-Time: with 1,000 and with 12,000 rows of 4 kB, the difference divided by 11,000, so that starting
+Time: with 1,000 and with 24,000 rows of 4 kB, the difference divided by 23,000, so that starting
 Python does not count; parsing, checking, hashing the input, writing and fsync do. The peer is
 `datasets` on the largest input file: load_dataset, map with a function that does nothing (a row at
-a time, and in batches: the faster counts), to_json. It checks nothing and does nothing; ours reads
-verdicts, renders prompts, looks for near-duplicates. The sides take turns, medians of 5.
+a time, and in batches: the faster counts), to_json; both sizes in one process, which takes the time
+itself. It checks nothing and does nothing; ours reads verdicts, renders prompts, looks for
+near-duplicates. The sides take turns, medians of 5.
 Memory: VmHWM, which each process reads of itself at its end, with rows of 300 bytes. What stays in
 memory is two numbers an id, and of preprocess_dataset a sketch of each held-out question (a tenth of
 the rows here), which is at most 1.7 kB.
@@ -20,6 +21,7 @@ Parquet input of preprocess_dataset; several processes at once, which stages do 
 Writes benchmarks/results/row_stage.json.
 """
 
+import json
 import os
 import random
 import shutil
@@ -28,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -49,7 +51,7 @@ from prefpipe.verdicts import render_judgment
 ROOT = Path(__file__).parent.parent
 SAMPLES = 8
 ASPECTS = ("helpfulness", "honesty", "truthfulness", "instruction_following")
-TIME_ROWS, TIME_BYTES = (1_000, 12_000), 4_000
+TIME_ROWS, TIME_BYTES = (1_000, 24_000), 4_000
 MEMORY_ROWS, MEMORY_BYTES = (100_000, 1_000_000), 300
 REACH_MICROSECONDS, REACH_MEGABYTES = 60, 300
 
@@ -64,13 +66,19 @@ runpy.run_path(script, run_name="__main__")
 """
 
 _DATASETS = """
-import sys
+import json, shutil, sys, time
 import datasets
-source, target, how = sys.argv[1:]
+target, result, how, *sources = sys.argv[1:]
 datasets.disable_progress_bars()
-rows = datasets.load_dataset("json", data_files=source, split="train")
-rows = rows.map(lambda row: row, batched=how == "batched")
-rows.to_json(target)
+costs = []
+first = shutil.copy(sources[0], target + ".first.jsonl")  # what is imported on the way does not count
+for source in [first, *sources]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    rows = datasets.load_dataset("json", data_files=source, split="train")
+    rows = rows.map(lambda row: row, batched=how == "batched")
+    rows.to_json(target)
+    costs.append((time.perf_counter() - wall, time.process_time() - cpu))
+open(result, "w").write(json.dumps(costs[1:]))
 """
 
 
@@ -290,11 +298,12 @@ def _lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def datasets_map(folder: Path, source: Path, how: str) -> Cost:
-    script = folder / "datasets_map.py"
+def datasets_map(folder: Path, sources: Sequence[Path], how: str) -> list[Cost]:
+    script, result = folder / "datasets_map.py", folder / "seconds.json"
     script.write_text(_DATASETS)
     shutil.rmtree(folder / "hf", ignore_errors=True)  # else it reads the last round's result
-    return run(folder, script, source, folder / "mapped.jsonl", how)
+    run(folder, script, folder / "mapped.jsonl", result, how, *sources)
+    return [Cost(wall, cpu, 0) for wall, cpu in json.loads(result.read_text())]
 
 
 def measure_time(rounds: int, sizes: tuple[int, int], row_bytes: int) -> dict[str, Any]:
@@ -313,7 +322,8 @@ def measure_time(rounds: int, sizes: tuple[int, int], row_bytes: int) -> dict[st
                 folders = [places[source.__name__, size][0] for size in sizes]
                 taken.setdefault(stage, []).append([start(folder) for folder in folders])
             for name, how in list(hows):
-                costs = [datasets_map(*places[name, size], how) for size in sizes]
+                files = [places[name, size][1] for size in sizes]
+                costs = datasets_map(places[name, sizes[1]][0], files, how)
                 taken.setdefault(f"{name} {how}", []).append(costs)
             if round_number == 0:  # the slower way is not run again: both are near each other
                 for source in SOURCES:

@@ -13,6 +13,7 @@ from prefpipe.rows import Message, Reject
 
 if TYPE_CHECKING:
     from prefpipe.pairwise import PairwiseModel
+    from prefpipe.shared_pass import Cache
 
 
 class Contest(NamedTuple):
@@ -30,6 +31,8 @@ def pairwise_matches(
     contests: Mapping[str, Contest],
     matches: Sequence[Match],
     failed: Failed,
+    *,
+    cache: "Cache | None" = None,
 ) -> list[float | None]:
     """P(first is better) of each match; those of one prompt are computed behind one copy of it."""
     from prefpipe.reward import Unscorable
@@ -46,7 +49,7 @@ def pairwise_matches(
         for id, members in by_id.items()
     )
     found: dict[Match, float] = {}
-    for (id, members), compared in zip(by_id.items(), model.compare(questions), strict=True):
+    for (id, members), compared in zip(by_id.items(), model.compare(questions, cache), strict=True):
         if isinstance(compared, Unscorable):
             failed[id] = Reject(id=id, reason=compared.reason, detail=compared.detail)
         else:

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -226,8 +227,12 @@ class PairwiseModel:
     def compare(
         self,
         questions: Iterable[tuple[str | list[Message], Sequence[str], Sequence[tuple[int, int]]]],
+        cache: shared_pass.Cache | None = None,
     ) -> Iterator[list[Preferred] | Unscorable]:
-        """For each (prompt, responses, pairs of their indices) what is preferred; streams."""
+        """For each (prompt, responses, pairs of their indices) what is preferred; streams.
+
+        cache: new_cache(), and given again for further pairs of the same questions.
+        """
         window: list[list[list[int]] | Unscorable] = []
         tokens = 0
         for prompt, responses, pairs in questions:
@@ -237,15 +242,15 @@ class PairwiseModel:
             window.append(rows)
             tokens += 0 if isinstance(rows, Unscorable) else sum(map(len, rows))
             if tokens >= 16 * self.max_batch_tokens:
-                yield from self._compare_window(window)
+                yield from self._compare_window(window, cache)
                 window, tokens = [], 0
-        yield from self._compare_window(window)
+        yield from self._compare_window(window, cache)
 
     def _compare_window(
-        self, window: list[list[list[int]] | Unscorable]
+        self, window: list[list[list[int]] | Unscorable], cache: shared_pass.Cache | None
     ) -> Iterator[list[Preferred] | Unscorable]:
         rows = [row for made in window if not isinstance(made, Unscorable) for row in made]
-        read = iter(self.label_logps(rows))
+        read = iter(self.label_logps(rows, cache))
         for made in window:
             if isinstance(made, Unscorable):
                 yield made
@@ -258,18 +263,27 @@ class PairwiseModel:
         outside = [1 - float(np.exp(a) + np.exp(b)) for a, b in (given, swapped)]
         return Preferred((p_given + p_swapped) / 2, p_given, p_swapped, max(0.0, sum(outside) / 2))
 
-    def label_logps(self, rows: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
+    def label_logps(
+        self, rows: Sequence[Sequence[int]], cache: shared_pass.Cache | None = None
+    ) -> list[tuple[float, float]]:
         """(log p(A), log p(B)) of the token behind each row."""
         if not self.share_prompts:
             return self._one_by_one(rows)
         found: dict[int, tuple[float, float]] = {}
         for batch in shared_pass.tree_batches(rows, self.max_batch_tokens):
-            read = shared_pass.in_halves(self._shared, [rows[i] for i in batch])
+            run = partial(self._shared, cache)
+            read = shared_pass.in_halves(run, [rows[i] for i in batch], cache)
             found.update(zip(batch, read, strict=True))
         return [found[i] for i in range(len(rows))]
 
-    def _shared(self, rows: list[Sequence[int]]) -> list[tuple[float, float]]:
-        outputs, _ = shared_pass.run_tree(self.model, rows, only_last=True)
+    def new_cache(self) -> shared_pass.Cache:
+        """For the keys and values of two or three batches."""
+        return shared_pass.Cache(2 * self.max_batch_tokens)
+
+    def _shared(
+        self, cache: shared_pass.Cache | None, rows: list[Sequence[int]]
+    ) -> list[tuple[float, float]]:
+        outputs, _ = shared_pass.run_tree(self.model, rows, cache=cache, only_last=True)
         return self._read(outputs.logits[0])
 
     def _one_by_one(self, rows: Sequence[Sequence[int]]) -> list[tuple[float, float]]:

@@ -3,10 +3,12 @@
 The sequences are laid out as a tree: n responses behind one prompt, both orders of a comparison
 behind one context, all opponents of one response behind it. Each piece is a segment of one long
 row that attends to its ancestors and itself (prefpipe.llm.shared_prefix); its positions go on where
-they end. So each sequence gets what it would get alone, to rounding. Source: the radix attention of
-Zheng et al. 2024 (SGLang), here as a layout of one pass, without a cache.
+they end. So each sequence gets what it would get alone, to rounding. With a Cache, what sequences of
+earlier passes began with is not computed again, either: so a knockout reads each response once as
+the first of two. Source: the radix attention of Zheng et al. 2024 (SGLang).
 """
 
+import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,7 +19,7 @@ from transformers import PreTrainedModel
 
 from prefpipe.llm.batch import is_out_of_memory
 from prefpipe.llm.packed_linear import packed_linears
-from prefpipe.llm.shared_prefix import Prefill, Segment, shared_prefix_attention
+from prefpipe.llm.shared_prefix import Kept, Prefill, Segment, shared_prefix_attention
 
 MIN_SHARED_TOKENS = 16
 """A common beginning that is shorter is computed again for each: a segment has its cost, too."""
@@ -27,26 +29,83 @@ T = TypeVar("T")
 
 
 @dataclass
+class Cache:
+    """Keys and values of the sequences that one model has read, for those that begin alike."""
+
+    max_tokens: int
+    """Once that many are kept, no further pass is."""
+    tokens: int = 0
+    _known: list[tuple[tuple[int, ...], Segment]] = field(default_factory=list)
+    """Sequences in order, each with the segment where it ends."""
+
+    def find(self, ids: Sequence[int]) -> tuple[int, Segment | None]:
+        """How many tokens it begins with are kept, its last one left out, and where they end."""
+        sequence = tuple(ids)
+        place = bisect.bisect(self._known, sequence, key=lambda known: known[0])
+        near = self._known[max(0, place - 1) : place + 1]  # those that have most in common with it
+        have, known, segment = max(
+            ((_common(ids, known, 0), known, segment) for known, segment in near),
+            key=lambda found: found[0],
+            default=(0, (), None),
+        )
+        have = min(have, len(ids) - 1)
+        stop = len(known)
+        while segment is not None and have:
+            start = stop - (segment.stop - segment.start)
+            if start < have:
+                end = segment.start + have - start
+                return have, Segment(segment.start, end, segment.parent, segment.kept)
+            segment, stop = segment.parent, start
+        return 0, None
+
+    def add(self, sequences: Sequence[Sequence[int]], tree: "Tree") -> None:
+        """Sequences of a pass whose tree was kept."""
+        self.tokens += len(tree.ids)
+        made = ((tuple(ids), end) for ids, end in zip(sequences, tree.ends, strict=True))
+        self._known = sorted([*self._known, *made], key=lambda known: known[0])
+
+    def give_up(self) -> None:
+        """Forget all, and keep nothing more."""
+        self.tokens = self.max_tokens = 0
+        self._known = []
+
+
+@dataclass
 class Tree:
     """Token sequences as one row of N tokens; all sequences have a token, none is left out."""
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
-    last: list[int] = field(default_factory=list)
-    """For each sequence, in the order given, where its last token stands."""
+    ends: list[Segment] = field(default_factory=list)
+    """For each sequence, in the order given, the segment whose last token is its last."""
+    kept: Kept | None = None
+
+    @property
+    def last(self) -> list[int]:
+        """For each sequence where its last token stands."""
+        return [segment.stop - 1 for segment in self.ends]
 
 
-def lay_out(sequences: Sequence[Sequence[int]], min_shared: int = MIN_SHARED_TOKENS) -> Tree:
-    """The tree of the sequences; min_shared >= 2. Equal ones share their last token, too."""
-    tree = Tree(last=[-1] * len(sequences))
+def lay_out(
+    sequences: Sequence[Sequence[int]],
+    min_shared: int = MIN_SHARED_TOKENS,
+    cache: Cache | None = None,
+) -> Tree:
+    """The tree of the sequences; min_shared >= 2. Equal ones share their last token, too.
+
+    What the cache has of a sequence is no part of the tree; the first new segment stands behind it.
+    """
+    nowhere = Segment(0, 0)
+    is_kept = cache is not None and cache.tokens < cache.max_tokens
+    tree = Tree(ends=[nowhere] * len(sequences), kept=Kept() if is_kept else None)
     order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
 
     def add(part: Sequence[int], start: int, parent: Segment | None) -> Segment:
         at = len(tree.ids)
         tree.ids += part
         tree.positions += range(start, start + len(part))
-        tree.segments.append(Segment(at, at + len(part), parent))
+        tree.segments.append(Segment(at, at + len(part), parent, tree.kept))
         return tree.segments[-1]
 
     def place(members: list[int], start: int, parent: Segment | None) -> None:
@@ -66,14 +125,24 @@ def lay_out(sequences: Sequence[Sequence[int]], min_shared: int = MIN_SHARED_TOK
             if shared == len(sequences[run[-1]]) == len(first):  # all equal
                 segment = add(first[start:], start, parent)
                 for i in run:
-                    tree.last[i] = segment.stop - 1
+                    tree.ends[i] = segment
                 continue
             # a sequence that ends where the others go on keeps a token of its own
             shared = min(shared, min(len(sequences[i]) for i in run) - 1)
             segment = add(first[start:shared], start, parent)
             place(run, shared, segment)
 
-    place(order, 0, None)
+    if cache is None:
+        place(order, 0, None)
+        return tree
+    groups: dict[tuple[int, ...], tuple[Segment | None, list[int]]] = {}
+    for i in order:
+        have, segment = cache.find(sequences[i])
+        if have < min_shared:
+            have, segment = 0, None
+        groups.setdefault(tuple(sequences[i][:have]), (segment, []))[1].append(i)
+    for known, (segment, members) in groups.items():
+        place(members, len(known), segment)
     return tree
 
 
@@ -90,25 +159,32 @@ def can_share(model: PreTrainedModel) -> bool:
 
 @torch.inference_mode()
 def run_tree(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], **options: Any
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    cache: Cache | None = None,
+    only_last: bool = False,
+    **options: Any,
 ) -> tuple[Any, Tensor]:
     """The model's outputs on the tree of the sequences, and where their last tokens stand (N,).
 
-    model: a backbone, or a causal LM with options logits_to_keep left out.
+    model: a backbone, or with only_last (logits at the last tokens, in order) a causal LM.
     """
-    tree = lay_out(sequences)
+    tree = lay_out(sequences, cache=cache)
     device = model.device
     last = torch.tensor(tree.last, device=device)
-    if options.pop("only_last", False):
+    if only_last:
         options["logits_to_keep"] = last
     with shared_prefix_attention(model), packed_linears(model).used():
         outputs = model(
             input_ids=torch.tensor([tree.ids], device=device),
             position_ids=torch.tensor([tree.positions], device=device),
             use_cache=False,
-            layout=Prefill(tree.segments),
+            layout=Prefill(tree.segments, kept=tree.kept),
             **options,
         )
+    if cache is not None and tree.kept is not None:
+        cache.add(sequences, tree)
     return outputs, last
 
 
@@ -132,24 +208,32 @@ def tree_batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterato
         yield batch
 
 
-def in_halves(run: Callable[[list[R]], list[T]], rows: list[R]) -> list[T]:
-    """run(rows); where memory does not suffice, of each half by itself, and so on.
+def in_halves(
+    run: Callable[[list[R]], list[T]], rows: list[R], cache: Cache | None = None
+) -> list[T]:
+    """run(rows); where memory does not suffice, without the cache, then of each half by itself, and
+    so on.
 
     Raises SystemExit where it does not suffice for one row.
     """
+    is_caching = cache is not None and cache.tokens > 0
     try:
         return run(rows)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        if len(rows) == 1:
+        if len(rows) == 1 and not is_caching:
             raise SystemExit(
                 "out of memory with one row of tokens: load the model in 4-bit, or take a smaller "
                 "one, or a smaller --max-length"
             ) from error
     # not in the except block: the exception holds on to the tensors of the failed pass
+    if cache is not None:
+        cache.give_up()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if is_caching:
+        return in_halves(run, rows)
     half = len(rows) // 2
     return in_halves(run, rows[:half]) + in_halves(run, rows[half:])
 

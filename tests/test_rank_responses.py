@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from prefpipe import llm
 from prefpipe.matches import Contest, judge_matches, pairwise_matches
 from prefpipe.ranking import Match
 from prefpipe.rows import Reject, Responses
+from prefpipe.shared_pass import Cache
 from prefpipe.verdicts import render_judgment
 from rank_responses import (
     Settings,
     competitors,
     main,
     rank_by_matches,
+    rank_by_pairwise_model,
     rank_by_reward,
     to_preference,
 )
@@ -238,6 +241,37 @@ def test_a_prompt_too_long_for_the_model_is_a_reject_and_others_are_ranked(setti
     found = rank_by_matches(s, rows, lambda c, m, f: pairwise_matches(model, c, m, f))
     assert isinstance(found["long"], Reject) and found["long"].reason == "responses_too_long"
     assert not isinstance(found["short"], Reject)
+
+
+def test_a_knockout_reads_less_than_its_rounds_one_by_one_and_ends_alike(settings, monkeypatch):
+    """Two prompts fit into a batch, five must be ranked: groups of 2, 2 and 1, each with its rounds."""
+    s = settings(by="pairwise")
+    model = pairwise_model(max_batch_tokens=250)
+    rows = [
+        Responses(
+            id=f"q{k}", prompt=f"Question {k}?", responses=[f"{w} {k}" * 9 for w in "abcdefg"]
+        )
+        for k in range(5)
+    ]
+    tokens: list[int] = []
+    hook = lambda _, args, options: tokens.append(options["input_ids"].numel())  # noqa: E731
+    model.model.register_forward_pre_hook(hook, with_kwargs=True)
+    one_by_one = rank_by_matches(s, rows, partial(pairwise_matches, model))
+    read_one_by_one = sum(tokens)
+    tokens.clear()
+    groups: list[int] = []
+    large = lambda: groups.append(len(tokens)) or Cache(10_000)  # noqa: E731
+    monkeypatch.setattr(model, "new_cache", large)
+    found = rank_by_pairwise_model(s, rows, model)
+    assert len(groups) == 3 and list(found) == list(one_by_one)
+    assert sum(tokens) < 0.8 * read_one_by_one
+    for id, ranked in found.items():
+        wanted = one_by_one[id]
+        assert not isinstance(ranked, Reject) and not isinstance(wanted, Reject)
+        assert ranked.ranking == wanted.ranking
+        for a, b in zip(ranked.comparisons, wanted.comparisons, strict=True):
+            assert (a["first"], a["second"]) == (b["first"], b["second"])
+            assert a["p"] == pytest.approx(b["p"], abs=1e-5)
 
 
 def test_the_reward_model_s_scores_rank(settings):

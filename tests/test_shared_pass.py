@@ -28,6 +28,7 @@ from prefpipe.reward import (
     use_own_pad_token,
 )
 from prefpipe.rows import Message
+from tests.engine_models import make_model
 from tests.test_training_reward import classifier
 from tests.training_models import qwen2, scorable, tokenizer
 
@@ -86,6 +87,59 @@ def test_a_batch_is_as_large_as_its_tree_not_as_its_rows_together():
     assert [len(shared_pass.lay_out([rows[i] for i in b]).ids) for b in batches] == [300, 300]
     assert sorted(map(len, shared_pass.tree_batches(rows, 150))) == [5] * 8
     assert list(shared_pass.tree_batches([ids(9), ids(8)], 1)) in ([[0], [1]], [[1], [0]])
+
+
+# ---- what earlier passes have read ---------------------------------------------------------------
+
+
+def knockout_rows(rng: random.Random) -> list[list[list[int]]]:
+    """Token ids of three rounds: a context of 60, eight responses of 20, both orders of each pair."""
+    ids = lambda n: [rng.randrange(3, 97) for _ in range(n)]  # noqa: E731
+    context, responses, middle = ids(60), [ids(20) for _ in range(8)], ids(3)
+    rounds = [[(0, 1), (2, 3), (4, 5), (6, 7)], [(0, 2), (4, 6)], [(0, 4)]]
+    return [
+        [
+            context + responses[a] + middle + responses[b] + [5]
+            for x, y in pairs
+            for a, b in ((x, y), (y, x))
+        ]
+        for pairs in rounds
+    ]
+
+
+def test_a_knockout_reads_each_response_once_as_the_first_and_gets_the_same_logits():
+    model, cache, read = qwen2(), shared_pass.Cache(10_000), []
+    for rows in knockout_rows(random.Random(0)):
+        outputs, _ = shared_pass.run_tree(model, rows, cache=cache, only_last=True)
+        read.append(cache.tokens - sum(read))
+        for k, row in enumerate(rows):
+            alone = model(input_ids=torch.tensor([row])).logits[0, -1]
+            assert (outputs.logits[0, k] - alone).abs().max() < 1e-4
+    # the context, 8 as the first, 8 as the second; later the second ones only, and what ends a row
+    assert read == [60 + 8 * (20 + 3 + 20 + 1), 4 * 21, 2 * 21]
+
+
+@pytest.mark.parametrize(
+    "shape", ["mistral_windowed", "qwen2_some_layers_windowed", "llama_no_gqa"]
+)
+@pytest.mark.parametrize("room", [0, 1, 100, 10_000])
+def test_any_sequence_after_any_other_gets_its_own_logits(shape, room):
+    """Equal ones, beginnings and continuations of known ones, of lengths around a shared piece."""
+    model, rng, cache = make_model(shape), random.Random(room), shared_pass.Cache(room)
+    known = [[rng.randrange(5, 90) for _ in range(rng.randrange(2, 90))] for _ in range(4)]
+    for _ in range(6):
+        rows = []
+        for _ in range(4):
+            row = rng.choice(known)
+            row = row[: rng.randrange(1, len(row) + 1)] + rng.choice(known)[: rng.randrange(40)]
+            rows.append(row[:120])
+        rows.append(rng.choice(known))
+        known += rows
+        outputs, _ = shared_pass.run_tree(model, rows, cache=cache, only_last=True)
+        for k, row in enumerate(rows):
+            alone = model(input_ids=torch.tensor([row])).logits[0, -1]
+            assert (outputs.logits[0, k] - alone).abs().max() < 2e-4
+    assert (cache.tokens > 0) == (room > 0)
 
 
 # ---- reward scores -------------------------------------------------------------------------------
@@ -413,6 +467,22 @@ def test_a_batch_that_does_not_fit_is_run_in_halves_and_none_is_lost():
 
     assert shared_pass.in_halves(run, [1, 2, 3, 4, 5]) == [10, 20, 30, 40, 50]
     assert tried == [[1, 2, 3, 4, 5], [1, 2], [3, 4, 5], [3], [4, 5]]
+
+
+def test_where_memory_is_short_the_cache_goes_first():
+    cache, tried = shared_pass.Cache(1000), []
+    shared_pass.run_tree(qwen2(), [[5, 6, 7]], cache=cache)
+
+    def run(rows):
+        tried.append((list(rows), cache.tokens))
+        if cache.tokens or len(rows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    assert shared_pass.in_halves(run, [1, 2], cache) == [1, 2]
+    assert tried == [([1, 2], 3), ([1, 2], 0), ([1], 0), ([2], 0)]
+    shared_pass.run_tree(qwen2(), [[5, 6, 7]], cache=cache)
+    assert cache.tokens == 0  # nor is it filled again
 
 
 def test_a_row_that_does_not_fit_alone_is_told_and_another_error_is_not_hidden():

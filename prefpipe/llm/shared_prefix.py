@@ -139,6 +139,13 @@ def _with_room(old: Tensor, count: int, tokens: int, *, dim: int) -> Tensor:
     return new
 
 
+@dataclass(eq=False)
+class Kept:
+    """Keys and values (h, N, D) of a row's N tokens, by layer, for passes over what stands behind."""
+
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Tokens start..stop of the row, behind those of `parent`, where there is one."""
@@ -146,6 +153,8 @@ class Segment:
     start: int
     stop: int
     parent: "Segment | None" = None
+    kept: Kept | None = None
+    """Whose row; None: it is not kept, so it is the row of this pass."""
 
 
 @dataclass(frozen=True)
@@ -157,13 +166,18 @@ class Prefill:
     """None: nothing is kept (scoring)."""
     slots: Sequence[tuple[int, Segment]] = ()
     """Which segment (with its parent) is the prompt of which slot."""
+    kept: Kept | None = None
+    """Where keys and values of the whole row go."""
 
     def attend(self, layer, query_H_N_D, key_h_N_D, value_h_N_D, *, scale, window):
         H, N, D = query_H_N_D.shape
+        row = key_h_N_D, value_h_N_D
+        if self.kept is not None:
+            self.kept.layers[layer] = row
         out_N_H_D = query_H_N_D.new_empty(N, H, D)
         for segment in self.segments:
             part = slice(segment.start, segment.stop)
-            key, value = _behind(segment, key_h_N_D), _behind(segment, value_h_N_D)
+            key, value = _behind(segment, layer, row)
             long = key.shape[1]
             whole = segment.parent is None and (window is None or long <= window)
             out = scaled_dot_product_attention(
@@ -179,17 +193,23 @@ class Prefill:
         if self.store is not None:
             keys, values = self.store.prompt[layer]
             for slot, segment in self.slots:
-                key, value = _behind(segment, key_h_N_D), _behind(segment, value_h_N_D)
+                key, value = _behind(segment, layer, row)
                 keys[slot, :, :, : key.shape[1]] = key.mT
                 values[slot, :, : key.shape[1]] = value
         return out_N_H_D
 
 
-def _behind(segment: Segment, x_h_N_D: Tensor) -> Tensor:
-    own = x_h_N_D[:, segment.start : segment.stop]
-    if segment.parent is None:
-        return own
-    return torch.cat([_behind(segment.parent, x_h_N_D), own], dim=1)
+def _behind(segment: Segment | None, layer: int, row: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """Keys and values (h, K, D) of a segment and all that it stands behind."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    while segment is not None:
+        keys, values = row if segment.kept is None else segment.kept.layers[layer]
+        of_segment = slice(segment.start, segment.stop)
+        parts.insert(0, (keys[:, of_segment], values[:, of_segment]))
+        segment = segment.parent
+    return (
+        list(parts[0]) if len(parts) == 1 else [torch.cat(x, 1) for x in zip(*parts, strict=True)]
+    )
 
 
 def _lower_right(part: slice, keys: int, window: int | None, device) -> Tensor:
