@@ -168,11 +168,14 @@ def run_tree(
 ) -> tuple[Any, Tensor]:
     """The model's outputs on the tree of the sequences, and where their last tokens stand (N,).
 
+    Only at these the last hidden states are the model's.
+
     model: a backbone, or with only_last (logits at the last tokens, in order) a causal LM.
     """
     tree = lay_out(sequences, cache=cache)
     device = model.device
     last = torch.tensor(tree.last, device=device)
+    layout = Prefill(tree.segments, kept=tree.kept, keep=last.unique())
     if only_last:
         options["logits_to_keep"] = last
     with shared_prefix_attention(model), packed_linears(model).used():
@@ -180,7 +183,7 @@ def run_tree(
             input_ids=torch.tensor([tree.ids], device=device),
             position_ids=torch.tensor([tree.positions], device=device),
             use_cache=False,
-            layout=Prefill(tree.segments, kept=tree.kept),
+            layout=layout,
             **options,
         )
     if cache is not None and tree.kept is not None:

@@ -4,13 +4,24 @@ import weakref
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import (
+    GraniteConfig,
+    GraniteForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
+)
 
 from prefpipe.llm import packed_linear
 from prefpipe.llm.packed_linear import MIN_WEIGHTS, PackedLinears, packed_linears
+from prefpipe.llm.shared_prefix import Prefill, Segment, shared_prefix_attention
+from tests.engine_models import SHAPES, make_model
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this build of torch is without oneDNN"
@@ -62,7 +73,7 @@ def test_only_large_plain_layers_on_the_cpu_are_packed(layers):
 
 
 def test_no_layer_is_packed_where_memory_is_short(layers, monkeypatch):
-    size = 4 * 2 * 512 * 700
+    size = 4 * (2 * 512 * 700 + 512 * 2)
     for free, count in ((4 * size - 4, 0), (4 * size + 4, 2)):
         memory = SimpleNamespace(available=free)
         monkeypatch.setattr(packed_linear.psutil, "virtual_memory", lambda m=memory: m)
@@ -154,6 +165,113 @@ def test_an_adapter_put_into_a_packed_model_is_not_passed_by():
     with tuned.disable_adapter():
         assert is_right(tuned.get_base_model())
     assert is_right(tuned.merge_and_unload()) and is_right(model)
+
+
+# ---- whole decoder layers ------------------------------------------------------------------------
+
+
+def test_the_layers_of_llama_qwen2_and_mistral_are_replaced_and_give_what_they_give():
+    rng = np.random.default_rng(0)
+    for shape in SHAPES:
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.06)):
+            model = make_model(shape, num_hidden_layers=3).to(dtype)
+            packed = PackedLinears(model)
+            replaced = [module for module, _ in packed._forwards]
+            assert all(layer in replaced for layer in model.model.layers), shape
+            ids = torch.from_numpy(rng.integers(5, 90, (1, 70)))
+            places = torch.cat([torch.arange(60), torch.arange(30, 40)])[None]
+            first = Segment(0, 30)
+            segments = [first, Segment(30, 60, first), Segment(60, 70, first)]
+            for keep in (None, torch.tensor([7, 59, 60, 69])):
+                options = {"input_ids": ids, "position_ids": places, "use_cache": False}
+                options["layout"] = Prefill(segments, keep=keep)
+                with torch.inference_mode(), shared_prefix_attention(model):
+                    want = model(**options).logits[0]
+                    with packed.used():
+                        found = model(**options).logits[0]
+                asked = slice(None) if keep is None else keep
+                off = (found - want)[asked].float().norm() / want[asked].float().norm()
+                assert off < tolerance, (shape, dtype, keep)
+
+
+def test_of_the_last_layer_only_what_is_asked_for_is_computed():
+    model, rows = make_model("mistral", num_hidden_layers=3), []
+    for layer in model.model.layers:
+        norm = layer.post_attention_layernorm
+        norm.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    packed = PackedLinears(model)
+    rows.clear()
+    layout = Prefill([Segment(0, 20), Segment(20, 50)], keep=torch.tensor([19, 49]))
+    options = {"input_ids": torch.full((1, 50), 7), "position_ids": torch.arange(50)[None] % 30}
+    with torch.inference_mode(), shared_prefix_attention(model), packed.used():
+        model(**options, use_cache=False, layout=layout)
+    assert rows == [50, 50, 2]
+
+
+def test_without_a_layout_a_layer_is_its_own():
+    model = make_model("qwen2_untied")
+    packed = PackedLinears(model)
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        want = model(ids, output_hidden_states=True)
+        with packed.used():
+            found = model(ids, output_hidden_states=True)
+    for a, b in zip(found.hidden_states, want.hidden_states, strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+def qwen3():
+    """Norms on the heads of queries and keys."""
+    config = Qwen3Config(**SMALL, head_dim=16)
+    return Qwen3ForCausalLM(config)
+
+
+def granite():
+    """As Llama, with factors on the residuals, the attention and the logits."""
+    return GraniteForCausalLM(GraniteConfig(**SMALL, residual_multiplier=0.5))
+
+
+def stablelm():
+    """As Llama, with half of each head turned."""
+    turned = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+    return StableLmForCausalLM(StableLmConfig(**SMALL, rope_parameters=turned))
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 90, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made", [qwen3, granite, stablelm])
+def test_a_layer_that_does_something_else_besides_keeps_its_own_forward(made):
+    torch.manual_seed(0)
+    model: Any = made().eval()
+    packed = PackedLinears(model)
+    assert not {module for module, _ in packed._forwards} & set(model.model.layers)
+    options = {"input_ids": torch.arange(9)[None], "position_ids": torch.arange(9)[None]}
+    options |= {"use_cache": False}
+    with torch.inference_mode():
+        want = model(**options).logits
+        with shared_prefix_attention(model), packed.used():
+            found = model(**options, layout=Prefill([Segment(0, 9)])).logits
+    assert torch.allclose(found, want, atol=1e-4)
+
+
+def test_an_adapter_around_a_projection_is_not_passed_by():
+    model = make_model("qwen2_untied")
+    packed_linears(model)
+    tuned: Any = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["v_proj"], init_lora_weights=False)
+    )
+    options = {"input_ids": torch.arange(5, 25)[None], "position_ids": torch.arange(20)[None]}
+    for inner in (tuned.get_base_model(), tuned.merge_and_unload()):
+        with torch.inference_mode():
+            want = inner(**options, use_cache=False).logits
+            with shared_prefix_attention(inner), packed_linears(inner).used():
+                layout = Prefill([Segment(0, 20)])
+                found = inner(**options, use_cache=False, layout=layout).logits
+        assert torch.allclose(found, want, atol=1e-3)
 
 
 def capped_silu(x):

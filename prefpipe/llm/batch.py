@@ -361,8 +361,8 @@ def lay_out(
     for shared, group in _groups(prompt_ids):
         parent = add(group[0][:shared], 0) if shared else None
         of_prompt += [add(prompt[shared:], shared, parent) for prompt in group]
-    layout = Prefill(segments, store, list(enumerate(of_prompt, first_slot)))
-    last = torch.tensor([segment.stop - 1 for segment in of_prompt])
+    last = torch.tensor([segment.stop - 1 for segment in of_prompt], device=store.device)
+    layout = Prefill(segments, store, list(enumerate(of_prompt, first_slot)), keep=last)
     return np.concatenate(ids), np.concatenate(positions), layout, last
 
 

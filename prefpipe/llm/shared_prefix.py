@@ -17,10 +17,11 @@ one cache, 5 and 3.3 times; this with torch's flash kernel for CPUs, which is ma
 as the prompt's are (those: 0.16 instead of 0.25 ms; own ones: no gain, and scattered writes).
 """
 
+import bisect
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -168,12 +169,24 @@ class Prefill:
     """Which segment (with its parent) is the prompt of which slot."""
     kept: Kept | None = None
     """Where keys and values of the whole row go."""
+    keep: Tensor | None = None
+    """Positions, rising, whose outputs are asked for: a last layer may leave the others as they are.
+    None: all."""
 
     def attend(self, layer, query_H_N_D, key_h_N_D, value_h_N_D, *, scale, window):
+        """Queries of all tokens, or of those to keep."""
         H, N, D = query_H_N_D.shape
         row = key_h_N_D, value_h_N_D
-        if self.kept is not None:
-            self.kept.layers[layer] = row
+        if self.kept is not None:  # by themselves: they may be parts of something larger
+            row = self.kept.layers[layer] = key_h_N_D.contiguous(), value_h_N_D.contiguous()
+        if self.store is not None:
+            keys, values = self.store.prompt[layer]
+            for slot, segment in self.slots:
+                key, value = _behind(segment, layer, row)
+                keys[slot, :, :, : key.shape[1]] = key.mT
+                values[slot, :, : key.shape[1]] = value
+        if key_h_N_D.shape[1] > N:
+            return self._attend_kept(layer, query_H_N_D, row, scale, window)
         out_N_H_D = query_H_N_D.new_empty(N, H, D)
         for segment in self.segments:
             part = slice(segment.start, segment.stop)
@@ -190,13 +203,27 @@ class Prefill:
                 enable_gqa=key.shape[0] != H,
             )
             out_N_H_D[part] = out[0].transpose(0, 1)
-        if self.store is not None:
-            keys, values = self.store.prompt[layer]
-            for slot, segment in self.slots:
-                key, value = _behind(segment, layer, row)
-                keys[slot, :, :, : key.shape[1]] = key.mT
-                values[slot, :, : key.shape[1]] = value
         return out_N_H_D
+
+    def _attend_kept(self, layer, query_H_Q_D, row, scale, window):
+        assert self.keep is not None
+        out = []
+        starts = [segment.start for segment in self.segments]
+        for query_H_D, place in zip(query_H_Q_D.unbind(1), self.keep.tolist(), strict=True):
+            segment = self.segments[bisect.bisect(starts, place) - 1]
+            key, value = _behind(replace(segment, stop=place + 1), layer, row)
+            if window is not None:
+                key, value = key[:, -window:], value[:, -window:]
+            out.append(
+                scaled_dot_product_attention(
+                    query_H_D[None, :, None],
+                    key[None],
+                    value[None],
+                    scale=scale,
+                    enable_gqa=len(key) != len(query_H_D),
+                )[0, :, 0]
+            )
+        return torch.stack(out)
 
 
 def _behind(segment: Segment | None, layer: int, row: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -222,6 +249,8 @@ def _lower_right(part: slice, keys: int, window: int | None, device) -> Tensor:
 
 class Decode:
     """One token of each live sample; slot_N: its prompt's slot; age_N: its own tokens before."""
+
+    keep = None
 
     def __init__(
         self, store: Store, slot_N: np.ndarray, age_N: np.ndarray, prompt_tokens_S: np.ndarray
