@@ -269,6 +269,7 @@ class Decode:
         row_cells = np.zeros(self.slots * self.width, dtype=np.int64)
         row_cells[cell_N] = np.arange(len(order))
         to = lambda x: torch.from_numpy(x).to(store.device)  # noqa: E731
+        self.is_grid = np.array_equal(cell_N, np.arange(len(row_cells)))
         self.cell_N, self.row_cells = to(cell_N), to(row_cells)
         self.slot_N, self.age_N, self.prompt_tokens_S = to(slot_N), to(age_N), to(prompt_tokens_S)
         self.position_N = self.prompt_tokens_S[self.slot_N] + self.age_N
@@ -290,19 +291,21 @@ class Decode:
         own_keys, own_values = (x[:N, :, : self.longest_own] for x in (keys, values))
         out, lse = _attention(query, own_keys.mT, own_values, own_bias, scale)
 
-        grid = query.index_select(0, self.row_cells).view(S, n, h, G, D)
+        grid = query if self.is_grid else query.index_select(0, self.row_cells)
         keys, values = self.store.prompt[layer]
         shared, shared_lse = _attention(
-            grid.transpose(1, 2).reshape(S, h, n * G, D),
+            grid.view(S, n, h, G, D).transpose(1, 2).reshape(S, h, n * G, D),
             keys[:S, ..., : self.longest_prompt],
             values[:S, :, : self.longest_prompt],
             prompt_bias,
             scale,
         )
         shared, shared_lse = (
-            x.view(S, h, n, G, -1).transpose(1, 2).reshape(S * n, h, G, -1)[self.cell_N]
+            x.view(S, h, n, G, -1).transpose(1, 2).reshape(S * n, h, G, -1)
             for x in (shared, shared_lse)
         )
+        if not self.is_grid:
+            shared, shared_lse = shared[self.cell_N], shared_lse[self.cell_N]
         share = torch.sigmoid(shared_lse - lse).to(out.dtype)
         return torch.lerp(out, shared, share).view(N, H, D)
 
