@@ -12,6 +12,8 @@ from torch import nn
 from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     StableLmConfig,
@@ -182,7 +184,7 @@ def test_the_layers_of_llama_qwen2_and_mistral_are_replaced_and_give_what_they_g
             places = torch.cat([torch.arange(60), torch.arange(30, 40)])[None]
             first = Segment(0, 30)
             segments = [first, Segment(30, 60, first), Segment(60, 70, first)]
-            for keep in (None, torch.tensor([7, 59, 60, 69])):
+            for keep in (None, torch.tensor([7, 40, 41, 42, 59, 60, 69])):
                 options = {"input_ids": ids, "position_ids": places, "use_cache": False}
                 options["layout"] = Prefill(segments, keep=keep)
                 with torch.inference_mode(), shared_prefix_attention(model):
@@ -243,7 +245,21 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("made", [qwen3, granite, stablelm])
+def olmo():
+    """As Llama, with queries, keys and values capped; norms without weights."""
+    return OlmoForCausalLM(OlmoConfig(**SMALL, clip_qkv=8.0))
+
+
+def capped():
+    """As Llama, with one that a normal input does not reach."""
+    model = make_model("llama_no_gqa")
+    for layer in model.model.layers:
+        del layer.mlp.act_fn  # a module, whose place no function takes
+        layer.mlp.act_fn = capped_silu
+    return model
+
+
+@pytest.mark.parametrize("made", [qwen3, granite, stablelm, olmo, capped])
 def test_a_layer_that_does_something_else_besides_keeps_its_own_forward(made):
     torch.manual_seed(0)
     model: Any = made().eval()

@@ -218,6 +218,22 @@ def test_lora_with_gradient_checkpointing_gives_the_same(tmp_path):
     assert_equal_steps(a, b)
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_of_the_last_layer_only_the_scored_positions_are_computed(tmp_path, lora):
+    """By a hook: 16 pairs have up to 32 completions, each with one token that is scored."""
+    peft_config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if lora else None
+    data = to_dataset(pairs(SIZES))
+    trainer = ours(tmp_path, data, peft_config=peft_config)
+    layers = trainer.model.get_base_model().model.layers if lora else trainer.model.model.layers
+    rows: list[int] = []
+    for layer in layers:
+        layer.mlp.down_proj.register_forward_hook(lambda _, args, out: rows.append(out.shape[1]))
+    batch = trainer.data_collator([data[i] for i in range(16)])
+    step(trainer)
+    first, last = rows
+    assert first == batch["attention_mask"].sum() and last == len(batch["pack_index"].unique())
+
+
 def test_bf16_gives_the_same_within_its_rounding(tmp_path):
     """Ours must be about as far from fp32 as TRL's own bf16 is."""
 

@@ -18,13 +18,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from prefpipe.llm.shared_prefix import NAME, Prefill, Segment
+from prefpipe.llm.shared_prefix import NAME
 
 
 class Linear(Protocol):
-    """A linear layer whose weights are packed; for x (..., I) it gives (..., O)."""
+    """For x (..., I) it gives (..., O)."""
 
     def forward(self, x: Tensor) -> Tensor: ...
+
     def silu(self, x: Tensor) -> Tensor:
         """silu(forward(x))"""
         ...
@@ -83,19 +84,32 @@ class DecoderLayer:
 
     @torch.inference_mode()
     def learn(self, x: Tensor, turned: tuple[Tensor, Tensor]) -> bool:
-        """Once before use: how the layer attends; whether it gives x the same (1, 9, hidden size)."""
-        watch = _Watch()
+        """Once before use: how the layer attends; whether it gives x the same (1, N, hidden size).
+
+        Also behind norms a hundred times as large, since some architectures cap what they multiply.
+        """
+        watch, is_same = _Watch(), True
+        options = {"attention_mask": None, "position_embeddings": turned, "layout": watch}
+        for factor in (1, 100):
+            enlarge = lambda module, args, output, factor=factor: output * factor  # noqa: E731
+            hooks = [norm.register_forward_hook(enlarge) for norm in self._norms]
+            try:
+                want = self._own(x, options)
+                self._attend_with = watch.seen
+                off = (self.forward(x, **options) - want).norm(dim=-1) / (want - x).norm(dim=-1)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            is_same &= bool(off.max() < (1e-4 if x.dtype == torch.float32 else 0.05))
+        return is_same
+
+    def _own(self, x: Tensor, options: dict[str, Any]) -> Tensor:
         config = self.layer.self_attn.config
         before, config._attn_implementation = config._attn_implementation, NAME
         try:
-            options = {"attention_mask": None, "position_embeddings": turned, "layout": watch}
-            want = self.layer(x, **options)
+            return self.layer(x, **options)
         finally:
             config._attn_implementation = before
-        self._attend_with = watch.seen[0]
-        found = self.forward(x, **options)
-        off = (found - want).norm(dim=-1) / (want - x).norm(dim=-1)
-        return bool(off.max() < (1e-4 if x.dtype == torch.float32 else 0.05))
 
     def forward(
         self,
@@ -148,42 +162,80 @@ def _turned(x_N_H_D: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class _Watch:
-    """Five tokens, and four behind three of them; takes down how attend is called."""
+    """A layout that takes down how it is asked, and gives back something of all that it is given."""
 
     keep = None
+    seen: tuple[int, dict[str, Any]]
 
-    def __init__(self) -> None:
-        first = Segment(0, 3)
-        self.layout = Prefill([first, Segment(3, 5, first), Segment(5, 9, first)])
-        self.seen: list[tuple[int, dict[str, Any]]] = []
-
-    def attend(self, layer: int, *query_key_value: Tensor, **options: Any) -> Tensor:
-        self.seen.append((layer, options))
-        return self.layout.attend(layer, *query_key_value, **options)
+    def attend(self, layer, query_H_N_D, key_h_N_D, value_h_N_D, **options):
+        self.seen = layer, options
+        G = len(query_H_N_D) // len(key_h_N_D)
+        given = query_H_N_D + (2 * key_h_N_D + 3 * value_h_N_D).repeat_interleave(G, 0)
+        return given.transpose(0, 1)
 
 
 def decoder_layers(
     model: nn.Module, pack: Pack, is_plain: Callable[[nn.Module], bool]
 ) -> list[DecoderLayer]:
     """Of a model those layers that can be replaced; is_plain: of a linear layer, that pack takes it."""
-    config = getattr(model, "config", None)
-    count = getattr(config.get_text_config(), "num_hidden_layers", 0) if config else 0
     rotations, found = Rotations(), []
+    last = _last_index(model)
     for layer in model.modules():
-        if not _looks_like_one(layer, is_plain):
-            continue
-        attention: Any = layer.self_attn
-        made = DecoderLayer(layer, pack, rotations, is_last=attention.layer_idx == count - 1)
-        weight = attention.q_proj.weight
-        noise = torch.Generator().manual_seed(0)
-        x = torch.randn(1, 9, weight.shape[1], generator=noise).to(weight.dtype)
-        angles = torch.randn(1, 9, attention.head_dim // 2, generator=noise).repeat(1, 1, 2)
-        try:
-            if made.learn(x, (angles.cos().to(x.dtype), angles.sin().to(x.dtype))):
+        if _looks_like_one(layer, is_plain):
+            attention: Any = layer.self_attn
+            made = DecoderLayer(layer, pack, rotations, is_last=attention.layer_idx == last)
+            if _gives_the_same(made):
                 found.append(made)
-        except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError):
-            continue  # it only looks like one
     return found
+
+
+def trimmed_last_layer(model: nn.Module) -> DecoderLayer | None:
+    """The last one, with its own modules and their gradients; for training, where others gain nothing."""
+    for layer in model.modules():
+        if _looks_like_one(layer, lambda module: hasattr(module, "out_features")):
+            attention: Any = layer.self_attn
+            if attention.layer_idx == _last_index(model):
+                made = DecoderLayer(layer, _Unpacked, Rotations(), is_last=True)
+                return made if _gives_the_same(made) else None
+    return None
+
+
+class _Unpacked:
+    def __init__(self, *layers: nn.Module) -> None:
+        self._layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = [layer(x) for layer in self._layers]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return nn.functional.silu(self.forward(x))
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        return self.forward(x) * factor
+
+    def plus(self, x: Tensor, term: Tensor) -> Tensor:
+        return self.forward(x) + term
+
+
+def _last_index(model: Any) -> int:
+    config = getattr(model, "config", None)
+    return getattr(config.get_text_config(), "num_hidden_layers", 0) - 1 if config else -1
+
+
+def _gives_the_same(made: DecoderLayer) -> bool:
+    was_training = made.layer.training
+    made.layer.eval()
+    try:
+        weight, size = made.layer.input_layernorm.weight, made.layer.self_attn.head_dim
+        noise = torch.Generator().manual_seed(0)
+        x = torch.randn(1, 9, len(weight), generator=noise).to(weight)
+        angles = torch.randn(1, 9, size // 2, generator=noise).repeat(1, 1, 2)
+        return made.learn(x, (angles.cos().to(weight), angles.sin().to(weight)))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError):
+        return False  # it only looks like one
+    finally:
+        made.layer.train(was_training)
 
 
 def _looks_like_one(layer: nn.Module, is_plain: Callable[[nn.Module], bool]) -> bool:
@@ -195,7 +247,7 @@ def _looks_like_one(layer: nn.Module, is_plain: Callable[[nn.Module], bool]) -> 
     linears = [getattr(attention, f"{x}_proj", None) for x in "qkvo"]
     linears += [getattr(mlp, f"{x}_proj", None) for x in ("gate", "up", "down")]
     return (
-        all(isinstance(x, nn.Linear) and is_plain(x) for x in linears)
+        all(isinstance(x, nn.Module) and is_plain(x) for x in linears)
         and len(list(attention.children())) == 4
         and hasattr(attention, "layer_idx")
         and hasattr(attention, "head_dim")

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from prefpipe.llm.decoder_layer import trimmed_last_layer
 from prefpipe.llm.shared_prefix import (
     USED_IN_BOTH_WAYS,
     Prefill,
@@ -136,6 +137,8 @@ def share_prompts(model: torch.nn.Module) -> None:
     has_dropout = bool(getattr(config, "attention_dropout", 0))  # the layout's attention has none
     if config._attn_implementation == "sdpa" and can_share(backbone) and not has_dropout:
         config._attn_implementation = USED_IN_BOTH_WAYS
+        if backbone.device.type == "cpu" and (last := trimmed_last_layer(backbone)):
+            last.layer.forward = last.forward
 
     @functools.wraps(run)
     def forward(
@@ -153,13 +156,15 @@ def share_prompts(model: torch.nn.Module) -> None:
         if implementation == USED_IN_BOTH_WAYS:
             if pack_input_ids.device.type == "cpu":
                 real_R_T = pack_segments != PADDING
-                kwargs |= {"attention_mask": None, "layout": Prefill(_segments_of(pack_segments))}
+                place_RT = real_R_T.flatten().cumsum(0) - 1
+                place = place_RT[pack_index]
+                layout = Prefill(_segments_of(pack_segments), keep=place.unique())
+                kwargs |= {"attention_mask": None, "layout": layout}
                 kwargs["input_ids"] = pack_input_ids[real_R_T][None]
                 kwargs["position_ids"] = pack_position_ids[real_R_T][None]
                 with shared_prefix_attention(self):
                     outputs = run(**kwargs)
-                place_RT = real_R_T.flatten().cumsum(0) - 1
-                outputs.last_hidden_state = outputs.last_hidden_state[0, place_RT[pack_index]]
+                outputs.last_hidden_state = outputs.last_hidden_state[0, place]
                 return outputs
             implementation = "sdpa"
         length = pack_input_ids.shape[1]
