@@ -4,7 +4,7 @@
     uv run python -m benchmarks.dpo_step --curves            # instead: over pairs a prompt, prompts
 
 A step is what an epoch repeats: collate, forward, backward, AdamW. The sides alternate within one
-process on equal weights, the first round of each is thrown away. TRL is at its best documented
+process on equal weights, after a step of each on one pair that does not count. TRL is at its best documented
 setting: reference log-probabilities precomputed, its fused head (always on), no gradient
 checkpointing, SDPA; with all pairs in one batch, and a pair a batch with gradient accumulation (the
 faster of the two counts). The curves' model has two of the eight layers. Not measured: tokenizing,
@@ -113,15 +113,18 @@ def make_model(shape: Shape) -> PreTrainedModel:
     return Qwen2ForCausalLM(config)
 
 
-def step_of(trainer: Any, batch_pairs: int) -> Callable[[], float]:
-    """A function that makes one optimizer step over all pairs and returns the loss."""
+Step = Callable[..., float]
+"""One optimizer step over all pairs, or over the first ones; returns the loss."""
+
+
+def step_of(trainer: Any, batch_pairs: int) -> Step:
     rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
-    parts = [rows[i : i + batch_pairs] for i in range(0, len(rows), batch_pairs)]
-    trainer.current_gradient_accumulation_steps = len(parts)
     trainer.create_optimizer_and_scheduler(1000)
     trainer.accelerator.prepare_model(trainer.model)  # as train() does: bf16 is on from here
 
-    def step() -> float:
+    def step(pairs: int = len(rows)) -> float:
+        parts = [rows[i : min(i + batch_pairs, pairs)] for i in range(0, pairs, batch_pairs)]
+        trainer.current_gradient_accumulation_steps = len(parts)
         batches = [trainer.data_collator(part) for part in parts]
         items = trainer._get_num_items_in_batch(batches, trainer.args.device)
         loss = sum(trainer.training_step(trainer.model, b, items).item() for b in batches)
@@ -140,7 +143,7 @@ def make_steps(
     *,
     peft_config: Any = None,
     **changes: Any,
-) -> dict[str, Callable[[], float]]:
+) -> dict[str, Step]:
     """For each side, its step; changes: of the DPOConfig."""
     tokenizer, data = padding_tokenizer(), to_dataset(make_pairs(shape))
     settings: dict[str, Any] = {
@@ -157,7 +160,7 @@ def make_steps(
     }
     options = DPOConfig(folder, **settings | changes)
 
-    def step(side: str) -> Callable[[], float]:
+    def step(side: str) -> Step:
         kind: Any = PrefixSharedDPOTrainer if side == "ours" else TokenIdsDPOTrainer
         trainer = kind(
             make_model(),
@@ -171,9 +174,7 @@ def make_steps(
     return {side: step(side) for side in sides}
 
 
-def noting(
-    steps: dict[str, Callable[[], float]], losses: dict[str, list[float]]
-) -> dict[str, Callable[[], None]]:
+def noting(steps: dict[str, Step], losses: dict[str, list[float]]) -> dict[str, Callable[[], None]]:
     """The steps, each of whose losses is added to the list of its name."""
     for name in steps:
         losses[name] = []
@@ -183,12 +184,20 @@ def noting(
     }
 
 
+def take_turns(
+    steps: dict[str, Step], rounds: int
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What alternate found, after a step of each on one pair; and the losses of each step."""
+    losses: dict[str, list[float]] = {}
+    first = {name: lambda step=step: step(1) for name, step in steps.items()}
+    return alternate(noting(steps, losses), rounds, ways=WAYS, warm_up=first), losses
+
+
 def measure(shape: Shape, rounds: int) -> dict[str, Any]:
     """Seconds a step of each side, a list of rounds each; losses; the ratio."""
-    losses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         steps = make_steps(shape, folder, lambda: make_model(shape))
-        measured = alternate(noting(steps, losses), rounds, ways=WAYS)
+        measured, losses = take_turns(steps, rounds)
     found = ratios(measured, "ours", WAYS)
     branches = 2 * shape.pairs * shape.completion_tokens
     print(line_of(shape.name, measured, found), flush=True)

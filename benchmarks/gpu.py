@@ -380,6 +380,8 @@ def part_training(
     """script: benchmarks.dpo_step or reward_step; pairs: of all prompts together."""
     from peft import LoraConfig
 
+    from benchmarks.dpo_step import noting
+
     shape = script.Shape("7b", work.judge, work.context_tokens, work.completion_tokens, pairs)
     task: Any = "SEQ_CLS" if "num_labels" in options else "CAUSAL_LM"
     adapter = LoraConfig(r=16, target_modules="all-linear", task_type=task)
@@ -395,7 +397,7 @@ def part_training(
     losses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         steps = script.make_steps(shape, folder, lambda: sharing(base), **changes)
-        sides = script.noting(steps, losses)
+        sides = noting(steps, losses)
         memory, too_large = {}, []
         for name in list(sides):
             try:
@@ -429,7 +431,7 @@ def part_training(
         more = script.make_steps(
             shape, folder, lambda: sharing(base, "flex_attention"), ["ours"], **changes
         )
-        sides["ours_flex"] = script.noting({"ours_flex": more["ours"]}, losses)["ours_flex"]
+        sides["ours_flex"] = noting({"ours_flex": more["ours"]}, losses)["ours_flex"]
         sides["ours_flex"]()  # compiled
         memory["ours_flex"] = gib_beyond(sides["ours_flex"])
         yield {"flex": result(alternate(sides, work.rounds, ways=ways, finish=wait), "ours_flex")}

@@ -3,8 +3,8 @@
     uv run python -m benchmarks.reward_step                  # the shapes, on this machine's CPU
 
 A step is what an epoch repeats: collate, forward, backward, AdamW. The sides alternate within one
-process on equal weights, the first round of each is thrown away. TRL is at its best documented
-setting: no gradient checkpointing, SDPA; with all pairs in one batch, and a pair a batch with
+process on equal weights, after a step of each on one pair that does not count. TRL is at its best
+documented setting: no gradient checkpointing, SDPA; with all pairs in one batch, and a pair a batch with
 gradient accumulation (the faster of the two counts). All rows are equally long, so that TRL pads
 nothing. Not measured: tokenizing, loading, evaluation; several pairs of a prompt (dpo_step does).
 Writes benchmarks/results/reward_step.json; each ratio is of median wall times, TRL's / ours.
@@ -22,16 +22,17 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForSequenceClassific
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
+from benchmarks import line_of, machine, make_parser, ratios, write_results
 from benchmarks.dpo_step import (
     EMBEDDED,
     SMALL,
     WAYS,
     Shape,
+    Step,
     make_pairs,
-    noting,
     padding_tokenizer,
     step_of,
+    take_turns,
 )
 from prefpipe.training.dataset import to_dataset
 from prefpipe.training.reward import PrefixSharedRewardTrainer
@@ -74,7 +75,7 @@ def make_steps(
     *,
     peft_config: Any = None,
     **changes: Any,
-) -> dict[str, Callable[[], float]]:
+) -> dict[str, Step]:
     """For each side, its step; changes: of the RewardConfig."""
     tokenizer, data = padding_tokenizer(), make_data(shape)
     settings: dict[str, Any] = {
@@ -89,7 +90,7 @@ def make_steps(
     }
     options = RewardConfig(folder, **settings | changes)
 
-    def step(side: str) -> Callable[[], float]:
+    def step(side: str) -> Step:
         kind: Any = PrefixSharedRewardTrainer if side == "ours" else RewardTrainer
         trainer = kind(
             make_model(),
@@ -105,10 +106,9 @@ def make_steps(
 
 def measure(shape: Shape, rounds: int) -> dict[str, Any]:
     """Seconds a step of each side, a list of rounds each; losses; the ratio."""
-    losses: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         steps = make_steps(shape, folder, lambda: make_model(shape))
-        measured = alternate(noting(steps, losses), rounds, ways=WAYS)
+        measured, losses = take_turns(steps, rounds)
     found = ratios(measured, "ours", WAYS)
     print(line_of(shape.name, measured, found), flush=True)
     prompt, completion = shape.prompt_tokens, shape.completion_tokens
