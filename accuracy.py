@@ -9,8 +9,8 @@ Writes  data/accuracy/accuracy.json       every number (schema in data/README.md
         data/accuracy/pair_scores.jsonl   PairScore rows
         data/accuracy/scores.jsonl        ScoredQuestion rows, of --kind dpo, reward and pairwise
 
-    {"id": "p7", "source": "sums", "split": "validation", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
- -> {"id": "p7", "judge": "tuned", "benchmark": "validation", "order": "swapped", "better": 2, "verdict": 2, "unreadable": null, "text": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 1}", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 17}
+    {"id": "p8", "source": "sums", "split": "validation", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
+ -> {"id": "p8", "judge": "tuned", "benchmark": "validation", "order": "swapped", "better": 2, "verdict": 2, "unreadable": null, "text": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 1}", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 17}
 
 Judging is greedy, in both orders of the answers; a text without a strict verdict counts as wrong.
 A pair is preferred where its chosen judgment has the higher log-probability; the implicit reward

@@ -6,8 +6,8 @@ Writes  data/synthetic/annotations.jsonl           AnnotationAnswer rows, in the
         data/synthetic/annotations.rejects.jsonl   Reject rows
         data/batches/annotate_preferences/         with --engine batch: what was submitted, what came back
 
-    {"id": "p7", "aspect": "honesty", "swapped": false, "prompt": "[Instruction]\\n2+2?\\n\\n[Text 1]\\n5\\n\\n[Text 2]\\n4...", "order": [1, 0], "texts": 2}
- -> {"id": "p7", "aspect": "honesty", "swapped": false, "text": "Text 1\\nReason: It is wrong.\\nRating: 1\\n\\nText 2\\nReason: It is right.\\nRating: 5", "finish_reason": "stop", "model": "gpt-4o-mini", "prompt_tokens": 61, "new_tokens": 31}
+    {"id": "p8", "aspect": "honesty", "swapped": false, "prompt": "[Instruction]\\n2+2?\\n\\n[Text 1]\\n5\\n\\n[Text 2]\\n4...", "order": [1, 0], "texts": 2}
+ -> {"id": "p8", "aspect": "honesty", "swapped": false, "text": "Text 1\\nReason: It is wrong.\\nRating: 1\\n\\nText 2\\nReason: It is right.\\nRating: 5", "finish_reason": "stop", "model": "gpt-4o-mini", "prompt_tokens": 61, "new_tokens": 31}
 
 The steps of --engine batch, each of them safe to stop and to repeat: nothing is ever paid twice.
 `run` is all of them: it submits, waits and reads, up to a day.

@@ -6,9 +6,9 @@ Writes  data/synthetic/mix.jsonl                  AnnotationMix rows: up to k re
         data/synthetic/annotation_prompts.jsonl   AnnotationPrompt rows, one a prompt and aspect
         data/synthetic/create_annotation_mix.rejects.jsonl   Reject rows: what has too few responses
 
-    {"id": "p7", "prompt": "2+2?", "model": "base-t0.5", "text": "4", "finish_reason": "stop", "prompt_tokens": 9, "new_tokens": 2}
- -> {"id": "p7", "prompt": "2+2?", "responses": ["4", "5"], "models": ["base-t0.5", "base-t1.1"], "on_policy": null, "source": "sums"}
- -> {"id": "p7", "aspect": "honesty", "swapped": false, "prompt": "[Instruction]\\n2+2?\\n\\n[Text 1]\\n5 ...", "order": [1, 0], "texts": 2}
+    {"id": "p8", "prompt": "2+2?", "model": "base-t0.5", "text": "4", "finish_reason": "stop", "prompt_tokens": 9, "new_tokens": 2}
+ -> {"id": "p8", "prompt": "2+2?", "responses": ["4", "5"], "models": ["base-t0.5", "base-t1.1"], "on_policy": null, "source": "sums"}
+ -> {"id": "p8", "aspect": "honesty", "swapped": false, "prompt": "[Instruction]\\n2+2?\\n\\n[Text 1]\\n5 ...", "order": [1, 0], "texts": 2}
 
 Rules, each counted at the end: an empty response, one that was cut at its token limit, and one equal
 to another model's do not count; of equal ones a drawn model's stands for all (the on-policy model's,

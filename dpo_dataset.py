@@ -3,8 +3,8 @@
 Reads   data/dpo/train.parquet, data/dpo/validation.parquet   JudgmentPair rows
 Writes  nothing; a table, or with --json one JSON object, on standard output
 
-    {"id": "p7:hint:0", "item_id": "p7", "split": "train", "pair_type": "hint", "better": 2, "prompt": [{"role": "user", "content": "[Question]..."}], "chosen": [{"role": "assistant", "content": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 2}"}], "rejected": [{"role": "assistant", "content": "{\\"reason\\": \\"5 is more.\\", \\"better_answer\\": 1}"}], "chosen_sample": 0, "rejected_sample": 0}
- -> {"id": "p7:hint:0", "reason": "chosen_is_rejected"}
+    {"id": "p8:hint:0", "item_id": "p8", "split": "train", "pair_type": "hint", "better": 2, "prompt": [{"role": "user", "content": "[Question]..."}], "chosen": [{"role": "assistant", "content": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 2}"}], "rejected": [{"role": "assistant", "content": "{\\"reason\\": \\"5 is more.\\", \\"better_answer\\": 1}"}], "chosen_sample": 0, "rejected_sample": 0}
+ -> {"id": "p8:hint:0", "reason": "chosen_is_rejected"}
 
 A problem is something that would spoil the training: it is counted, shown, and makes the exit
 status 1. Lengths are in tokens of the model's tokenizer.

@@ -8,7 +8,7 @@ Writes  data/models/judge/            the adapter or model (safetensors), the to
         data/models/judge/checkpoints/     a stopped run goes on from the newest one
         data/models/judge/dpo_training.rejects.jsonl   Reject rows: pairs not trained on, and why
 
-    {"id": "p7:best_of_n:0", "item_id": "p7", "split": "train", "pair_type": "best_of_n", "better": 2, "prompt": [{"role": "user", "content": "[Question]..."}], "chosen": [{"role": "assistant", "content": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 2}"}], "rejected": [{"role": "assistant", "content": "{\\"reason\\": \\"5 is more.\\", \\"better_answer\\": 1}"}], "chosen_sample": 0, "rejected_sample": 5}
+    {"id": "p8:best_of_n:0", "item_id": "p8", "split": "train", "pair_type": "best_of_n", "better": 2, "prompt": [{"role": "user", "content": "[Question]..."}], "chosen": [{"role": "assistant", "content": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 2}"}], "rejected": [{"role": "assistant", "content": "{\\"reason\\": \\"5 is more.\\", \\"better_answer\\": 1}"}], "chosen_sample": 0, "rejected_sample": 5}
  -> {"id": "p9:hint:0", "reason": "chosen_too_long", "detail": "1038 tokens, max_length is 1024"}
 
 The loss is -log sigmoid(beta * margin) + sft_weight * (-mean log p(chosen)), the margin being the

@@ -4,8 +4,8 @@ Reads   data/synthetic/prompts.jsonl   Prompt rows: `text` or `prompt`, and an i
 Writes  data/synthetic/responses/<model>/responses.jsonl           ModelResponse rows, a folder a model
         data/synthetic/responses/<model>/.responses.partial.jsonl  what is done; a stopped run goes on
 
-    {"id": "p7", "prompt": "2+2?", "source": "sums"}
- -> {"id": "p7", "prompt": "2+2?", "model": "base-t0.5", "text": "4", "finish_reason": "stop", "prompt_tokens": 9, "new_tokens": 2}
+    {"id": "p8", "prompt": "2+2?", "source": "sums"}
+ -> {"id": "p8", "prompt": "2+2?", "model": "base-t0.5", "text": "4", "finish_reason": "stop", "prompt_tokens": 9, "new_tokens": 2}
 
 Each model is a run of its own: one that cannot be loaded or asked stops nobody else, and the same
 command goes on with it. The models stand in config.py (RESPONSE_MODELS) or in a profile.

@@ -5,8 +5,8 @@ Writes  data/judgments/raw/guide.jsonl           Judgment rows: why the better a
         data/judgments/raw/guide_reverse.jsonl   Judgment rows: why the worse answer is better
         data/judgments/raw/output.jsonl          Judgment rows: judged without a hint, greedily
 
-    {"id": "p7", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
- -> {"id": "p7", "sample": 0, "variant": "guide", "hint": 2, "text": "4 is right.", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 5}
+    {"id": "p8", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
+ -> {"id": "p8", "sample": 0, "variant": "guide", "hint": 2, "text": "4 is right.", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 5}
 
 The hint is in the prompt of `guide` and `guide_reverse` and nowhere else: what is trained on is the
 prompt of the item. A tie has no right answer to hint at and is left out here, by reason.

@@ -4,8 +4,8 @@ Reads   data/pairwise_critic_inference2_get_answer/Sky/   Item rows (train and v
 Writes  data/judgments/raw/best_of_n.jsonl                Judgment rows, n for each item that is no tie
         data/judgments/raw/.best_of_n.partial.jsonl       what is done so far; a stopped run goes on
 
-    {"id": "p7", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
- -> {"id": "p7", "sample": 0, "variant": "best_of_n", "hint": null, "text": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 2}", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 17}
+    {"id": "p8", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
+ -> {"id": "p8", "sample": 0, "variant": "best_of_n", "hint": null, "text": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 2}", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 17}
 
     uv run inference_best_of_n.py --n 8 --temperature 1.2
 """

@@ -6,8 +6,8 @@ Reads   data/synthetic/mix.jsonl                  AnnotationMix rows: the respon
 Writes  data/synthetic/preferences.jsonl          SyntheticPair rows: Preference rows, with ratings and models
         data/synthetic/preferences.rejects.jsonl  Reject rows: prompts of which no pair could be made
 
-    {"id": "p7", "prompt": "2+2?", "responses": ["4", "5"], "models": ["base-t0.5", "base-t1.1"], "on_policy": null, "source": "sums"}
- -> {"id": "p7", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": 3.5, "tie": false, "source": "sums", "chosen_model": "base-t0.5", "rejected_model": "base-t1.1", "chosen_rating": 5.0, "rejected_rating": 1.5, "aspects": ["honesty", "truthfulness"], "chosen_ratings": [5.0, 5.0], "rejected_ratings": [2.0, 1.0]}
+    {"id": "p8", "prompt": "2+2?", "responses": ["4", "5"], "models": ["base-t0.5", "base-t1.1"], "on_policy": null, "source": "sums"}
+ -> {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": 3.5, "tie": false, "source": "sums", "chosen_model": "base-t0.5", "rejected_model": "base-t1.1", "chosen_rating": 5.0, "rejected_rating": 1.5, "aspects": ["honesty", "truthfulness"], "chosen_ratings": [5.0, 5.0], "rejected_ratings": [2.0, 1.0]}
 
 A response's rating is the mean over the aspects. An annotation that is missing, cut off or unreadable
 (prefpipe/verdicts.py: read_ratings) counts for nobody, N/A not for its text; a response with ratings

@@ -4,8 +4,8 @@ Reads   data/judgments/raw/{best_of_n,guide,guide_reverse,output}.jsonl   Judgme
         data/pairwise_critic_inference2_get_answer/Sky/                   Item rows
 Writes  data/judgments/clean/{best_of_n,guide,guide_reverse,output}.jsonl   CleanJudgment rows
 
-    {"id": "p7", "sample": 0, "variant": "guide", "hint": 2, "text": "4 is \\"right\\".", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 5}
- -> {"id": "p7", "sample": 0, "variant": "guide", "hint": 2, "text": "4 is \\"right\\".", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 5, "index": 0, "judgment": "{\\"reason\\": \\"4 is \\\\\\"right\\\\\\".\\", \\"better_answer\\": 2}", "verdict": 2, "unreadable": null}
+    {"id": "p8", "sample": 0, "variant": "guide", "hint": 2, "text": "4 is \\"right\\".", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 5}
+ -> {"id": "p8", "sample": 0, "variant": "guide", "hint": 2, "text": "4 is \\"right\\".", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 5, "index": 0, "judgment": "{\\"reason\\": \\"4 is \\\\\\"right\\\\\\".\\", \\"better_answer\\": 2}", "verdict": 2, "unreadable": null}
 
 A text nobody can read keeps its row, with the reason; it is no verdict of any kind. A hinted text
 becomes the judgment with the hinted verdict, built by a JSON encoder. An item that one of the four

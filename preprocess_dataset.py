@@ -6,8 +6,8 @@ Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item ro
         data/pairwise_critic_inference2_get_answer/Sky/validation.jsonl  Item rows
         .../preprocess_dataset.rejects.jsonl                             Reject rows: why each was left out
 
-    {"id": "p7", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
- -> {"id": "p7", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
+    {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
+ -> {"id": "p8", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
 
     uv run preprocess_dataset.py --input my_preferences.parquet --validation-input ""
 """

@@ -5,8 +5,8 @@ Writes  data/ranking/rankings.jsonl       Ranking rows: the order, scores or mat
         data/ranking/preferences.jsonl    Preference rows: best against worst
         data/ranking/rank_responses.rejects.jsonl   Reject rows: what could not be ranked, and why
 
-    {"id": "p7", "prompt": "2+2?", "responses": ["5", "4", "4", ""], "right": [false, true, true, false], "source": "sums"}
- -> {"id": "p7", "by": "reward", "tournament": null, "ranking": [1, 0], "copies": [[1, 2], [0]], "scores": [1.9, -0.7], "margins": [2.6], "best": 1, "worst": 0, "comparisons": [], "cycle": null, "best_is_right": true, "right_share": 0.5}
+    {"id": "p8", "prompt": "2+2?", "responses": ["5", "4", "4", ""], "right": [false, true, true, false], "source": "sums"}
+ -> {"id": "p8", "by": "reward", "tournament": null, "ranking": [1, 0], "copies": [[1, 2], [0]], "scores": [1.9, -0.7], "margins": [2.6], "best": 1, "worst": 0, "comparisons": [], "cycle": null, "best_is_right": true, "right_share": 0.5}
 
 Responses of equal text are one competitor; empty ones do not compete; with fewer than two left, or
 without a prompt, the row is a reject. A pairwise model and a judge are asked in both orders, which is
@@ -64,7 +64,7 @@ class Settings(config.EngineStage, env_prefix="RANK_"):
     temperature: float | None = None
     """Divides the pairwise model's logits; None: the one it was saved with, else 1."""
     prompts_at_once: config.Positive = 64
-    """Prompts whose matches of a round are played together."""
+    """Prompts whose matches of a round are played together, at most."""
 
 
 def main(s: Settings, ranker: Ranker | None = None) -> None:

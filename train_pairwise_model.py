@@ -9,8 +9,8 @@ Writes  data/models/pairwise/                     the model or adapter, the toke
         data/models/pairwise/disagreements.jsonl  Disagreement rows: the worst held-out pairs, for reading
         data/models/pairwise/train_pairwise_model.rejects.jsonl   Reject rows: what was not used, and why
 
-    {"id": "p7", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
- -> {"id": "p7", "margin": -1.5, "chosen_score": null, "rejected_score": null, "prompt": "2+2?", "chosen": "4", "rejected": "5", "source": "sums"}
+    {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
+ -> {"id": "p8", "margin": -1.5, "chosen_score": null, "rejected_score": null, "prompt": "2+2?", "chosen": "4", "rejected": "5", "source": "sums"}
 
 The model reads "[CONTEXT] ... [RESPONSE A] ... [RESPONSE B] ..." (prefpipe/pairwise.py), each pair in
 both orders; the loss is -log p of the label token alone. Its probability is the mean of both orders.

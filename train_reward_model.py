@@ -9,8 +9,8 @@ Writes  data/models/reward/                     the model or adapter with its he
         data/models/reward/disagreements.jsonl  Disagreement rows: the worst held-out pairs, for reading
         data/models/reward/train_reward_model.rejects.jsonl   Reject rows: what was not used, and why
 
-    {"id": "p7", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
- -> {"id": "p7", "margin": -1.5, "chosen_score": 0.5, "rejected_score": 2.0, "prompt": "2+2?", "chosen": "4", "rejected": "5", "source": "sums"}
+    {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
+ -> {"id": "p8", "margin": -1.5, "chosen_score": 0.5, "rejected_score": 2.0, "prompt": "2+2?", "chosen": "4", "rejected": "5", "source": "sums"}
 
 The loss is -log sigmoid(r(chosen) - r(rejected) - margin_weight * margin), Bradley & Terry 1952 as
 in Ouyang et al. 2022, eq. 1. The saved model is loaded again and must give the same scores.

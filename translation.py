@@ -5,8 +5,8 @@ Writes  data/pairwise_critic_inference2_get_answer/Sky_english/   Item rows, in 
                                                                   each split the first 5,000
         .../translation.rejects.jsonl                             Reject rows
 
-    {"id": "p7", "source": "sums", "split": "train", "language": "zh", "question": "2加2等于几?", "answer_1": "五", "answer_2": "四", "better": 2, "prompt": "[问题]..."}
- -> {"id": "p7", "source": "sums", "split": "train", "language": "en", "question": "What is 2 plus 2?", "answer_1": "Five", "answer_2": "Four", "better": 2, "prompt": "[Question]..."}
+    {"id": "p8", "source": "sums", "split": "train", "language": "zh", "question": "2加2等于几?", "answer_1": "五", "answer_2": "四", "better": 2, "prompt": "[问题]..."}
+ -> {"id": "p8", "source": "sums", "split": "train", "language": "en", "question": "What is 2 plus 2?", "answer_1": "Five", "answer_2": "Four", "better": 2, "prompt": "[Question]..."}
 
 English items pass as they are, at no cost. With neither OPENAI_API_KEY nor a server all items do,
 and the closing lines say how many stayed Chinese. Each reply is checked: the three texts, whole, in

@@ -9,7 +9,7 @@ padded     the same rows in batches, padded on the left, 8,192 tokens a batch as
            are about equally long: little padding)
 
 Shapes: every pair of the eight (28, a round-robin), and a knockout (4, 2 and 1 pairs, a pass each; in
-the first both responses of each pair are new, and the shared context is all that is saved). The
+the later ones the keys of the context, and of each response as A, are kept from the ones before). The
 sides alternate within one process on the same weights (random, float32), after a run of each that
 does not count. Ours includes rendering and tokenizing, the others get token ids. largest_difference is
 that of P(first is better) between ours and unbatched.

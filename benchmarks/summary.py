@@ -109,7 +109,7 @@ LINES = [
          "gpu", at("sampling_4bit", "all", "seconds"), 120, " s", at_least=False),
     Line("A/B scoring of 8 responses, all 28 pairs, both orders", "a forward an order",
          "ab_scoring", of_shape("30m_800_150_all_pairs", "ratio"), 2.5, "x"),
-    Line("the same, a knockout: 4, 2 and 1 pairs (limit by tokens: 2.3x)", "a forward an order",
+    Line("the same, a knockout: 4, 2 and 1 pairs (limit by tokens: 3.7x)", "a forward an order",
          "ab_scoring", of_shape("30m_800_150_knockout", "ratio"), 2.5, "x"),
     Line("client CPU a request, 512 in flight, loopback server", "`AsyncOpenAI`, distilabel, curator",
          "client", at("cpu_ms_a_request"), 1.2, " ms", at_least=False),

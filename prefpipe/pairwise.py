@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe import prompts, shared_pass
 from prefpipe.files import DataError, write_json
+from prefpipe.llm.batch import free_bytes, position_bytes
 from prefpipe.prompts import encode
 from prefpipe.reward import Unscorable, bare_model, cut_left, max_positions
 from prefpipe.rows import Message
@@ -277,8 +278,9 @@ class PairwiseModel:
         return [found[i] for i in range(len(rows))]
 
     def new_cache(self) -> shared_pass.Cache:
-        """For the keys and values of two or three batches."""
-        return shared_pass.Cache(2 * self.max_batch_tokens)
+        """For the keys and values of two or three batches, where a quarter of the free memory suffices."""
+        fitting = free_bytes(self.model.device) // 4 // position_bytes(bare_model(self.model))
+        return shared_pass.Cache(min(2 * self.max_batch_tokens, fitting))
 
     def _shared(
         self, cache: shared_pass.Cache | None, rows: list[Sequence[int]]

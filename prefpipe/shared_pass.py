@@ -219,7 +219,7 @@ def in_halves(
 
     Raises SystemExit where it does not suffice for one row.
     """
-    is_caching = cache is not None and cache.tokens > 0
+    is_caching = cache is not None and cache.max_tokens > 0
     try:
         return run(rows)
     except RuntimeError as error:

@@ -427,7 +427,7 @@ def test_the_batch_fits_into_half_of_the_memory_that_is_free(
 ):
     """On a CPU. Counted on a store: what it takes for each prompt or sample token."""
     memory = SimpleNamespace(available=megabytes * 1_000_000)
-    monkeypatch.setattr("prefpipe.llm.local.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("prefpipe.llm.batch.psutil.virtual_memory", lambda: memory)
     engine = LocalEngine(model, tokenizer)
     heads, size = kv_shape(engine.config)
     store = shared_prefix.Store(2, heads, size, torch.float32, torch.device("cpu"))

@@ -104,6 +104,31 @@ def test_packed_once_and_again_when_the_weights_are_other_ones(layers):
     assert packed_linears(layers) is packed
 
 
+def test_changed_biases_are_seen_too():
+    model = make_model("qwen2_untied")
+    options = {"input_ids": torch.arange(5, 25)[None], "position_ids": torch.arange(20)[None]}
+    packed_linears(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    with torch.inference_mode():
+        want = model(**options, use_cache=False).logits
+        with shared_prefix_attention(model), packed_linears(model).used():
+            found = model(**options, use_cache=False, layout=Prefill([Segment(0, 20)])).logits
+    assert torch.allclose(found, want, atol=1e-3)
+
+
+def test_a_forward_that_was_there_before_is_there_afterwards():
+    model = make_model("qwen2_untied")
+    packed, layer = packed_linears(model), model.model.layers[0]
+    own = layer.forward
+    layer.forward = own
+    with packed.used():
+        assert layer.__dict__["forward"] != own
+    assert layer.__dict__["forward"] == own
+
+
 def test_a_model_that_is_gone_leaves_no_packed_weights_behind():
     gc.collect()  # those of other tests
     models = len(packed_linear._of_model)

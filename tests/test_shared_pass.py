@@ -483,6 +483,16 @@ def test_where_memory_is_short_the_cache_goes_first():
     assert tried == [([1, 2], 3), ([1, 2], 0), ([1], 0), ([2], 0)]
     shared_pass.run_tree(qwen2(), [[5, 6, 7]], cache=cache)
     assert cache.tokens == 0  # nor is it filled again
+    tried.clear()
+    empty = shared_pass.Cache(1000)
+
+    def keeps(rows):
+        tried.append((list(rows), empty.max_tokens))
+        if empty.max_tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    assert shared_pass.in_halves(keeps, [1], empty) == [1] and tried == [([1], 1000), ([1], 0)]
 
 
 def test_a_row_that_does_not_fit_alone_is_told_and_another_error_is_not_hidden():

@@ -234,6 +234,18 @@ def test_of_the_last_layer_only_the_scored_positions_are_computed(tmp_path, lora
     assert first == batch["attention_mask"].sum() and last == len(batch["pack_index"].unique())
 
 
+def test_an_adapter_that_comes_later_is_trained_in_the_last_layer_too(tmp_path):
+    data, model = to_dataset(pairs(SIZES)), classifier()
+    ours(tmp_path, data, model=lambda: model)
+    peft_config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    trainer = ours(tmp_path, data, model=lambda: model, peft_config=peft_config)
+    trainer.model.zero_grad()
+    step(trainer)
+    last = trainer.model.get_base_model().model.layers[-1]
+    for part in (last.self_attn.q_proj, last.mlp.down_proj):
+        assert part.lora_A["default"].weight.grad.norm() > 0
+
+
 def test_bf16_gives_the_same_within_its_rounding(tmp_path):
     """Ours must be about as far from fp32 as TRL's own bf16 is."""
 

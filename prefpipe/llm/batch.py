@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from prefpipe.llm import Completion, Request
 from prefpipe.llm.packed_linear import PackedLinears, packed_linears
@@ -403,6 +405,21 @@ def kv_shape(config) -> tuple[int, int]:
     """Key-value heads, and their size."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_key_value_heads, size
+
+
+def position_bytes(model: PreTrainedModel) -> int:
+    """Of the keys and values of one token in all layers."""
+    config = model.config.get_text_config()
+    heads, size = kv_shape(config)
+    return 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of a GPU's memory what is free, of the machine's the half of it."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available // 2
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

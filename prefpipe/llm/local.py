@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,9 +22,10 @@ from prefpipe.llm.batch import (
     Job,
     Live,
     by_length,
+    free_bytes,
     is_out_of_memory,
-    kv_shape,
     lay_out,
+    position_bytes,
 )
 from prefpipe.llm.scoring import completion_logps
 from prefpipe.llm.shared_prefix import Decode, shared_prefix_attention
@@ -200,18 +200,12 @@ class LocalEngine:
 
     def _tokens_that_fit(self) -> int:
         """Cache positions for which memory is free, a fifth and the activations left out."""
-        config, device, dtype = self.config, self.model.device, self.model.dtype
-        if device.type == "cuda":
-            cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            free = torch.cuda.mem_get_info(device)[0] + cached
-        else:
-            free = psutil.virtual_memory().available // 2
+        config, dtype = self.config, self.model.dtype
         hidden = 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
         activations = self.max_prefill_tokens * hidden * dtype.itemsize
         logits = self.max_samples * config.vocab_size * 16
-        heads, size = kv_shape(config)
-        position = 2 * config.num_hidden_layers * heads * size * dtype.itemsize
-        return max(int(0.8 * free - activations - logits) // position, 1)
+        free = int(0.8 * free_bytes(self.model.device)) - activations - logits
+        return max(free // position_bytes(self.model), 1)
 
     def forward(self, ids: np.ndarray, positions: np.ndarray | Tensor, layout, keep) -> Tensor:
         """Logits (K, V) in float32 at the positions to keep, of tokens that stand in one row."""
