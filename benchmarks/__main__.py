@@ -1,6 +1,6 @@
 """All measurements that need no GPU, one after the other, and their tables.
 
-    uv run python -m benchmarks                  # the tables; 25 to 27 minutes on two cores
+    uv run python -m benchmarks                  # the tables; 24 minutes on two cores
     uv run python -m benchmarks --curves         # the curves over n, pairs and prompt; 12 minutes
 
 Each script runs in a process of its own, so that none finds another's memory or threads. Where one
