@@ -548,7 +548,10 @@ def test_replies_in_flight_still_come_when_the_run_is_stopped():
 
 def test_ctrl_c_ends_a_waiting_run_at_once(tmp_path):
     code = (
-        "import sys; from prefpipe.llm import Request; from prefpipe.llm.server import ServerEngine\n"
+        "import signal, sys\n"
+        # a shell that runs the tests in the background has it ignored, which children inherit
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from prefpipe.llm import Request; from prefpipe.llm.server import ServerEngine\n"
         "request = Request(id='a', messages=({'role': 'user', 'content': 'x'},))\n"
         "try: list(ServerEngine([sys.argv[1]], 'm').generate([request]))\n"
         "except KeyboardInterrupt: sys.exit(7)"
@@ -559,7 +562,10 @@ def test_ctrl_c_ends_a_waiting_run_at_once(tmp_path):
             while not server.requests and run.poll() is None:
                 time.sleep(0.02)
             run.send_signal(signal.SIGINT)
-            _, errors = run.communicate(timeout=20)
+            try:
+                _, errors = run.communicate(timeout=20)
+            finally:
+                run.kill()  # else leaving the block would wait for ever
     assert run.returncode == 7, errors
 
 

@@ -11,6 +11,7 @@ python -m tests.server --model embedded/model --model judge=data/models/judge   
 
 import argparse
 import json
+import signal
 import threading
 import urllib.request
 
@@ -88,6 +89,8 @@ def main() -> None:
         models=names,
         port=options.port,
     )
+    # a shell that starts it in the background has Ctrl-C ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with server:
         print(server.url, flush=True)
         try:
