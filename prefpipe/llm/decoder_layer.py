@@ -10,8 +10,8 @@ the two sums are done within the products. Of the last layer only those position
 asked for (Prefill.keep): of a prompt its last one, the others only as keys and values.
 
 A layer is replaced only where that gives the same numbers. Measured in turn with packed_linear alone
-(AMD EPYC, two threads of a core): eight samples of four prompts 5 to 14 % faster, a reward trainer's
-step a tenth.
+(AMD EPYC, two threads of a core): eight samples of four prompts 5 to 14 % faster. A reward trainer's step
+was 1.5 times as fast as TRL's before its last layer was cut so, and is 1.8 times since.
 """
 
 from collections.abc import Callable
@@ -72,11 +72,11 @@ class DecoderLayer:
 
     def __init__(self, layer: Any, pack: Pack, rotations: Rotations, *, is_last: bool):
         attention, mlp = layer.self_attn, layer.mlp
-        query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
+        query, key = attention.q_proj, attention.k_proj
         self.layer, self._rotations, self._is_last = layer, rotations, is_last
         self._norms = layer.input_layernorm, layer.post_attention_layernorm
         self._head_size: int = attention.head_dim
-        self._heads = [x.out_features // self._head_size for x in (query, key, value)]
+        self._heads = [x.out_features // self._head_size for x in (query, key)]
         if is_last:
             self._query = pack(attention, "q_proj")
             self._key_value = pack(attention, "k_proj", "v_proj")
@@ -129,7 +129,7 @@ class DecoderLayer:
             own = type(self.layer).forward
             return own(self.layer, hidden_states, attention_mask, *args, **options)
         x, rotation = self._norms[0](hidden_states), self._rotations.of(position_embeddings)
-        H, h, _ = self._heads
+        H, h = self._heads
         if not self._is_last:
             made = self._in_heads(self._query_key_value.forward(x))
             turned = _turned(made[:, : H + h], rotation)
