@@ -19,6 +19,7 @@ The steps of --engine batch, each of them safe to stop and to repeat: nothing is
     uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step download
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import config
 from prefpipe import files, llm, verdicts
 from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
-from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Message, Reject
+from prefpipe.llm.replies import Replies
+from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Reject
 
 if TYPE_CHECKING:
     from prefpipe.llm.openai_batch import BatchEngine
@@ -42,37 +44,21 @@ class Settings(config.ModelStage, env_prefix="ANNOTATE_"):
     status, download: a single step of the batch engine."""
     temperature: config.Temperature = 0.0
     """0 is greedy: the same ratings in each run, as far as the server keeps to that."""
-    top_p: config.TopP = 1.0
-    """The likeliest tokens that have this share of the probability; 1: all."""
     max_new_tokens: config.Positive = 512
     """Tokens an annotation may have; one that is longer is cut, and marked so."""
 
 
-def annotation_request(prompt: AnnotationPrompt, s: Settings) -> llm.Request:
-    return llm.Request(
-        id=prompt.key,
-        messages=(Message(role="user", content=prompt.prompt),),
-        max_new_tokens=s.max_new_tokens,
-        temperature=s.temperature,
-        top_p=s.top_p,
-        seed=s.seed,
-        reply_schema=verdicts.ratings_schema(prompt.texts),
-    )
+def to_request(prompt: AnnotationPrompt, s: Settings) -> llm.Request:
+    return s.request(prompt.key, prompt.prompt, reply_schema=verdicts.ratings_schema(prompt.texts))
 
 
-def answer_row(completion: llm.Completion, model: str) -> AnnotationAnswer:
-    """The completion's id is its prompt's key."""
-    id, aspect, order = completion.id.rsplit("\t", 2)  # the id itself may have tabs
-    return AnnotationAnswer(
-        id=id,
-        aspect=aspect,
-        swapped=order == "swapped",
-        text=completion.text,
-        finish_reason=completion.finish_reason,
-        model=model,
-        prompt_tokens=completion.prompt_tokens,
-        new_tokens=completion.new_tokens,
-    )
+def to_answer(prompt: AnnotationPrompt, replies: Replies, model: str) -> AnnotationAnswer | Reject:
+    """What the annotator wrote, or why there is nothing."""
+    reply = replies.of(prompt.key)
+    if isinstance(reply, Reject):
+        return reply
+    own = {"id": prompt.id, "aspect": prompt.aspect, "swapped": prompt.swapped, "model": model}
+    return AnnotationAnswer(**own, **reply[0].written)
 
 
 @dataclass
@@ -101,41 +87,26 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
     with files.open_run(s, inputs=inputs, outputs=outputs, unit="annotation prompts") as run:
         if run.finished:
             return
-        log = run.open_log(AnnotationAnswer)
-        # Before anything is paid, all rows are read: a doubled id is an error.
-        left = sum(prompt.key not in log for prompt in run.peek(s.input, AnnotationPrompt))
 
         def requests() -> Iterator[llm.Request]:
-            for prompt in run.peek(s.input, AnnotationPrompt):
-                if prompt.key not in log:
-                    yield annotation_request(prompt, s)
+            return (to_request(prompt, s) for prompt in run.peek(s.input, AnnotationPrompt))
 
+        replies = Replies(run, requests)
         if s.step == "submit":
-            print(s.open_batch_engine(s.model).submit(requests()))
+            left = list(replies.unanswered())  # all rows are read first: a doubled id is an error
+            print(s.open_batch_engine(s.model).submit(left))
             raise SystemExit(0)  # not the run's end: there is nothing to write yet
-        failures = {}
-        if left:
-            if s.step == "download":
-                engine = Downloads(s.open_batch_engine(s.model))
-            failures = llm.complete(
-                engine or s.open_engine(s.model),
-                requests(),
-                log,
-                lambda completion: answer_row(completion, s.model),
-                total=left,
-                what="annotations",
-            )
-        prompt_tokens = new_tokens = 0
+        if s.step == "download":
+            engine = Downloads(s.open_batch_engine(s.model))
+        replies.ask(lambda: engine or s.open_engine(s.model), "annotations")
+        used: Counter[str] = Counter()
         for prompt in run.read(s.input, AnnotationPrompt):
-            if failure := failures.get(prompt.key):
-                run.emit(Reject(id=prompt.key, reason=failure.reason, detail=failure.detail))
-                continue
-            answer = log.get(prompt.key)
-            prompt_tokens += answer.prompt_tokens
-            new_tokens += answer.new_tokens
+            answer = to_answer(prompt, replies, s.model)
+            if isinstance(answer, AnnotationAnswer):
+                used.update(prompt=answer.prompt_tokens, new=answer.new_tokens)
             run.emit(answer)
-        run.summary["tokens"] = {"prompt": prompt_tokens, "new": new_tokens}
-        print(describe_cost(s, prompt_tokens, new_tokens))
+        run.summary["tokens"] = {"prompt": used["prompt"], "new": used["new"]}
+        print(describe_cost(s, used["prompt"], used["new"]))
 
 
 def describe_cost(s: Settings, prompt_tokens: int, new_tokens: int) -> str:
@@ -163,8 +134,7 @@ def print_estimate(s: Settings) -> None:
         raise SystemExit("--step estimate: a model in this process costs nothing; see --engine")
     batch = s.engine == "batch"
     requests = (
-        annotation_request(prompt, s)
-        for prompt in files.read_rows(s.input, AnnotationPrompt, s.limit)
+        to_request(prompt, s) for prompt in files.read_rows(s.input, AnnotationPrompt, s.limit)
     )
     count = submitted = prompt_tokens = new_tokens = 0
     if batch:

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NoReturn, Self
 
@@ -36,6 +36,8 @@ from pydantic_settings import (
 )
 
 from prefpipe.files import DataError
+from prefpipe.llm import Request
+from prefpipe.rows import Message
 
 if TYPE_CHECKING:
     from prefpipe.llm import Engine
@@ -95,9 +97,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 """A part of a whole, 0 to 1; never a percentage."""
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
-Temperature = Annotated[float, Field(ge=0)]
-"""0 is greedy."""
-TopP = Annotated[float, Field(gt=0, le=1)]
+Temperature = Annotated[float, Field(ge=0, description="0 is greedy.")]
+TopP = Annotated[
+    float,
+    Field(
+        gt=0,
+        le=1,
+        description="The likeliest tokens that have this share of the probability; 1: all.",
+    ),
+]
+TopK = Annotated[int, Field(ge=0, description="The likeliest tokens; 0: all.")]
 EngineKind = Literal["local", "server", "batch"]
 
 
@@ -398,7 +407,37 @@ class EngineStage(ServerStage):
         return engine
 
 
-class ModelStage(EngineStage):
+class SamplingStage(EngineStage):
+    """The same, with a say in how the texts are drawn."""
+
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
+
+    def request(
+        self,
+        id: str,
+        prompt: str | Sequence[Message],
+        *,
+        samples: tuple[int, ...] = (0,),
+        reply_schema: dict[str, Any] | None = None,
+    ) -> Request:
+        """The prompt, to be answered as these settings say."""
+        turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+        return Request(
+            id=id,
+            messages=tuple(turns),
+            samples=samples,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            reply_schema=reply_schema,
+        )
+
+
+class ModelStage(SamplingStage):
     """The same with one model."""
 
     model: str = BASE_MODEL

@@ -23,11 +23,12 @@ from pydantic import field_validator
 import config
 from prefpipe import files, llm, sources
 from prefpipe.files import DataError
-from prefpipe.rows import Message, ModelResponse, Prompt, Reject
+from prefpipe.llm.replies import Replies
+from prefpipe.rows import ModelResponse, Prompt, Reject
 
 
-class Settings(config.EngineStage, env_prefix="GENERATE_"):
-    no_effect_on_rows: ClassVar[frozenset[str]] = config.EngineStage.no_effect_on_rows | {
+class Settings(config.SamplingStage, env_prefix="GENERATE_"):
+    no_effect_on_rows: ClassVar[frozenset[str]] = config.SamplingStage.no_effect_on_rows | {
         "input",
         "models",
         "include_model",
@@ -48,10 +49,6 @@ class Settings(config.EngineStage, env_prefix="GENERATE_"):
     """Tokens a response may have; one that is longer is cut, and marked so."""
     temperature: config.Temperature = 0.7
     """Of models that have none of their own; 0 is greedy."""
-    top_p: config.TopP = 1.0
-    """The likeliest tokens that have this share of the probability; 1: all."""
-    top_k: config.NotNegative = 0
-    """The likeliest tokens; 0: all."""
 
     @field_validator("models")
     @classmethod
@@ -107,47 +104,22 @@ def respond(s: Settings, paths: Sequence[Path], engines: "Engines") -> None:
     with files.open_run(s, inputs=inputs, outputs={output: ModelResponse}, unit="prompts") as run:
         if run.finished:
             return
-        log = run.open_log(ModelResponse)
-        asked: dict[str, Prompt] = {}
-        """Of those under way: what their rows need besides the text."""
-
-        def lacking() -> Iterator[Prompt]:
-            for _, row in sources.read_prompts(paths, s.limit):
-                if isinstance(row, Prompt) and row.id not in log:
-                    yield row
 
         def requests() -> Iterator[llm.Request]:
-            for row in lacking():
-                asked[row.id] = row
-                yield to_request(s, row)
+            for _, row in sources.read_prompts(paths, s.limit):
+                if isinstance(row, Prompt):
+                    yield s.request(request_id(model, row.id), row.prompt)
 
-        def to_row(c: llm.Completion) -> ModelResponse:
-            id = c.id.removesuffix(f"\t{model.name}")
-            return ModelResponse(
-                id=id,
-                prompt=asked.pop(id).prompt,
-                model=model.name,
-                text=c.text,
-                finish_reason=c.finish_reason,
-                prompt_tokens=c.prompt_tokens,
-                new_tokens=c.new_tokens,
-            )
-
-        failures = {}
-        if left := sum(1 for _ in lacking()):
-            failures = llm.complete(
-                engines.of(s), requests(), log, to_row, total=left, what=model.name
-            )
+        replies = Replies(run, requests)
+        replies.ask(lambda: engines.of(s), model.name)
         for place, row in sources.read_prompts(paths, s.limit):
             run.read_count += 1
             if isinstance(row, ValueError):
                 run.bad_row(place, row)
             elif isinstance(row, Reject):
                 run.emit(row)
-            elif failure := failures.get(request_id(model, row.id)):
-                run.emit(Reject(id=row.id, reason=failure.reason, detail=failure.detail))
             else:
-                run.emit(log.get(row.id))
+                run.emit(to_response(row, model, replies))
 
 
 def request_id(model: config.ResponseModel, id: str) -> str:
@@ -155,20 +127,14 @@ def request_id(model: config.ResponseModel, id: str) -> str:
     return f"{id}\t{model.name}"
 
 
-def to_request(s: Settings, row: Prompt) -> llm.Request:
-    (model,) = s.models
-    turns = (
-        (Message(role="user", content=row.prompt),) if isinstance(row.prompt, str) else row.prompt
-    )
-    return llm.Request(
-        id=request_id(model, row.id),
-        messages=tuple(turns),
-        max_new_tokens=s.max_new_tokens,
-        temperature=s.temperature,
-        top_p=s.top_p,
-        top_k=s.top_k,
-        seed=s.seed,
-    )
+def to_response(
+    row: Prompt, model: config.ResponseModel, replies: Replies
+) -> ModelResponse | Reject:
+    """The model's answer to the prompt, or why it has none."""
+    reply = replies.of(request_id(model, row.id), row=row.id)
+    if isinstance(reply, Reject):
+        return reply
+    return ModelResponse(id=row.id, prompt=row.prompt, model=model.name, **reply[0].written)
 
 
 class Engines:

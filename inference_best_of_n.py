@@ -15,7 +15,8 @@ from pathlib import Path
 
 import config
 from prefpipe import files, llm, verdicts
-from prefpipe.rows import Item, Judgment, Message, Reject, judgment_key
+from prefpipe.llm.replies import Replies
+from prefpipe.rows import Item, Judgment, Reject
 
 
 class Settings(config.ModelStage, env_prefix="BEST_OF_N_"):
@@ -27,18 +28,23 @@ class Settings(config.ModelStage, env_prefix="BEST_OF_N_"):
     temperature: config.Temperature = 1.2
     """0 would be greedy: n equal judgments."""
     top_p: config.TopP = 0.95
-    """The likeliest tokens that have this share of the probability; 1: all."""
-    top_k: config.NotNegative = 50
-    """The likeliest tokens; 0: all."""
+    top_k: config.TopK = 50
 
 
-def key(item: Item, sample: int) -> str:
-    return judgment_key(item.id, "best_of_n", sample)
+def to_request(item: Item, s: Settings) -> llm.Request:
+    schema = verdicts.judgment_schema(item.language)
+    return s.request(item.id, item.prompt, samples=tuple(range(s.n)), reply_schema=schema)
 
 
-def lacking(item: Item, n: int, log: files.RowLog[Judgment]) -> tuple[int, ...]:
-    """The samples of the item that no earlier run has drawn. No pair is made of a tie: none."""
-    return tuple(k for k in range(n) if item.better and key(item, k) not in log)
+def to_judgments(item: Item, replies: Replies, n: int) -> list[Judgment] | Reject:
+    """The item's n samples, or why it has none."""
+    if item.better is None:
+        return Reject(id=item.id, reason="tie")  # no pair is made of a tie
+    reply = replies.of(item.id, n)
+    if isinstance(reply, Reject):
+        return reply
+    own = {"id": item.id, "variant": "best_of_n", "hint": None}
+    return [Judgment(**own, sample=c.sample, **c.written) for c in reply]
 
 
 def main(s: Settings, engine: llm.Engine | None = None) -> None:
@@ -46,47 +52,14 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
     with files.open_run(s, inputs=inputs, outputs={s.output: Judgment}, unit="items") as run:
         if run.finished:
             return
-        log = run.open_log(Judgment)
-        left = sum(bool(lacking(item, s.n, log)) for item in run.peek(s.input, Item))
 
         def requests() -> Iterator[llm.Request]:
-            for item in run.peek(s.input, Item):
-                if samples := lacking(item, s.n, log):
-                    yield llm.Request(
-                        id=item.id,
-                        messages=(Message(role="user", content=item.prompt),),
-                        samples=samples,
-                        max_new_tokens=s.max_new_tokens,
-                        temperature=s.temperature,
-                        top_p=s.top_p,
-                        top_k=s.top_k,
-                        seed=s.seed,
-                        reply_schema=verdicts.judgment_schema(item.language),
-                    )
+            return (to_request(item, s) for item in run.peek(s.input, Item) if item.better)
 
-        def to_row(c: llm.Completion) -> Judgment:
-            return Judgment(
-                id=c.id,
-                sample=c.sample,
-                variant="best_of_n",
-                hint=None,
-                text=c.text,
-                finish_reason=c.finish_reason,
-                prompt_tokens=c.prompt_tokens,
-                new_tokens=c.new_tokens,
-            )
-
-        failures = {}
-        if left:
-            engine = engine or s.open_engine(s.model)
-            failures = llm.complete(engine, requests(), log, to_row, total=left, what="items")
+        replies = Replies(run, requests)
+        replies.ask(lambda: engine or s.open_engine(s.model), "items")
         for item in run.read(s.input, Item):
-            if item.better is None:
-                run.emit(Reject(id=item.id, reason="tie"))
-            elif failure := failures.get(item.id):
-                run.emit(Reject(id=item.id, reason=failure.reason, detail=failure.detail))
-            else:
-                run.emit([log.get(key(item, k)) for k in range(s.n)])
+            run.emit(to_judgments(item, replies, s.n))
 
 
 if __name__ == "__main__":

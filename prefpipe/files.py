@@ -19,7 +19,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import islice
 from pathlib import Path
@@ -709,17 +709,17 @@ class Run(AbstractContextManager["Run"]):
 
     # -- rows out
 
-    def emit(self, result: Row | Sequence[Row], to: Path | None = None) -> None:
-        """What became of one row read: a Reject, or one or more rows for output `to`."""
+    def emit(
+        self, result: Row | Sequence[Row], to: Path | Callable[[Any], Path] | None = None
+    ) -> None:
+        """What became of one row read: a Reject, or rows; to: their output, or each one's."""
         if isinstance(result, Reject):
             self.left_out[result.reason] += 1
             self._writer(self.rejects_path, Reject).write(result)
             return
+        rows = [result] if isinstance(result, Row) else result
         path = to or next(iter(self.outputs))
-        if isinstance(result, Row):
-            self.keep((path, result))
-        else:
-            self.keep(*((path, row) for row in result))
+        self.keep(*((path(row) if callable(path) else path, row) for row in rows))
 
     def keep(self, *rows: tuple[Path, Row]) -> None:
         """One row read became these (output, row)."""

@@ -109,6 +109,17 @@ def load_template(name: str | Path, variables: frozenset[str] | None = None) -> 
     return template
 
 
+def template_files(name: str | None, built_in: str) -> list[Path]:
+    """The files that a template setting stands for: they are part of a run's input.
+
+    name: a name in prefpipe/templates, or a file; None: the built_in ones, of each language.
+    """
+    if name is None:
+        return sorted(TEMPLATES.glob(f"{built_in}.*.jinja"))
+    path = TEMPLATES / f"{name}.jinja"
+    return [path if path.is_file() else Path(name)]
+
+
 def escape_markers(text: str) -> str:
     r"""Put a backslash before a line's leading template marker, so that no answer can pose as two.
 

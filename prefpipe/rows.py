@@ -4,7 +4,7 @@ A join is always by id (a string), never by position. Answers are 1-based, as th
 `index` and `sample` are 0-based.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
@@ -35,6 +35,27 @@ class Row(BaseModel):
     def key(self) -> str:
         """What is unique in a file of these rows; the resume log goes by it."""
         return self.id
+
+
+class Completion(Row):
+    """One text that a model wrote to one request, as it gave it; a line of the resume log."""
+
+    sample: int
+    """0-based: which of the request's samples."""
+    text: str
+    finish_reason: Literal["stop", "length"]
+    """stop: the model ended its turn; length: cut at the token limit."""
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.id}\t{self.sample}"
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """What a row made of it takes over as it is."""
+        return self.model_dump(exclude={"id", "sample"})
 
 
 class Reject(Row):

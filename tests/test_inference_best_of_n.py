@@ -13,7 +13,7 @@ from inference_best_of_n import Settings, main
 from prefpipe.files import DataError, RowLog, write_rows
 from prefpipe.llm import Failure
 from prefpipe.llm.scripted import ScriptedEngine
-from prefpipe.rows import Item, Judgment
+from prefpipe.rows import Completion, Item
 from tests.examples import (
     ROOT,
     item,
@@ -107,8 +107,11 @@ def test_j7_an_item_with_some_of_its_samples_is_asked_for_the_others_only(s, tmp
     with pytest.raises(KeyboardInterrupt):
         main(killed, Dying(0))
     (path,) = tmp_path.glob(".killed*.jsonl")
-    rows = [Judgment.model_validate(row) for row in read_jsonl(s.output)]
-    log = RowLog(path, Judgment, _mark(path))
+    rows = [
+        Completion.model_validate({k: row[k] for k in Completion.model_fields})
+        for row in read_jsonl(s.output)
+    ]
+    log = RowLog(path, Completion, _mark(path))
     for row in rows:
         if (row.id, row.sample) in {
             ("i0", 1),

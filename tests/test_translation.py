@@ -221,7 +221,7 @@ def test_tokens_and_money_are_what_they_are_by_hand():
 
 def reply(texts: object, finish_reason: Literal["stop", "length"] = "stop") -> Completion:
     text = texts if isinstance(texts, str) else json.dumps(texts, ensure_ascii=False)
-    return Completion("p1", 0, text, finish_reason, 1, 1)
+    return Completion.model_validate({"id": "p1", "sample": 0, "text": text, "finish_reason": finish_reason, "prompt_tokens": 1, "new_tokens": 1})
 
 
 GOOD = {"question": "What?", "answer_1": "One.", "answer_2": "Two."}

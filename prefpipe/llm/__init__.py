@@ -9,10 +9,10 @@ scripted  canned answers, for tests (prefpipe.llm.scripted)
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from prefpipe.files import RowLog, progress
-from prefpipe.rows import Message, Row
+from prefpipe.rows import Completion, Message, Row
 
 R = TypeVar("R", bound=Row)
 
@@ -50,16 +50,6 @@ class Request:
     reply_schema: Mapping[str, Any] | None = None
     """JSON schema of the answer, where it is an object: what an engine with structured_output tells
     its server. No engine relies on it; the stage's parser reads the text either way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    id: str
-    sample: int
-    text: str
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: int
-    new_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,14 @@ class ScriptedEngine:
                 yield Failure(request.id, "scripted_failure")
                 continue
             yield [
-                Completion(request.id, sample, request.prefill + text, "stop", 1, len(text.split()))
+                Completion(
+                    id=request.id,
+                    sample=sample,
+                    text=request.prefill + text,
+                    finish_reason="stop",
+                    prompt_tokens=1,
+                    new_tokens=len(text.split()),
+                )
                 for sample, text in zip(request.samples, texts, strict=True)
                 if text is not None
             ]
