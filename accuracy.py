@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import config
-from prefpipe import benchmarks, evaluation, files, llm, metrics, pairing, sources, verdicts
+from prefpipe import files, llm, pairing, verdicts
+from prefpipe.evaluation import metrics, scoring
 from prefpipe.files import DataError
+from prefpipe.formats import published, reading
 from prefpipe.prompts import flatten_turns
 from prefpipe.rows import (
     EvaluatedJudgment,
@@ -42,6 +44,7 @@ from prefpipe.rows import (
     Reject,
     ScoredQuestion,
 )
+from prefpipe.settings import EngineStage, local_folders
 
 Judge = Literal["base", "tuned"]
 Order = Literal["given", "swapped"]
@@ -50,7 +53,7 @@ JUDGES: tuple[Judge, ...] = ("base", "tuned")
 ORDERS: tuple[Order, ...] = ("given", "swapped")
 
 
-class Settings(config.EngineStage, env_prefix="ACCURACY_"):
+class Settings(EngineStage, env_prefix="ACCURACY_"):
     base: str = config.BASE_MODEL
     """The judge before training: a folder or a hub name."""
     tuned: str = str(config.TUNED_JUDGE)
@@ -82,7 +85,7 @@ def main(s: Settings, engines: dict[Judge, Any] | None = None) -> None:
     every = {**({"validation": own} if own else {}), **named}
     if not every:
         raise SystemExit("accuracy: nothing to measure on: set --items or --benchmark")
-    sets = {name: path for name, path in every.items() if name not in sources.QUESTIONS}
+    sets = {name: path for name, path in every.items() if name not in reading.QUESTIONS}
     sets = sets if "judge" in s.kind else {}
     pairs = s.pairs if "judge" in s.kind and s.engine == "local" else None
     scored: list[tuple[Kind, str]] = [
@@ -96,7 +99,7 @@ def main(s: Settings, engines: dict[Judge, Any] | None = None) -> None:
     models = {"judge": (s.base, s.tuned), "dpo": (s.base, s.tuned)}
     models |= {"reward": (s.reward_model,), "pairwise": (s.pairwise_model,)}
     inputs = [*every.values(), *(Path(name) for name in s.trained_on)]
-    inputs += config.local_folders(*dict.fromkeys(name for kind in s.kind for name in models[kind]))
+    inputs += local_folders(*dict.fromkeys(name for kind in s.kind for name in models[kind]))
     inputs += [pairs] if pairs else []
     inputs += [Path(s.template)] if s.template else []
     with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output) as run:
@@ -170,7 +173,7 @@ def _items(s: Settings, run: files.Run, name: str, path: Path) -> Iterator[Item 
         try:
             if isinstance(record, ValueError):
                 raise record
-            row = sources.FORMATS[name](record)
+            row = reading.FORMATS[name](record)
         except ValueError as error:
             if s.strict:
                 raise DataError(f"{place}: {error}") from None
@@ -185,8 +188,8 @@ def parse_benchmarks(entries: list[str]) -> dict[str, Path]:
     sets: dict[str, Path] = {}
     for entry in entries:
         name, _, path = entry.partition("=")
-        if name not in {**sources.FORMATS, **sources.QUESTIONS} or not path:
-            known = ", ".join({**sources.FORMATS, **sources.QUESTIONS})
+        if name not in {**reading.FORMATS, **reading.QUESTIONS} or not path:
+            known = ", ".join({**reading.FORMATS, **reading.QUESTIONS})
             raise SystemExit(f"--benchmark {entry}: wanted name=path, name one of: {known}")
         if name in sets:
             raise SystemExit(f"--benchmark {entry}: {name} is given twice; run the stage for each")
@@ -316,7 +319,7 @@ def published_scores(
     """Each judge's score as the benchmark's own leaderboard takes it; empty where it has none."""
     if name == "rewardbench":
         return {
-            judge: benchmarks.rewardbench_scores(
+            judge: published.rewardbench_scores(
                 {
                     source.partition("/")[2]: sum(scores) / len(scores)
                     for source, places in by_source.items()
@@ -329,7 +332,7 @@ def published_scores(
         return {
             judge: _mean(
                 [
-                    benchmarks.judgebench_correct(
+                    published.judgebench_correct(
                         *(None if v is None else v == row.better for v in (row.given, row.swapped))
                     )
                     for row in rows
@@ -457,7 +460,7 @@ def score_sets(
                 run.emit(row, to=s.output / "scores.jsonl")
                 kept.append((question, row))
             if kept:
-                report.setdefault(name, {})[kind] = evaluation.report(
+                report.setdefault(name, {})[kind] = scoring.report(
                     name, [q for q, _ in kept], [row for _, row in kept]
                 )
     return report
@@ -465,31 +468,31 @@ def score_sets(
 
 WINDOW = 64
 """Questions that are scored, then logged, together."""
-Scorer = Callable[[Sequence[Question]], Iterator[evaluation.Scores]]
+Scorer = Callable[[Sequence[Question]], Iterator[scoring.Scores]]
 
 
 def open_scorer(s: Settings, kind: Kind, engines: dict[Judge, Any] | None) -> Scorer:
     """Load the model of that kind: the slow part, so only once there is work to do."""
     if kind == "reward":
-        from prefpipe.reward import RewardModel
+        from prefpipe.compare.reward_model import RewardModel
 
         model = RewardModel.load(s.reward_model, load_in_4bit=s.load_in_4bit)
-        return partial(evaluation.by_reward, model)
+        return partial(scoring.by_reward, model)
     if kind == "pairwise":
-        from prefpipe.pairwise import PairwiseModel
+        from prefpipe.compare.ab_model import PairwiseModel
 
         pairwise = PairwiseModel.load(s.pairwise_model, load_in_4bit=s.load_in_4bit)
-        return partial(evaluation.by_pairwise, pairwise, seed=s.seed)
+        return partial(scoring.by_pairwise, pairwise, seed=s.seed)
     tuned = engines["tuned"] if engines else s.open_engine(s.tuned)
     if kind == "judge":
         options = {"template": s.template, "max_new_tokens": s.max_new_tokens}
-        return partial(evaluation.by_judge, tuned, seed=s.seed, **options)
+        return partial(scoring.by_judge, tuned, seed=s.seed, **options)
     if s.engine != "local":
         raise SystemExit(
             "--kind dpo needs log-probabilities of whole responses: set --engine local"
         )
     base = engines["base"] if engines else s.open_engine(s.base)
-    return partial(evaluation.by_implicit_reward, base, tuned)
+    return partial(scoring.by_implicit_reward, base, tuned)
 
 
 def _questions(s: Settings, name: str, path: Path) -> Iterator[Question | Reject]:
@@ -512,10 +515,10 @@ def _questions(s: Settings, name: str, path: Path) -> Iterator[Question | Reject
         try:
             if isinstance(record, ValueError):
                 raise record
-            if name in sources.QUESTIONS:
-                row = sources.QUESTIONS[name](record)
+            if name in reading.QUESTIONS:
+                row = reading.QUESTIONS[name](record)
             else:
-                row = sources.to_question(sources.FORMATS[name](record))
+                row = reading.to_question(reading.FORMATS[name](record))
         except ValueError as error:
             if s.strict:
                 raise DataError(f"{place}: {error}") from None
@@ -526,9 +529,9 @@ def _questions(s: Settings, name: str, path: Path) -> Iterator[Question | Reject
             yield Reject(id=row.id, reason="empty_question", detail=place)
         elif len(row.right) + len(row.wrong) < 2:
             yield Reject(id=row.id, reason="fewer_than_two_responses", detail=place)
-        elif name in sources.FORMATS and not (row.right[0].strip() and row.wrong[0].strip()):
+        elif name in reading.FORMATS and not (row.right[0].strip() and row.wrong[0].strip()):
             yield Reject(id=row.id, reason="empty_answer", detail=place)
-        elif name in sources.FORMATS and row.right[0].split() == row.wrong[0].split():
+        elif name in reading.FORMATS and row.right[0].split() == row.wrong[0].split():
             yield Reject(id=row.id, reason="identical_answers", detail=place)
         else:
             yield row
@@ -540,15 +543,15 @@ def overlaps(s: Settings, sets: dict[str, Path]) -> dict[str, Any]:
     def texts() -> Iterator[str]:
         for name in s.trained_on:
             for place, record in files.read_records(Path(name)):
-                row = sources.read_preference(record, "sky")
+                row = reading.read_preference(record, "sky")
                 if isinstance(row, ValueError):
                     raise DataError(f"{place}: {row}")
-                question = sources.to_question(row)
+                question = reading.to_question(row)
                 yield flatten_turns(question.prompt)
-                yield from evaluation.responses_of(question)
+                yield from scoring.responses_of(question)
 
     return {
-        name: evaluation.overlap(
+        name: scoring.overlap(
             (q for q in _questions(s, name, path) if isinstance(q, Question)), texts()
         )
         for name, path in sets.items()

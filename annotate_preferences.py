@@ -23,28 +23,29 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import config
 from prefpipe import files, llm, verdicts
 from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
 from prefpipe.llm.replies import Replies
+from prefpipe.ranges import Positive, Temperature
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Reject
+from prefpipe.settings import ModelStage, NoEffectOnRows, local_folders
 
 if TYPE_CHECKING:
-    from prefpipe.llm.openai_batch import BatchEngine
+    from prefpipe.llm.batch_api.batch_engine import BatchEngine
 
 
-class Settings(config.ModelStage, env_prefix="ANNOTATE_"):
-    no_effect_on_rows: ClassVar[frozenset[str]] = config.ModelStage.no_effect_on_rows | {"step"}
+class Settings(ModelStage, env_prefix="ANNOTATE_"):
     input: Path = config.ANNOTATION_PROMPTS
     output: Path = config.ANNOTATIONS
-    step: Literal["run", "estimate", "submit", "status", "download"] = "run"
+    step: NoEffectOnRows[Literal["run", "estimate", "submit", "status", "download"]] = "run"
     """run: all of it. estimate: print tokens and money to expect, then stop (server, batch). submit,
     status, download: a single step of the batch engine."""
-    temperature: config.Temperature = 0.0
+    temperature: Temperature = 0.0
     """0 is greedy: the same ratings in each run, as far as the server keeps to that."""
-    max_new_tokens: config.Positive = 512
+    max_new_tokens: Positive = 512
     """Tokens an annotation may have; one that is longer is cut, and marked so."""
 
 
@@ -79,7 +80,7 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
     if s.step == "status":
         print_status(s)
         return
-    inputs = [s.input, *config.local_folders(s.model)]
+    inputs = [s.input, *local_folders(s.model)]
     outputs = {s.output: AnnotationAnswer}
     if s.step == "estimate":
         print_estimate(s)
@@ -94,10 +95,10 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
         replies = Replies(run, requests)
         if s.step == "submit":
             left = list(replies.unanswered())  # all rows are read first: a doubled id is an error
-            print(s.open_batch_engine(s.model).submit(left))
+            print(s.open_batches(s.model).submit(left))
             raise SystemExit(0)  # not the run's end: there is nothing to write yet
         if s.step == "download":
-            engine = Downloads(s.open_batch_engine(s.model))
+            engine = Downloads(s.open_batches(s.model))
         replies.ask(lambda: engine or s.open_engine(s.model), "annotations")
         used: Counter[str] = Counter()
         for prompt in run.read(s.input, AnnotationPrompt):
@@ -116,7 +117,7 @@ def describe_cost(s: Settings, prompt_tokens: int, new_tokens: int) -> str:
 
 
 def print_status(s: Settings) -> None:
-    found = s.open_batch_engine(s.model).status()
+    found = s.open_batches(s.model).status()
     batches = [batch for batch in found if batch.status != "absent"]
     for batch in batches:
         print(
@@ -138,7 +139,7 @@ def print_estimate(s: Settings) -> None:
     )
     count = submitted = prompt_tokens = new_tokens = 0
     if batch:
-        left = s.open_batch_engine(s.model).estimate(requests)
+        left = s.open_batches(s.model).estimate(requests)
         count, submitted = left.requests, left.submitted
         prompt_tokens, new_tokens = left.prompt_tokens, left.new_tokens
     else:

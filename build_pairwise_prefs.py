@@ -15,7 +15,7 @@ score = weight_grounding * grounding + weight_keywords * keyword_coverage
         - weight_length * length_penalty
 
 An abstention ("I don't know") may win only where the context does not answer, that is where the
-best document's score is under answer_threshold; prefpipe/heuristics.py has the rules. An answer that
+best document's score is under answer_threshold; prefpipe/rag/score.py has the rules. An answer that
 was cut at max_new_tokens may be rejected, but never chosen.
 
     uv run build_pairwise_prefs.py --num-candidates 8 --scorer both
@@ -32,8 +32,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 import config
-from prefpipe import files, heuristics, llm, metrics, prompts, retrieval, verdicts
+from prefpipe import files, llm, prompts, verdicts
+from prefpipe.evaluation import metrics
 from prefpipe.files import DataError
+from prefpipe.rag import retrieval, score
+from prefpipe.ranges import Positive, TopP
 from prefpipe.rows import (
     Candidate,
     CandidateComparison,
@@ -45,6 +48,7 @@ from prefpipe.rows import (
     ScoredCandidate,
     ScoreParts,
 )
+from prefpipe.settings import ModelStage, local_folders
 
 T = TypeVar("T")
 Weight = Annotated[float, Field(ge=0)]
@@ -52,7 +56,7 @@ BLOCK = 128
 """Queries that are embedded and searched, or scored, at once."""
 
 
-class Settings(config.ModelStage, env_prefix="PAIRWISE_PREFS_"):
+class Settings(ModelStage, env_prefix="PAIRWISE_PREFS_"):
     input: Path = config.RAG_TABLE
     """A CSV, Parquet or JSONL file with the queries."""
     store: Path = config.VECTOR_STORE
@@ -66,22 +70,22 @@ class Settings(config.ModelStage, env_prefix="PAIRWISE_PREFS_"):
     """Column of each query's keywords, behind commas or semicolons; None: there is none."""
     embedding_model: str = config.EMBEDDING_MODEL
     """The model that the store was built with."""
-    documents_per_query: config.Positive = 1
+    documents_per_query: Positive = 1
     """Documents in a context; one is enough where each stands for itself."""
-    max_context_characters: config.Positive = 6000
+    max_context_characters: Positive = 6000
     """A longer context is cut at white space; the pair's document_ids still name all documents."""
     template: str = "rag.en"
     """The prompt: a name in prefpipe/templates, or a Jinja file that uses context and question."""
     num_candidates: Annotated[int, Field(ge=2)] = 4
     """Answers sampled for each query, each from a seed of its own."""
     temperature: float = 0.7
-    top_p: config.TopP = 0.9
+    top_p: TopP = 0.9
     """The likeliest tokens that have this share of the probability; 1: all."""
     top_k: int = 0
     """0: all tokens."""
     keywords: list[str] = []
     """Keywords of every query whose row brings none; empty: taken from query and context."""
-    max_keywords: config.Positive = 8
+    max_keywords: Positive = 8
     """Most keywords that are taken from query and context."""
     weight_grounding: Weight = 0.7
     """W_GROUND: of the cosine of answer and context."""
@@ -89,13 +93,13 @@ class Settings(config.ModelStage, env_prefix="PAIRWISE_PREFS_"):
     """W_KEYWD: of the share of keywords in the answer."""
     weight_length: Weight = 0.05
     """W_LEN: of the length penalty."""
-    free_characters: config.Positive = 600
+    free_characters: Positive = 600
     """The length penalty is 0 for answers up to here ..."""
-    full_characters: config.Positive = 1800
+    full_characters: Positive = 1800
     """... and rises evenly to 1 here."""
     answer_threshold: float = 0.35
     """A context whose best document scores less is held not to answer: abstaining is right there."""
-    abstentions: list[str] = list(heuristics.ABSTENTIONS)
+    abstentions: list[str] = list(score.ABSTENTIONS)
     """How an answer begins that is an abstention."""
     min_margin: Weight = 0.05
     """A pair is left out where chosen and rejected differ by less."""
@@ -138,10 +142,10 @@ def score_candidates(
     candidates: Sequence[Candidate],
     cosines: Sequence[float],
     s: Settings,
-) -> list[heuristics.Score]:
+) -> list[score.Score]:
     """The heuristic score of each candidate; cosines: of each candidate and the context."""
     keywords = keywords_of(entry, found.context, s)
-    rules = heuristics.Rules(
+    rules = score.Rules(
         s.weight_grounding,
         s.weight_keywords,
         s.weight_length,
@@ -149,7 +153,7 @@ def score_candidates(
         s.full_characters,
     )
     return [
-        heuristics.score_answer(
+        score.score_answer(
             candidate.text,
             cosine,
             keywords,
@@ -169,14 +173,14 @@ def context_answers(found: Retrieved, s: Settings) -> bool:
 def keywords_of(entry: Entry, context: str, s: Settings) -> list[str]:
     """The row's own keywords, else those of the settings, else words of query and context."""
     given = entry.keywords or s.keywords
-    return given or heuristics.extract_keywords(entry.query, context, s.max_keywords)
+    return given or score.extract_keywords(entry.query, context, s.max_keywords)
 
 
 def build_pair(
     entry: Entry,
     found: Retrieved,
     candidates: Sequence[Candidate],
-    scored: Sequence[heuristics.Score],
+    scored: Sequence[score.Score],
     judge_scores: Sequence[float] | None,
     s: Settings,
 ) -> RagPair | Reject:
@@ -194,7 +198,7 @@ def build_pair(
         candidate.finish_reason == "stop" and not (is_answerable and score.is_abstention)
         for candidate, score in zip(candidates, scored, strict=True)
     ]
-    extremes = heuristics.pick_extremes(values, [c.text for c in candidates], may_win)
+    extremes = score.pick_extremes(values, [c.text for c in candidates], may_win)
     if extremes is None:
         return Reject(id=entry.id, reason="no_winner", detail="all abstain or are cut")
     best, worst = extremes
@@ -245,7 +249,7 @@ def main(
     manifest = s.store / retrieval.MANIFEST
     retrieval.read_manifest(s.store)
     template = [Path(s.template)] if Path(s.template).is_file() else []
-    models = config.local_folders(s.model, s.judge_model or s.model)
+    models = local_folders(s.model, s.judge_model or s.model)
     inputs = [s.input, manifest, *template, *models]
     with files.open_run(s, inputs=inputs, outputs={s.output: RagPair}, unit="queries") as run:
         if run.finished:
@@ -583,7 +587,7 @@ class Judge:
         return [round(points[c.sample] / most, 6) for c in candidates]
 
     def judged(
-        self, id: str, candidates: Sequence[Candidate], scored: Sequence[heuristics.Score]
+        self, id: str, candidates: Sequence[Candidate], scored: Sequence[score.Score]
     ) -> list[metrics.Judged]:
         """Its verdicts beside the heuristic's, for each two candidates."""
         rows = []

@@ -21,9 +21,12 @@ from pathlib import Path
 from typing import Literal
 
 import config
-from prefpipe import files, retrieval
+from prefpipe import files
 from prefpipe.files import DataError
+from prefpipe.rag import retrieval
+from prefpipe.ranges import Positive, Share
 from prefpipe.rows import Document, Entry, Reject
+from prefpipe.settings import Stage
 
 BATCH = 512
 """Documents embedded at once; what a stopped run keeps is whole batches."""
@@ -31,7 +34,7 @@ SAMPLED_QUERIES = 1000
 """Queries that recall is measured on."""
 
 
-class Settings(config.Stage, env_prefix="VECTOR_STORE_"):
+class Settings(Stage, env_prefix="VECTOR_STORE_"):
     input: Path = config.RAG_TABLE
     """A CSV, Parquet or JSONL file."""
     output: Path = config.VECTOR_STORE
@@ -46,19 +49,19 @@ class Settings(config.Stage, env_prefix="VECTOR_STORE_"):
     """None: there is none."""
     embedding_model: str = config.EMBEDDING_MODEL
     """A sentence-transformers model: a folder or a hub name."""
-    chunk_characters: config.Positive | None = None
+    chunk_characters: Positive | None = None
     """Cut longer documents into windows of so many characters; None: one document a row."""
     chunk_overlap_characters: int = 200
     """Characters that neighbouring windows share."""
-    max_document_characters: config.Positive = 100_000
+    max_document_characters: Positive = 100_000
     """A row longer than this is left out, unless chunk_characters cuts it."""
-    near_duplicate: config.Share | None = 0.95
+    near_duplicate: Share | None = 0.95
     """A document that resembles an earlier one this much is left out; None: only equal ones are."""
     index: Literal["auto", "exact", "ivf"] = "auto"
     """ivf is approximate: lists of vectors around centroids; auto: by exact_up_to."""
-    exact_up_to: config.Positive = 200_000
+    exact_up_to: Positive = 200_000
     """Documents up to which auto is exact."""
-    target_recall: config.Share = 0.99
+    target_recall: Share = 0.99
     """Of an ivf index: lists are probed until this share of queries finds what exact search does."""
 
 

@@ -17,24 +17,26 @@ from pathlib import Path
 import config
 from prefpipe import files, pairing
 from prefpipe.files import DataError
+from prefpipe.ranges import NotNegative
 from prefpipe.rows import CleanJudgment, Item, JudgmentPair, Variant
+from prefpipe.settings import Stage
 
 # The greedy `output` is no pair's member: it is the same for every n and shows the base judge.
 VARIANTS: tuple[Variant, ...] = ("best_of_n", "guide", "guide_reverse")
 
 
-class Settings(config.Stage, env_prefix="CONSTRUCT_"):
+class Settings(Stage, env_prefix="CONSTRUCT_"):
     items: Path = config.ITEMS_ENGLISH
     """Folder of the items that were judged, or one file of them."""
     input: Path = config.JUDGMENTS_CLEAN
     """Folder of the cleaned judgments."""
     output: Path = config.DPO_DATASET
     """Folder of train.parquet and validation.parquet."""
-    max_best_of_n: config.NotNegative = 3
+    max_best_of_n: NotNegative = 3
     """Pairs of two samples an item may give."""
-    max_unreadable: config.NotNegative = 1
+    max_unreadable: NotNegative = 1
     """Pairs of a right sample and one that nobody can read an item may give."""
-    max_hint: config.NotNegative = 1
+    max_hint: NotNegative = 1
     """Pairs of two hinted judgments an item may give."""
 
 

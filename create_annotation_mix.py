@@ -30,25 +30,28 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 import config
-from prefpipe import files, sources
+from prefpipe import files
 from prefpipe.files import DataError
+from prefpipe.formats import reading
 from prefpipe.prompts import TEMPLATES, escape_markers, flatten_turns, load_template
+from prefpipe.ranges import Regex, Share
 from prefpipe.rows import AnnotationMix, AnnotationPrompt, Message, ModelResponse, Prompt, Reject
+from prefpipe.settings import Stage
 
 Outcome = Literal["in the mix", "not drawn", "equal", "cut", "empty", "missing"]
 OUTCOMES: tuple[Outcome, ...] = ("in the mix", "not drawn", "equal", "cut", "empty", "missing")
 
 
-class Settings(config.Stage, env_prefix="ANNOTATION_MIX_"):
+class Settings(Stage, env_prefix="ANNOTATION_MIX_"):
     input: Path = config.MODEL_RESPONSES
     """Folder of the models' folders."""
     prompts: str = config.PROMPTS
     """What the models were asked: the input of generate_responses.py."""
     output: Path = config.SYNTHETIC
     """Folder of mix.jsonl and annotation_prompts.jsonl."""
-    include_model: config.Regex | None = None
+    include_model: Regex | None = None
     """Only models in whose name this regular expression is found; None: all."""
-    ignore_model: config.Regex | None = None
+    ignore_model: Regex | None = None
     """No models in whose name this regular expression is found; None: all are used."""
     k: Annotated[int, Field(ge=2)] = 4
     """Responses a prompt, each of another model."""
@@ -65,7 +68,7 @@ class Settings(config.Stage, env_prefix="ANNOTATION_MIX_"):
     template: str = "rate.en"
     """The annotator's prompt: a name in prefpipe/templates, or a Jinja file of your own that takes
     instruction, texts and criterion."""
-    swapped_share: config.Share = 0.0
+    swapped_share: Share = 0.0
     """Share of the prompts that are asked about twice, the texts in reversed order: whether the
     annotator agrees with itself."""
 
@@ -76,7 +79,7 @@ def main(s: Settings) -> None:
     found = {path.parent.name: path for path in sorted(s.input.glob("*/responses.jsonl"))}
     if not found:
         raise DataError(f"{s.input}: no <model>/responses.jsonl in it; run generate_responses.py")
-    names = sources.select_names(found, s.include_model, s.ignore_model)
+    names = reading.select_names(found, s.include_model, s.ignore_model)
     if s.on_policy_model is not None and s.on_policy_model not in names:
         raise SystemExit(
             f"on_policy_model: found {s.on_policy_model!r}, wanted one of {', '.join(names)}"
@@ -97,7 +100,7 @@ def main(s: Settings) -> None:
         answers = {name: files.Aligned(found[name], ModelResponse) for name in names}
         outcomes: Counter[tuple[str, Outcome]] = Counter()
         sizes: Counter[int] = Counter()
-        for place, row in sources.read_prompts(paths, s.limit):
+        for place, row in reading.read_prompts(paths, s.limit):
             run.read_count += 1
             if isinstance(row, ValueError):
                 run.bad_row(place, row)

@@ -24,15 +24,17 @@ import numpy as np
 import config
 from prefpipe import files, prompts, verdicts
 from prefpipe.questions import question_key
+from prefpipe.ranges import NotNegative
 from prefpipe.rows import JudgmentPair, Reject
+from prefpipe.settings import Stage
 
 
-class Settings(config.Stage, env_prefix="DPO_DATASET_", cli_shortcuts={"as-json": "json"}):
+class Settings(Stage, env_prefix="DPO_DATASET_", cli_shortcuts={"as-json": "json"}):
     input: Path = config.DPO_DATASET
     """Folder of train.parquet and validation.parquet."""
     model: str = config.BASE_MODEL
     """Whose tokenizer counts the tokens."""
-    samples: config.NotNegative = 1
+    samples: NotNegative = 1
     """Pairs of each type to show whole."""
     as_json: bool = False
     """Print one JSON object in place of the table; --json for short."""
@@ -123,7 +125,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def main(s: Settings) -> None:
-    from prefpipe.training.loading import load_tokenizer
+    from prefpipe.models.loading import load_tokenizer
 
     pairs = files.read_rows(s.input, JudgmentPair, s.limit)
     summary = summarise(pairs, load_tokenizer(s.model), samples=s.samples)

@@ -22,127 +22,50 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Literal
 
 import config
 from prefpipe import files
 from prefpipe.files import DataError
+from prefpipe.ranges import AboveZero, Positive, Weight
 from prefpipe.rows import JudgmentPair, Reject
+from prefpipe.settings import NoEffectOnRows, TrainingStage, local_folders
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
     from transformers import PreTrainedTokenizerBase
     from trl.trainer.dpo_config import DPOConfig
 
-    from prefpipe.training.dataset import TokenizedPair
     from prefpipe.training.dpo import PrefixSharedDPOTrainer
+    from prefpipe.training.tokenized_pairs import TokenizedPair
 
 CHECKED_PAIRS = 4
 
 
-class Settings(config.Stage, env_prefix="DPO_TRAINING_"):
-    no_effect_on_rows: ClassVar[frozenset[str]] = frozenset({"keep_checkpoints"})
-
+class Settings(TrainingStage, env_prefix="DPO_TRAINING_"):
     input: Path = config.DPO_DATASET
     """Folder of train.parquet and validation.parquet."""
     output: Path = config.TUNED_JUDGE
     """Folder of the trained model."""
-    model: str = config.BASE_MODEL
-    """A folder or a hub name: what is trained, and its own reference."""
-    method: Literal["full", "lora"] = "full"
-    """full: all weights; lora: a low-rank adapter on frozen ones."""
-    load_in_4bit: bool | None = None
-    """4-bit NF4 weights under the adapter (lora); None: on a GPU of whose free memory bfloat16 weights
-    would take more than half. It saves memory, not time."""
-    bf16: bool | None = None
-    """bfloat16 arithmetic; None: on a GPU that has it."""
-    attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
-    """flex_attention skips the empty blocks of packed pairs; CUDA only."""
-    lora_r: config.Positive = 16
-    """Rank of the adapter."""
-    lora_alpha: config.Positive = 32
-    """The adapter's output is scaled by lora_alpha / lora_r."""
-    lora_dropout: config.Share = 0.0
-    """Share of the adapter's inputs that are dropped in training."""
-    lora_target_modules: list[str] = ["all-linear"]
-    """Names of the layers that get an adapter; all-linear: each but the head."""
-    merge_adapter: bool = False
-    """Save the base with the adapter added in, as one model, instead of the adapter (lora)."""
     loss: Literal["sigmoid", "ipo", "apo_zero"] = "sigmoid"
     """Loss of a pair; sigmoid is DPO's own."""
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: AboveZero = 0.1
     """How strongly the model is held to its reference; larger is closer."""
-    sft_weight: Annotated[float, Field(ge=0)] = 0.05
+    sft_weight: Weight = 0.05
     """Weight of the mean -log p of the chosen tokens, added to the loss; 0: none."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """At its highest, after the warm-up."""
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the training pairs."""
-    max_length: config.Positive = 1024
-    """Tokens of a prompt and a completion together; longer rows are left out, none is cut."""
-    batch_pairs: config.Positive = 16
-    """Pairs in memory at once."""
-    gradient_accumulation_steps: config.Positive = 1
-    """Batches an optimizer step; each pair of a step weighs the same."""
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises."""
-    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """How the learning rate falls afterwards."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """AdamW's."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """A longer gradient is shortened to this."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice to hold fewer of them."""
-    prefix_sharing: bool = True
-    """Run each prompt once for all of its pairs in a batch; same numbers, fewer tokens."""
-    pairs_per_pack: config.Positive = 5
-    """Pairs that may stand behind one copy of their prompt."""
-    save_steps: config.Positive = 50
-    """Steps between two checkpoints; validation loss is measured at each, and at the end."""
-    validation_pairs: config.Positive | None = 500
+    validation_pairs: Positive | None = 500
     """Held-out pairs the validation loss is measured on, drawn by the seed; None: all."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
-    """Newest checkpoints that are kept, the best one beside them."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Which weights are saved at the end; best: of the lowest validation loss."""
-    reference_cache: Path = config.DATA / "cache/reference_logps"
+    reference_cache: NoEffectOnRows[Path] = config.REFERENCE_CACHE
     """Folder of reference log-probabilities, kept by content; safe to delete."""
 
 
 # ---- before the run ----------------------------------------------------------------------------
 
 
-def check_settings(s: Settings, on_cuda: bool) -> None:
-    """Exit with a sentence where the settings cannot work together, or not on this machine."""
-    if s.load_in_4bit and s.method == "full":
-        raise SystemExit("load_in_4bit: 4-bit weights cannot be trained in full; set --method lora")
-    if s.load_in_4bit and not on_cuda:
-        # bitsandbytes repacks 4-bit weights for good at the first eval-mode forward on a CPU with
-        # AVX512-BF16; the gradients behind them are exactly 0 from then on.
-        raise SystemExit(
-            "load_in_4bit: training on 4-bit weights needs a GPU: on a CPU the gradients can be "
-            "zero without a word; leave it out"
-        )
-    if s.output.resolve() == Path(s.model).resolve():
-        raise SystemExit(f"output: {s.output} is the model itself; name another folder")
-    if s.merge_adapter and s.method == "full":
-        raise SystemExit("merge_adapter: there is no adapter with --method full; leave it out")
-    if (Path(s.model) / "adapter_config.json").exists():
-        raise SystemExit(
-            f"model: {s.model} is an adapter; train it with --merge-adapter, and go on from that"
-        )
-    if s.attn_implementation == "flex_attention" and not on_cuda:
-        raise SystemExit("attn_implementation: flex_attention cannot train without CUDA; use sdpa")
-
-
 def read_pairs(
     s: Settings, run: files.Run, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> "dict[str, list[TokenizedPair]]":
     """The pairs of each split as token ids; what does not fit is emitted as its Reject."""
-    from prefpipe.training.dataset import PairTokenizer
+    from prefpipe.training.tokenized_pairs import PairTokenizer
 
     pairs: dict[str, list[TokenizedPair]] = {split: [] for split in files.SPLITS}
     items: dict[str, set[str]] = {split: set() for split in files.SPLITS}
@@ -166,7 +89,7 @@ def read_pairs(
     if not pairs["train"]:
         reasons = ", ".join(f"{n} {reason}" for reason, n in run.left_out.most_common())
         raise DataError(f"{s.input}: no pair to train on (left out: {reasons or 'none read'})")
-    if s.checkpoint == "best" and not pairs["validation"]:
+    if s.wants_best and not pairs["validation"]:
         raise DataError(f"{s.input}: no validation pair, so no best checkpoint; use last")
     return pairs
 
@@ -181,60 +104,16 @@ def draw(pairs: "list[TokenizedPair]", count: int | None, seed: int) -> "list[To
 
 
 def training_arguments(s: Settings, bf16: bool, has_validation: bool) -> "DPOConfig":
-    import torch
     from trl.trainer.dpo_config import DPOConfig
 
-    every = "steps" if has_validation else "no"
     with_sft = s.sft_weight > 0
     return DPOConfig(
-        output_dir=str(s.output / "checkpoints"),
-        num_train_epochs=s.epochs,
-        per_device_train_batch_size=s.batch_pairs,
-        per_device_eval_batch_size=s.batch_pairs,
-        gradient_accumulation_steps=s.gradient_accumulation_steps,
-        learning_rate=s.learning_rate,
-        lr_scheduler_type=s.scheduler,
-        warmup_steps=s.warmup_share,
-        weight_decay=s.weight_decay,
-        max_grad_norm=s.max_grad_norm,
+        **s.trainer_arguments(bf16, has_validation=has_validation),
         loss_type=[s.loss, "sft"] if with_sft else [s.loss],
         loss_weights=[1.0, s.sft_weight] if with_sft else [1.0],
         beta=s.beta,
-        max_length=None,
         precompute_ref_log_probs=True,
         disable_dropout=s.lora_dropout == 0,  # it would switch the adapter's off, too
-        activation_checkpointing=s.gradient_checkpointing,
-        bf16=bf16,
-        seed=s.seed,
-        data_seed=s.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        eval_strategy=every,
-        eval_steps=s.save_steps,
-        save_strategy="steps",
-        save_steps=s.save_steps,
-        save_total_limit=s.keep_checkpoints,
-        load_best_model_at_end=s.checkpoint == "best",
-        metric_for_best_model="eval_loss" if has_validation else None,
-        greater_is_better=False if has_validation else None,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=True,
-        report_to=[],
-    )
-
-
-def adapter(s: Settings) -> "LoraConfig | None":
-    if s.method == "full":
-        return None
-    from peft import LoraConfig
-
-    modules = s.lora_target_modules
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=s.lora_r,
-        lora_alpha=s.lora_alpha,
-        lora_dropout=s.lora_dropout,
-        target_modules="all-linear" if modules == ["all-linear"] else modules,
     )
 
 
@@ -248,8 +127,8 @@ def save(
     pairs: "list[TokenizedPair]",
 ) -> float:
     """Save model and tokenizer, load them again and compare; the largest difference (nats a token)."""
+    from prefpipe.models.loading import load_model
     from prefpipe.training import saving
-    from prefpipe.training.loading import load_model
 
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     quantized = bool(getattr(model, "is_loaded_in_4bit", False))
@@ -325,7 +204,7 @@ def write_card(
 
 
 def main(s: Settings) -> None:
-    inputs = [s.input, *config.local_folders(s.model)]
+    inputs = [s.input, *local_folders(s.model)]
     with files.open_run(s, inputs=inputs, outputs={}, home=s.output, unit="pairs") as run:
         if run.finished:
             if not any(s.output.glob("*.safetensors")):
@@ -340,10 +219,10 @@ def train(s: Settings, run: files.Run) -> None:
     import torch
     import transformers
 
+    from prefpipe.models.loading import load_model, load_tokenizer
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
-    from prefpipe.training.dataset import to_dataset
     from prefpipe.training.dpo import PrefixSharedDPOTrainer
-    from prefpipe.training.loading import load_model, load_tokenizer
+    from prefpipe.training.tokenized_pairs import to_dataset
     from prefpipe.training.trainer import NotFiniteError
 
     transformers.utils.logging.set_verbosity_error()
@@ -351,7 +230,7 @@ def train(s: Settings, run: files.Run) -> None:
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
     on_cuda = torch.cuda.is_available()
-    check_settings(s, on_cuda)
+    s.check(on_cuda)
     stopped_at = open_checkpoints(s.output / "checkpoints", run.mark, s.overwrite)
     tokenizer = load_tokenizer(s.model)
     bf16 = on_cuda and torch.cuda.is_bf16_supported() if s.bf16 is None else s.bf16
@@ -371,9 +250,8 @@ def train(s: Settings, run: files.Run) -> None:
         to_dataset(validation) if validation else None,
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing,
-        pairs_per_pack=s.pairs_per_pack,
         reference_cache=s.reference_cache,
-        peft_config=adapter(s),
+        peft_config=s.adapter("CAUSAL_LM"),
         callbacks=[TrainingCallback(s.output / "loss_curve.csv", run.stage)],
     )
     trainer.remove_callback(transformers.PrinterCallback)

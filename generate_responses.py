@@ -16,50 +16,48 @@ command goes on with it. The models stand in config.py (RESPONSE_MODELS) or in a
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from pydantic import field_validator
 
 import config
-from prefpipe import files, llm, sources
+from prefpipe import files, llm
 from prefpipe.files import DataError
+from prefpipe.formats import reading
 from prefpipe.llm.replies import Replies
+from prefpipe.llm.responders import Responder
+from prefpipe.ranges import Positive, Regex, Temperature
 from prefpipe.rows import ModelResponse, Prompt, Reject
+from prefpipe.settings import NoEffectOnRows, SamplingStage, local_folders
 
 
-class Settings(config.SamplingStage, env_prefix="GENERATE_"):
-    no_effect_on_rows: ClassVar[frozenset[str]] = config.SamplingStage.no_effect_on_rows | {
-        "input",
-        "models",
-        "include_model",
-        "ignore_model",
-    }
-
-    input: str = config.PROMPTS
+class Settings(SamplingStage, env_prefix="GENERATE_"):
+    input: NoEffectOnRows[str] = config.PROMPTS
     """Prompts: a JSONL, Parquet or CSV file, or several by a glob in quotes."""
     output: Path = config.MODEL_RESPONSES
     """Folder of the models' folders."""
-    models: list[config.ResponseModel] = config.RESPONSE_MODELS
-    """Who is asked: name, model, and what is set for this model only (config.ResponseModel)."""
-    include_model: config.Regex | None = None
+    models: NoEffectOnRows[list[Responder]] = config.RESPONSE_MODELS
+    """Who is asked: name, model, and what is set for this model only (Responder)."""
+    include_model: NoEffectOnRows[Regex | None] = None
     """Only models in whose name this regular expression is found; None: all."""
-    ignore_model: config.Regex | None = None
+    ignore_model: NoEffectOnRows[Regex | None] = None
     """No models in whose name this regular expression is found; None: all are asked."""
-    max_new_tokens: config.Positive = 256
+    max_new_tokens: Positive = 256
     """Tokens a response may have; one that is longer is cut, and marked so."""
-    temperature: config.Temperature = 0.7
+    temperature: Temperature = 0.7
     """Of models that have none of their own; 0 is greedy."""
 
     @field_validator("models")
     @classmethod
-    def _differ(cls, models: list[config.ResponseModel]) -> list[config.ResponseModel]:
+    def _differ(cls, models: list[Responder]) -> list[Responder]:
         # a file system may take A and a for one folder
         names = [model.name.lower() for model in models]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two models named {', '.join(twice)}; each needs a name of its own")
-        return models
+        base = {"model": config.BASE_MODEL}
+        return [model if model.model else model.model_copy(update=base) for model in models]
 
-    def of(self, model: config.ResponseModel) -> Self:
+    def of(self, model: Responder) -> Self:
         """The settings of one model's run: its own values over those of the stage."""
         own = model.model_dump(exclude={"name", "model"}, exclude_none=True)
         batches = (self.batch_folder or config.BATCHES / self.stage_name()) / model.name
@@ -75,9 +73,9 @@ OpenEngine = Callable[[Settings], llm.Engine]
 
 def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
     paths = files.matching(s.input)
-    for _ in sources.read_prompts(paths, s.limit):
+    for _ in reading.read_prompts(paths, s.limit):
         pass  # two rows of one id stop the stage here, not each model in turn
-    names = sources.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
+    names = reading.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
     engines = Engines(open_engine or _open)
     failed = []
     for model in s.models:
@@ -100,19 +98,19 @@ def respond(s: Settings, paths: Sequence[Path], engines: "Engines") -> None:
     """The run of one model."""
     (model,) = s.models
     output = s.output / model.name / "responses.jsonl"
-    inputs = [*paths, *(config.local_folders(model.model) if s.engine == "local" else ())]
+    inputs = [*paths, *(local_folders(model.model) if s.engine == "local" else ())]
     with files.open_run(s, inputs=inputs, outputs={output: ModelResponse}, unit="prompts") as run:
         if run.finished:
             return
 
         def requests() -> Iterator[llm.Request]:
-            for _, row in sources.read_prompts(paths, s.limit):
+            for _, row in reading.read_prompts(paths, s.limit):
                 if isinstance(row, Prompt):
                     yield s.request(request_id(model, row.id), row.prompt)
 
         replies = Replies(run, requests)
         replies.ask(lambda: engines.of(s), model.name)
-        for place, row in sources.read_prompts(paths, s.limit):
+        for place, row in reading.read_prompts(paths, s.limit):
             run.read_count += 1
             if isinstance(row, ValueError):
                 run.bad_row(place, row)
@@ -122,14 +120,12 @@ def respond(s: Settings, paths: Sequence[Path], engines: "Engines") -> None:
                 run.emit(to_response(row, model, replies))
 
 
-def request_id(model: config.ResponseModel, id: str) -> str:
+def request_id(model: Responder, id: str) -> str:
     """With the name in it, one model at two temperatures draws from two streams of noise."""
     return f"{id}\t{model.name}"
 
 
-def to_response(
-    row: Prompt, model: config.ResponseModel, replies: Replies
-) -> ModelResponse | Reject:
+def to_response(row: Prompt, model: Responder, replies: Replies) -> ModelResponse | Reject:
     """The model's answer to the prompt, or why it has none."""
     reply = replies.of(request_id(model, row.id), row=row.id)
     if isinstance(reply, Reject):

@@ -16,19 +16,21 @@ from pathlib import Path
 import config
 from prefpipe import files, llm, verdicts
 from prefpipe.llm.replies import Replies
+from prefpipe.ranges import Positive, Temperature, TopK, TopP
 from prefpipe.rows import Item, Judgment, Reject
+from prefpipe.settings import ModelStage, local_folders
 
 
-class Settings(config.ModelStage, env_prefix="BEST_OF_N_"):
+class Settings(ModelStage, env_prefix="BEST_OF_N_"):
     input: Path = config.ITEMS_ENGLISH
     """Folder of items, or one file of them."""
     output: Path = config.JUDGMENTS / "best_of_n.jsonl"
-    n: config.Positive = 8
+    n: Positive = 8
     """Judgments for each item."""
-    temperature: config.Temperature = 1.2
+    temperature: Temperature = 1.2
     """0 would be greedy: n equal judgments."""
-    top_p: config.TopP = 0.95
-    top_k: config.TopK = 50
+    top_p: TopP = 0.95
+    top_k: TopK = 50
 
 
 def to_request(item: Item, s: Settings) -> llm.Request:
@@ -48,7 +50,7 @@ def to_judgments(item: Item, replies: Replies, n: int) -> list[Judgment] | Rejec
 
 
 def main(s: Settings, engine: llm.Engine | None = None) -> None:
-    inputs = [s.input, *config.local_folders(s.model)]
+    inputs = [s.input, *local_folders(s.model)]
     with files.open_run(s, inputs=inputs, outputs={s.output: Judgment}, unit="items") as run:
         if run.finished:
             return

@@ -30,6 +30,7 @@ from pydantic import Field, field_validator
 import config
 from prefpipe import files
 from prefpipe.files import DataError
+from prefpipe.ranges import Positive
 from prefpipe.rows import (
     AnnotationAnswer,
     AnnotationMix,
@@ -38,13 +39,14 @@ from prefpipe.rows import (
     Reject,
     SyntheticPair,
 )
+from prefpipe.settings import Stage
 from prefpipe.verdicts import Unreadable, read_ratings
 
 Pairs = Literal["best-vs-random", "best-vs-worst", "all"]
 _NOTHING = 1e-9  # means of the same ratings may differ in their last bit
 
 
-class Settings(config.Stage, env_prefix="PARSE_"):
+class Settings(Stage, env_prefix="PARSE_"):
     input: Path = config.ANNOTATIONS
     """What the annotator wrote."""
     prompts: Path = config.ANNOTATION_PROMPTS
@@ -56,7 +58,7 @@ class Settings(config.Stage, env_prefix="PARSE_"):
     pairs: Pairs = "best-vs-random"
     """Which responses of a prompt become a pair: the best one and one that is rated lower, drawn
     (as UltraFeedback and Tulu 3) or the worst; or any two, a pair each."""
-    min_aspects: config.Positive | None = None
+    min_aspects: Positive | None = None
     """Aspects in which a response must have a rating; None: more than half of those asked about."""
     tie_margin: Annotated[float, Field(ge=0)] = 0.0
     """Mean ratings that differ by this or less are a tie, in points of the scale from 1 to 5."""

@@ -11,7 +11,8 @@ export HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 # The embedded chain uses no network; a profile has a model to fetch, and may have texts to translate.
 if [[ -z ${PROFILE:-} ]]; then export HF_HUB_OFFLINE=1 TRANSLATION_OFFLINE=${TRANSLATION_OFFLINE:-true}; fi
 uv sync --quiet --no-dev --inexact
-data=${PREFPIPE_DATA:-data}
+paths=$(uv run --no-sync python config.py) # set -e sees a failure here, but not inside eval
+eval "$paths"
 run() { local name=$1; [[ $name != -m ]] || name=$2; echo "== $name"; uv run --no-sync "$@"; }
 
 judge() {
@@ -27,33 +28,33 @@ judge() {
 }
 
 rag() {
-  run embedded/stdlib_documents.py
+  run -m embedded.stdlib_documents
   run build_vector_store.py "$@"
   run build_pairwise_prefs.py "$@"
-  run preprocess_dataset.py --input "$data/rag/pairwise_prefs.jsonl" --validation-input "" \
-    --output "$data/rag/items" "$@"
+  run preprocess_dataset.py --input "$PAIRWISE_PREFS" --validation-input "" \
+    --output "$RAG_ITEMS" "$@"
 }
 
 models() {
-  local judge=$data/models/judge
-  [[ -d $judge ]] || judge=embedded/model # the judge path was not run: its base stands in
+  local judge=$TUNED_JUDGE
+  [[ -d $judge ]] || judge=$BASE_MODEL # the judge path was not run: its base stands in
   run train_reward_model.py "$@"
   run train_pairwise_model.py "$@"
-  run -m embedded.answers --questions 300 --output "$data/responses.jsonl"
+  run -m embedded.answers --questions 300
   run rank_responses.py --by reward "$@"
   run accuracy.py --kind reward --kind pairwise --kind judge --tuned "$judge" \
-    --items None --pairs None --benchmark sky=embedded/sample/preferences-validation.parquet \
-    --benchmark best_of_n="$data/responses.jsonl" --output "$data/accuracy_models" "$@"
+    --items None --pairs None --benchmark sky="$RAW_VALIDATION" \
+    --benchmark best_of_n="$RESPONSES" --output "$ACCURACY_MODELS" "$@"
 }
 
 synthetic() {
   if [[ -z ${PROFILE:-} ]]; then # the embedded models, behind an OpenAI-compatible server on this machine
-    run -m embedded.synthetic prompts --output "$data/synthetic/prompts.jsonl" --questions 150
-    local models=(--model embedded/model) url
-    if [[ -d $data/models/judge ]]; then models+=(--model "$data/models/judge")
+    run -m embedded.synthetic prompts --questions 150
+    local models=(--model "$BASE_MODEL") url
+    if [[ -d $TUNED_JUDGE ]]; then models+=(--model "$TUNED_JUDGE")
     else export GENERATE_IGNORE_MODEL='^judge$'; fi
     url=$(mktemp)
-    uv run --no-sync python -m tests.server "${models[@]}" >"$url" &
+    uv run --no-sync python -m embedded.server "${models[@]}" >"$url" &
     trap "kill $! || true; rm -f '$url'" EXIT
     until [[ -s $url ]]; do kill -0 $!; sleep 0.2; done
     OPENAI_BASE_URL=$(head -n 1 "$url")
@@ -63,7 +64,7 @@ synthetic() {
   run create_annotation_mix.py "$@"
   run annotate_preferences.py "$@"
   run parse_preferences.py "$@"
-  [[ -n ${PROFILE:-} ]] || run -m embedded.synthetic right --preferences "$data/synthetic/preferences.jsonl"
+  [[ -n ${PROFILE:-} ]] || run -m embedded.synthetic right
 }
 
 case $path in

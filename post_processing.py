@@ -20,11 +20,12 @@ from pathlib import Path
 import config
 from prefpipe import files, verdicts
 from prefpipe.rows import CleanJudgment, Item, Judgment, Language, Reject, Variant
+from prefpipe.settings import Stage
 
 VARIANTS: tuple[Variant, ...] = ("best_of_n", "guide", "guide_reverse", "output")
 
 
-class Settings(config.Stage, env_prefix="POST_PROCESSING_"):
+class Settings(Stage, env_prefix="POST_PROCESSING_"):
     items: Path = config.ITEMS_ENGLISH
     """Folder of the items that were judged, or one file of them."""
     input: Path = config.JUDGMENTS

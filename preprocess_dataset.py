@@ -18,23 +18,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import config
-from prefpipe import files, pairing, questions, sources
+from prefpipe import files, pairing, questions
+from prefpipe.formats import reading
 from prefpipe.prompts import flatten_turns
+from prefpipe.ranges import Share
 from prefpipe.rows import Item, Preference, Reject, Split
+from prefpipe.settings import Stage
 
 
-class Settings(config.Stage, env_prefix="PREPROCESS_"):
+class Settings(Stage, env_prefix="PREPROCESS_"):
     input: str = config.RAW_TRAIN
     """A Parquet, JSONL or CSV file, a folder saved by `datasets`, or a data set's name on the hub."""
     validation_input: str = config.RAW_VALIDATION
     """The same for held-out rows. Empty: a share of the questions of input is held out."""
-    validation_share: config.Share = 0.1
+    validation_share: Share = 0.1
     """Share of the questions of input that is held out where there is no validation_input."""
     output: Path = config.ITEMS
     """Folder of train.jsonl and validation.jsonl."""
     format: Literal["sky", "llmbar", "autoj"] = "sky"
     """How a raw row is read; sky is conversational or plain prompt, chosen, rejected."""
-    near_duplicate: config.Share = 0.8
+    near_duplicate: Share = 0.8
     """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""
     template: str | None = None
     """A Jinja file to use as the judge's prompt in place of prefpipe/templates/judge.*.jinja."""
@@ -92,7 +95,7 @@ def _held_out_questions(s: Settings, sides: bytearray) -> Iterator[str]:
             on_side = questions.splits(asked, validation_share=share, seed=seed)
         held_out = [
             split == "validation"
-            and isinstance(sources.read_preference(record, s.format), Preference)
+            and isinstance(reading.read_preference(record, s.format), Preference)
             for record, split in zip(records, on_side, strict=True)
         ]
         sides.extend(held_out)
@@ -103,7 +106,7 @@ def _question_of(record: Any, form: str) -> str:
     """Of a prompt that is text, without a look at the rest of the record; empty where it is no row."""
     if isinstance(record, dict) and isinstance(prompt := record.get("prompt"), str):
         return prompt
-    row = sources.read_preference(record, form)
+    row = reading.read_preference(record, form)
     return flatten_turns(row.prompt) if isinstance(row, Preference) else ""
 
 
@@ -112,7 +115,7 @@ def _split_rows(
 ) -> Iterator[tuple[str, Preference | ValueError, bool, Split]]:
     """(place, row, whether it came with an id, its side) of each record."""
     for number, (source, place, record) in enumerate(_records(s)):
-        row = sources.read_preference(record, s.format)
+        row = reading.read_preference(record, s.format)
         is_held_out = source == s.validation_input if s.validation_input else sides[number]
         has_id = isinstance(row, Preference) and bool(record.get("id"))
         yield place, row, has_id, "validation" if is_held_out else "train"
@@ -121,7 +124,7 @@ def _split_rows(
 def _records(s: Settings, *names: str) -> Iterator[tuple[str, str, Any]]:
     """(input name, place, record) of these inputs; of none, the train rows, then the held-out."""
     for name in names or filter(None, (s.input, s.validation_input)):
-        for place, record in sources.read_named(name, s.limit):
+        for place, record in reading.read_named(name, s.limit):
             yield name, place, record
 
 

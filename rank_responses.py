@@ -11,7 +11,7 @@ Writes  data/ranking/rankings.jsonl       Ranking rows: the order, scores or mat
 Responses of equal text are one competitor; empty ones do not compete; with fewer than two left, or
 without a prompt, the row is a reject. A pairwise model and a judge are asked in both orders, which is
 one comparison: knockout takes n - 1 of them and finds the best, round-robin n (n - 1) / 2 and orders
-all (Bradley-Terry strengths, a tie being half a win; circles are reported). See prefpipe/ranking.py.
+all (Bradley-Terry strengths, a tie being half a win; circles are reported). See prefpipe/compare/tournament.py.
 
     uv run rank_responses.py --by pairwise --tournament round-robin
 """
@@ -21,28 +21,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import config
-from prefpipe import files, ranking
-from prefpipe.matches import Contest, Failed, judge_matches, pairwise_matches
+from prefpipe import files
+from prefpipe.compare import tournament
+from prefpipe.compare.matches import Contest, Failed, judge_matches, pairwise_matches
 from prefpipe.prompts import flatten_turns
+from prefpipe.ranges import Positive
 from prefpipe.rows import Comparison, Message, Preference, Ranking, Reject, Responses
+from prefpipe.settings import EngineStage, NoEffectOnRows, local_folders
 
 if TYPE_CHECKING:
-    from prefpipe.pairwise import PairwiseModel
-    from prefpipe.reward import RewardModel
+    from prefpipe.compare.ab_model import PairwiseModel
+    from prefpipe.compare.reward_model import RewardModel
 
 Tournament = Literal["knockout", "round-robin"]
 Results = dict[str, Ranking | Reject]
 Ranker = Callable[[Sequence[Responses]], Results]
 
 
-class Settings(config.EngineStage, env_prefix="RANK_"):
-    no_effect_on_rows: ClassVar[frozenset[str]] = config.EngineStage.no_effect_on_rows | {
-        "prompts_at_once"
-    }
-
+class Settings(EngineStage, env_prefix="RANK_"):
     input: Path = config.RESPONSES
     """Responses rows, JSONL or Parquet."""
     output: Path = config.RANKING
@@ -59,18 +58,18 @@ class Settings(config.EngineStage, env_prefix="RANK_"):
     """A folder or a hub name of a judge, asked with the prompt of preprocess_dataset.py."""
     template: str | None = None
     """A Jinja file to use as the judge's prompt in place of prefpipe/templates/judge.*.jinja."""
-    max_length: config.Positive | None = None
+    max_length: Positive | None = None
     """Most tokens of a row, for a model that brings no format of its own; None: its positions."""
     temperature: float | None = None
     """Divides the pairwise model's logits; None: the one it was saved with, else 1."""
-    prompts_at_once: config.Positive = 64
+    prompts_at_once: NoEffectOnRows[Positive] = 64
     """Prompts whose matches of a round are played together, at most."""
 
 
 def main(s: Settings, ranker: Ranker | None = None) -> None:
     rankings, preferences = s.output / "rankings.jsonl", s.output / "preferences.jsonl"
     model = {"reward": s.reward_model, "pairwise": s.pairwise_model, "judge": s.judge}[s.by]
-    inputs = [s.input, *config.local_folders(model), *([Path(s.template)] if s.template else [])]
+    inputs = [s.input, *local_folders(model), *([Path(s.template)] if s.template else [])]
     outputs = {rankings: Ranking, preferences: Preference}
     with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output, unit="prompts") as run:
         if run.finished:
@@ -115,7 +114,7 @@ def competitors(row: Responses) -> dict[int, list[int]] | Reject:
     asked = [row.prompt] if isinstance(row.prompt, str) else [m["content"] for m in row.prompt]
     if not any(text.strip() for text in asked):
         return Reject(id=row.id, reason="empty_prompt", detail="the prompt is empty")
-    players = ranking.competitors(row.responses)
+    players = tournament.competitors(row.responses)
     if len(players) < 2:
         detail = f"{len(row.responses)} responses, {len(players)} different ones that are not empty"
         return Reject(id=row.id, reason="fewer_than_two_responses", detail=detail)
@@ -148,14 +147,14 @@ def to_preference(row: Responses, made: Ranking) -> Preference:
 def open_ranker(s: Settings) -> Ranker:
     """Load the model: the slow part, so only once there is work to do."""
     if s.by == "reward":
-        from prefpipe.reward import RewardModel
+        from prefpipe.compare.reward_model import RewardModel
 
         reward = RewardModel.load(
             s.reward_model, max_length=s.max_length, load_in_4bit=s.load_in_4bit
         )
         return lambda rows: rank_by_reward(reward, rows)
     if s.by == "pairwise":
-        from prefpipe.pairwise import PairwiseModel
+        from prefpipe.compare.ab_model import PairwiseModel
 
         comparer = PairwiseModel.load(
             s.pairwise_model,
@@ -171,10 +170,10 @@ def open_ranker(s: Settings) -> Ranker:
 
 def rank_by_reward(model: "RewardModel", rows: Sequence[Responses]) -> Results:
     """By the score of each response; equal scores keep the order of the input."""
-    from prefpipe.reward import Unscorable
+    from prefpipe.compare.reward_model import Unscorable
 
     results: Results = {}
-    players = {row.id: ranking.competitors(row.responses) for row in rows}
+    players = {row.id: tournament.competitors(row.responses) for row in rows}
     questions = ((row.prompt, [row.responses[k] for k in players[row.id]]) for row in rows)
     for row, scores in zip(rows, model.score(questions), strict=True):
         if isinstance(scores, Unscorable):
@@ -187,26 +186,28 @@ def rank_by_reward(model: "RewardModel", rows: Sequence[Responses]) -> Results:
     return results
 
 
-Matches = Callable[[Mapping[str, Contest], Sequence[ranking.Match], Failed], Sequence[float | None]]
-"""One of prefpipe.matches, its model given."""
+Matches = Callable[
+    [Mapping[str, Contest], Sequence[tournament.Match], Failed], Sequence[float | None]
+]
+"""One of prefpipe.compare.matches, its model given."""
 
 
 def rank_by_matches(s: Settings, rows: Sequence[Responses], play: Matches) -> Results:
     """By a tournament; a row of which no match could be told is a Reject."""
     by_id = {row.id: row for row in rows}
     contests = {row.id: Contest(row.prompt, row.responses) for row in rows}
-    entrants = {row.id: list(ranking.competitors(row.responses)) for row in rows}
+    entrants = {row.id: list(tournament.competitors(row.responses)) for row in rows}
     failed: Failed = {}
 
-    def compare(matches: Sequence[ranking.Match]) -> list[float | None]:
+    def compare(matches: Sequence[tournament.Match]) -> list[float | None]:
         wanted = [match for match in matches if match.id not in failed]
         found = dict(zip(wanted, play(contests, wanted, failed), strict=True))
         return [found.get(match) for match in matches]
 
     if s.tournament == "knockout":
-        standings = ranking.knockout(entrants, compare, seed=s.seed)
+        standings = tournament.knockout(entrants, compare, seed=s.seed)
     else:
-        standings = ranking.round_robin(entrants, compare)
+        standings = tournament.round_robin(entrants, compare)
     results: Results = {}
     for id, standing in standings.items():
         if id in failed:
@@ -233,7 +234,7 @@ def rank_by_pairwise_model(
     """By a tournament; a knockout plays all rounds of as many prompts as make about one batch, since
     what the first round reads is kept for the next ones.
     """
-    from prefpipe.shared_pass import in_batches
+    from prefpipe.models.trees import in_batches
 
     if s.tournament != "knockout":
         return rank_by_matches(s, rows, partial(pairwise_matches, model))
@@ -253,13 +254,13 @@ def _estimate_tokens(row: Responses) -> int:
 def to_ranking(
     row: Responses,
     by: Literal["reward", "pairwise", "judge"],
-    tournament: Tournament | None,
+    kind: Tournament | None,
     order: list[int],
     scores: list[float] | None,
-    played: Sequence[ranking.Played],
+    played: Sequence[tournament.Played],
     cycle: list[int] | None,
 ) -> Ranking:
-    copies = ranking.competitors(row.responses)
+    copies = tournament.competitors(row.responses)
     met = {(m.first, m.second): m.p for m in played} | {
         (m.second, m.first): None if m.p is None else 1 - m.p for m in played
     }
@@ -268,11 +269,11 @@ def to_ranking(
         margins = [a - b for a, b in pairwise(scores)]
     else:
         found = (met.get(pair) for pair in pairwise(order))
-        margins = [None if p is None else ranking.log_odds(p) for p in found]
+        margins = [None if p is None else tournament.log_odds(p) for p in found]
     return Ranking(
         id=row.id,
         by=by,
-        tournament=tournament,
+        tournament=kind,
         ranking=order,
         copies=[copies[k] for k in order],
         scores=scores,

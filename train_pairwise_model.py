@@ -12,7 +12,7 @@ Writes  data/models/pairwise/                     the model or adapter, the toke
     {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
  -> {"id": "p8", "margin": -1.5, "chosen_score": null, "rejected_score": null, "prompt": "2+2?", "chosen": "4", "rejected": "5", "source": "sums"}
 
-The model reads "[CONTEXT] ... [RESPONSE A] ... [RESPONSE B] ..." (prefpipe/pairwise.py), each pair in
+The model reads "[CONTEXT] ... [RESPONSE A] ... [RESPONSE B] ..." (prefpipe/compare/ab_model.py), each pair in
 both orders; the loss is -log p of the label token alone. Its probability is the mean of both orders.
 
     uv run train_pairwise_model.py --input my_preferences.jsonl --validation-input ""
@@ -20,32 +20,26 @@ both orders; the loss is -log p of the label token alone. Its probability is the
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 import config
 from prefpipe import files
+from prefpipe.ranges import Positive
+from prefpipe.settings import PreferenceTrainingStage
 
 if TYPE_CHECKING:
-    from prefpipe.pairwise import PairwiseModel, Preferred
-    from prefpipe.training.dataset import TokenizedPair
+    from prefpipe.compare.ab_model import PairwiseModel, Preferred
     from prefpipe.training.preferences import Collected
+    from prefpipe.training.tokenized_pairs import TokenizedPair
 
 CHECKED_PAIRS = 16
 
 
-class Settings(config.TrainingStage, env_prefix="PAIRWISE_MODEL_"):
+class Settings(PreferenceTrainingStage, env_prefix="PAIRWISE_MODEL_"):
     output: Path = config.PAIRWISE_MODEL
     """Folder of the trained model."""
-    max_length: config.Positive = 2048
+    max_length: Positive = 2048
     """Most tokens of the turn with both responses; the context is cut from its left, no response."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """At its highest, after the warm-up."""
-    epochs: Annotated[float, Field(gt=0)] = 4.0
-    """Passes over the training pairs."""
-    checkpoint: config.WhichCheckpoint = "best"
-    """Which weights are saved at the end; best: of the lowest held-out loss."""
 
 
 def main(s: Settings) -> None:
@@ -69,18 +63,18 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     import torch
     import transformers
 
-    from prefpipe import pairwise
-    from prefpipe.reward import max_positions
+    from prefpipe.compare import ab_model
+    from prefpipe.compare.reward_model import max_positions
+    from prefpipe.models.loading import load_model, load_tokenizer
     from prefpipe.training import preferences
+    from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
-    from prefpipe.training.dataset import to_dataset
-    from prefpipe.training.loading import load_model, load_tokenizer
-    from prefpipe.training.pairwise import PrefixSharedPairwiseTrainer, tokenize_pair
+    from prefpipe.training.tokenized_pairs import to_dataset
 
     on_cuda = torch.cuda.is_available()
     s.check(on_cuda)
     tokenizer = load_tokenizer(s.model)
-    labels = pairwise.label_ids(tokenizer)
+    labels = ab_model.label_ids(tokenizer)
     stopped_at = open_checkpoints(s.output / "checkpoints", run.mark, s.overwrite)
     transformers.set_seed(s.seed)
     bf16 = on_cuda and torch.cuda.is_bf16_supported() if s.bf16 is None else s.bf16
@@ -92,7 +86,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     model.set_attn_implementation(s.attn_implementation)
     limit = min(s.max_length, max_positions(model))
-    tokenize = pairwise.PairwiseTokenizer(tokenizer, limit)
+    tokenize = ab_model.PairwiseTokenizer(tokenizer, limit)
     data = preferences.collect(s, run, lambda row: tokenize_pair(row, tokenize))
     trainer = PrefixSharedPairwiseTrainer(
         model,
@@ -102,7 +96,6 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         processing_class=tokenizer,
         labels=labels,
         prefix_sharing=s.prefix_sharing,
-        pairs_per_pack=s.pairs_per_pack,
         peft_config=s.adapter("CAUSAL_LM"),
         callbacks=[TrainingCallback(s.output / "loss_curve.csv", run.stage)],
     )
@@ -112,7 +105,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
 
     scorer, difference = save(s, trainer, limit, data.validation[:CHECKED_PAIRS])
     report = evaluate(s, scorer, data)
-    pairwise.PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
+    ab_model.PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
     write_card(s, run, data.counts(), report)
     run.written["loss_curve.csv"] = steps
     run.summary |= {
@@ -128,7 +121,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
 def training_arguments(s: Settings, bf16: bool) -> Any:
     from trl.trainer.sft_config import SFTConfig
 
-    return SFTConfig(**s.trainer_arguments(s.output / "checkpoints", bf16))
+    return SFTConfig(**s.trainer_arguments(bf16))
 
 
 # ---- after the training --------------------------------------------------------------------------
@@ -138,12 +131,12 @@ def save(
     s: Settings, trainer: Any, limit: int, pairs: "list[TokenizedPair]"
 ) -> "tuple[PairwiseModel, float]":
     """Save, load again, compare log p of the labels; the loaded model, and the largest difference."""
-    from prefpipe import pairwise
+    from prefpipe.compare import ab_model
+    from prefpipe.models.loading import load_model
     from prefpipe.training import preferences, saving
-    from prefpipe.training.loading import load_model
 
     tokenizer = trainer.processing_class
-    own_format = pairwise.PairwiseFormat(limit)
+    own_format = ab_model.PairwiseFormat(limit)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     quantized = bool(getattr(model, "is_loaded_in_4bit", False))
     if s.merge_adapter and quantized:
@@ -156,7 +149,7 @@ def save(
         return [value for pair in scorer.label_logps(rows) for value in pair]
 
     def alone(model: Any) -> "PairwiseModel":
-        return pairwise.PairwiseModel(model, tokenizer, own_format, share_prompts=False)
+        return ab_model.PairwiseModel(model, tokenizer, own_format, share_prompts=False)
 
     expected = label_logps(alone(model))
     if s.merge_adapter and hasattr(model, "merge_and_unload"):
@@ -168,7 +161,7 @@ def save(
     trainer.release()
     loaded = load_model(s.output, load_in_4bit=quantized, dtype=dtype)
     difference = preferences.check_scores(expected, label_logps(alone(loaded)), dtype, s.output)
-    return pairwise.PairwiseModel(loaded, tokenizer, own_format), difference
+    return ab_model.PairwiseModel(loaded, tokenizer, own_format), difference
 
 
 def evaluate(s: Settings, scorer: "PairwiseModel", data: "Collected") -> dict[str, Any]:
@@ -177,8 +170,8 @@ def evaluate(s: Settings, scorer: "PairwiseModel", data: "Collected") -> dict[st
     logit_temperature divides the logits of both orders before their probabilities are averaged;
     temperature divides the log-odds of the average.
     """
-    from prefpipe import metrics
-    from prefpipe.ranking import log_odds
+    from prefpipe.compare.tournament import log_odds
+    from prefpipe.evaluation import metrics
     from prefpipe.training.preferences import answer_of, write_evaluation
 
     questions = (

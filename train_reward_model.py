@@ -27,19 +27,20 @@ from pydantic import Field
 import config
 from prefpipe import files
 from prefpipe.rows import Preference, Reject
+from prefpipe.settings import PreferenceTrainingStage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from prefpipe.reward import RewardModel, RewardTokenizer
-    from prefpipe.training.dataset import TokenizedPair
+    from prefpipe.compare.reward_model import RewardModel, RewardTokenizer
     from prefpipe.training.preferences import Collected
+    from prefpipe.training.tokenized_pairs import TokenizedPair
 
 CHECKED_PAIRS = 16
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-class Settings(config.TrainingStage, env_prefix="REWARD_MODEL_"):
+class Settings(PreferenceTrainingStage, env_prefix="REWARD_MODEL_"):
     output: Path = config.REWARD_MODEL
     """Folder of the trained model."""
     margin_weight: NotNegative = 1.0
@@ -50,12 +51,6 @@ class Settings(config.TrainingStage, env_prefix="REWARD_MODEL_"):
     """Cut a prompt from its left where it has no room before its response; else leave the row out."""
     chat_template: Path | None = None
     """A Jinja file, for a decoder whose tokenizer brings no chat template."""
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """At its highest, after the warm-up."""
-    epochs: Annotated[float, Field(gt=0)] = 4.0
-    """Passes over the training pairs."""
-    checkpoint: config.WhichCheckpoint = "best"
-    """Which weights are saved at the end; best: of the lowest held-out loss."""
 
 
 def tokenize_pair(
@@ -64,9 +59,9 @@ def tokenize_pair(
     """Both responses behind one prompt, as the model will read them wherever it is used."""
     import numpy as np
 
-    from prefpipe.reward import Unscorable
-    from prefpipe.training.dataset import TokenizedPair
+    from prefpipe.compare.reward_model import Unscorable
     from prefpipe.training.preferences import answer_of
+    from prefpipe.training.tokenized_pairs import TokenizedPair
 
     made = tokenize(row.prompt, [answer_of(row.chosen), answer_of(row.rejected)])
     if isinstance(made, Unscorable):
@@ -95,27 +90,27 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     import torch
     import transformers
 
-    from prefpipe import reward
+    from prefpipe.compare import reward_model
     from prefpipe.training import preferences
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
-    from prefpipe.training.dataset import to_dataset
     from prefpipe.training.reward import PrefixSharedRewardTrainer
+    from prefpipe.training.tokenized_pairs import to_dataset
 
     on_cuda = torch.cuda.is_available()
     s.check(on_cuda)
     stopped_at = open_checkpoints(s.output / "checkpoints", run.mark, s.overwrite)
     transformers.set_seed(s.seed)  # the head is new
     bf16 = on_cuda and torch.cuda.is_bf16_supported() if s.bf16 is None else s.bf16
-    model, tokenizer, causal = reward.load_classifier(
+    model, tokenizer, causal = reward_model.load_classifier(
         s.model,
         chat_template=s.chat_template,
         dtype="bfloat16" if bf16 and s.method == "lora" else "float32",
         load_in_4bit=s.load_in_4bit,
         for_training=True,
     )
-    limit = min(s.max_length, reward.max_positions(model))
-    own_format = reward.RewardFormat(limit, s.cut_prompt)
-    tokenize = reward.RewardTokenizer(tokenizer, own_format, causal)
+    limit = min(s.max_length, reward_model.max_positions(model))
+    own_format = reward_model.RewardFormat(limit, s.cut_prompt)
+    tokenize = reward_model.RewardTokenizer(tokenizer, own_format, causal)
     data = preferences.collect(s, run, lambda row: tokenize_pair(row, tokenize))
     if causal:
         model.set_attn_implementation(s.attn_implementation)
@@ -126,8 +121,9 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         to_dataset(data.validation, **columns(s, data, "validation")),
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing and causal,
-        pairs_per_pack=s.pairs_per_pack,
-        peft_config=s.adapter("SEQ_CLS", [reward.head_name(model)] if s.method == "lora" else None),
+        peft_config=s.adapter(
+            "SEQ_CLS", [reward_model.head_name(model)] if s.method == "lora" else None
+        ),
         callbacks=[TrainingCallback(s.output / "loss_curve.csv", run.stage)],
     )
     preferences.run_training(trainer, stopped_at, s.early_stopping, run.stage)
@@ -137,7 +133,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     scorer, difference = save(s, trainer, own_format, causal, data.validation[:CHECKED_PAIRS])
     report = evaluate(s, scorer, data)
     temperature = report["temperature"]
-    reward.RewardFormat(limit, s.cut_prompt, temperature).save(s.output)
+    reward_model.RewardFormat(limit, s.cut_prompt, temperature).save(s.output)
     write_card(s, run, data.counts(), report)
     run.written["loss_curve.csv"] = steps
     run.summary |= {
@@ -154,7 +150,7 @@ def training_arguments(s: Settings, bf16: bool) -> Any:
     from trl.trainer.reward_config import RewardConfig
 
     return RewardConfig(
-        **s.trainer_arguments(s.output / "checkpoints", bf16),
+        **s.trainer_arguments(bf16),
         center_rewards_coefficient=s.center_rewards or None,
         disable_dropout=s.lora_dropout == 0,  # it would switch the adapter's off, too
     )
@@ -176,7 +172,7 @@ def save(
     s: Settings, trainer: Any, own_format: Any, causal: bool, pairs: "list[TokenizedPair]"
 ) -> "tuple[RewardModel, float]":
     """Save, load again, compare scores; the loaded model, and the largest difference."""
-    from prefpipe import reward
+    from prefpipe.compare import reward_model
     from prefpipe.training import preferences, saving
 
     tokenizer = trainer.processing_class
@@ -185,7 +181,7 @@ def save(
     if s.merge_adapter and quantized:
         # The adapter is added to the full-precision base: 4-bit weights would be rounded again.
         saving.save_model(model, tokenizer, s.output)
-        model, *_ = reward.load_classifier(s.output, dtype="bfloat16", load_in_4bit=False)
+        model, *_ = reward_model.load_classifier(s.output, dtype="bfloat16", load_in_4bit=False)
         quantized = False
     expected = one_by_one(model, pairs)
     if s.merge_adapter and hasattr(model, "merge_and_unload"):
@@ -195,12 +191,12 @@ def save(
     dtype = saving.weight_dtype(model)
     del model
     trainer.release()
-    loaded, tokenizer, _ = reward.load_classifier(
+    loaded, tokenizer, _ = reward_model.load_classifier(
         s.output, chat_template=s.chat_template, dtype=dtype, load_in_4bit=quantized
     )
     found = one_by_one(loaded, pairs)
     difference = preferences.check_scores(expected, found, dtype, s.output)
-    return reward.RewardModel(loaded, tokenizer, own_format, causal), difference
+    return reward_model.RewardModel(loaded, tokenizer, own_format, causal), difference
 
 
 def one_by_one(model: "PreTrainedModel", pairs: "list[TokenizedPair]") -> list[float]:

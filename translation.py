@@ -22,17 +22,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import config
 from prefpipe import files, prompts, verdicts
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
+from prefpipe.ranges import Positive
 from prefpipe.rows import Item, Message, Reject
+from prefpipe.settings import Account, NoEffectOnRows, ServerStage
 
 if TYPE_CHECKING:
-    from prefpipe.llm.openai_batch import BatchEngine
-    from prefpipe.llm.server import ServerEngine
+    from prefpipe.llm.batch_api.batch_engine import BatchEngine
+    from prefpipe.llm.server.server_engine import ServerEngine
 
 FIELDS = ("question", "answer_1", "answer_2")
 
@@ -56,48 +58,40 @@ _JSON_START = re.compile(r'\[\s*\{\s*"|\{\s*"')
 _DECODER = json.JSONDecoder()
 
 
-class Settings(config.ServerStage, env_prefix="TRANSLATION_"):
-    no_effect_on_rows: ClassVar[frozenset[str]] = config.ServerStage.no_effect_on_rows | {
-        "engine",
-        "tries",
-        "offline",
-        "estimate",
-        "require",
-        "accept_failures",
-    }
+class Settings(ServerStage, env_prefix="TRANSLATION_"):
     input: Path = config.ITEMS
     """Folder of train and validation items, or one file of items."""
     output: Path = config.ITEMS_ENGLISH
     """Folder of train.jsonl and validation.jsonl."""
-    engine: Literal["server", "batch"] = "server"
+    engine: NoEffectOnRows[Literal["server", "batch"]] = "server"
     """server: requests at once; batch: the OpenAI Batch API, at half the price, within a day."""
     model: str = "gpt-4o-mini"
     """The model's name at the server."""
-    max_rows: config.Positive | None = 5000
+    max_rows: Positive | None = 5000
     """Items of each split that are written, the first ones; the rest is left out. None: all."""
-    tries: config.Positive = 3
+    tries: NoEffectOnRows[Positive] = 3
     """Times an item is asked for at most, where the reply fails a check."""
     reply_format: Literal["json_schema", "json_object", "text"] = "json_schema"
     """What the server is told about the reply's form; text, where it knows no other."""
-    max_new_tokens: config.Positive = 16_384
+    max_new_tokens: Positive = 16_384
     """Tokens a translation may have at most: the model's own limit."""
     template: str | None = None
     """A Jinja file to use as the judge's prompt in place of prefpipe/templates/judge.en.jinja."""
     instruction_template: str = "translate"
     """A Jinja file, or a name in prefpipe/templates: what the translator is told."""
-    offline: bool = False
+    offline: NoEffectOnRows[bool] = False
     """Ask no server, also where a key is set: every item passes as it is."""
-    estimate: bool = False
+    estimate: NoEffectOnRows[bool] = False
     """Print rows, tokens and money to expect, then stop: nothing is sent or written."""
-    require: bool = False
+    require: NoEffectOnRows[bool] = False
     """Without a server, stop where there is anything to translate."""
-    accept_failures: bool = False
+    accept_failures: NoEffectOnRows[bool] = False
     """Write items that the server failed on to the rejects; without it the stage stops before its
     end, and the same command asks for those again."""
 
     def servers(self) -> list[str]:
         """Base URLs to ask; none: every item passes as it is."""
-        return [] if self.offline else self.base_urls or config.Account().base_urls()
+        return [] if self.offline else self.base_urls or Account().base_urls()
 
     def rows_depend_on(self) -> dict[str, Any]:
         return {**super().rows_depend_on(), "translates": bool(self.servers())}
@@ -206,8 +200,8 @@ def main(s: Settings) -> None:
         usage: dict[str, Any] = {}
         total = sum(item.id not in log for item in _chinese(s, run))
         if total and s.servers():
-            engine = s.open_remote(
-                s.engine,
+            open_engine = s.open_server if s.engine == "server" else s.open_batches
+            engine = open_engine(
                 s.model,
                 structured_output=s.reply_format == "json_schema",
                 extra_body={"response_format": {"type": "json_object"}}
@@ -287,7 +281,7 @@ def _chinese(s: Settings, run: files.Run) -> Iterator[Item]:
 
 def check_failures(s: Settings, failures: dict[str, Reject]) -> None:
     """Stop before the end where the server, not the item, is to blame: it may answer later."""
-    from prefpipe.llm.server import SERVER_FAILURES
+    from prefpipe.llm.server.server_engine import SERVER_FAILURES
 
     reasons = Counter(r.reason for r in failures.values() if r.reason in SERVER_FAILURES)
     if reasons and not s.accept_failures:

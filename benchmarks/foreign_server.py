@@ -29,8 +29,8 @@ from benchmarks import RESULTS, machine, write_results
 from embedded.synthetic import make_items
 from prefpipe import verdicts
 from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.local import open_local
-from prefpipe.llm.server import ServerEngine
+from prefpipe.llm.local.local_engine import open_local
+from prefpipe.llm.server.server_engine import ServerEngine
 
 ROOT = Path(__file__).parent.parent
 MODEL = "embedded/model"

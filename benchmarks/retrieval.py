@@ -21,7 +21,7 @@ import numpy as np
 
 import build_vector_store
 from benchmarks import machine, write_results
-from prefpipe import retrieval
+from prefpipe.rag import retrieval
 
 DEFAULT = Path(os.environ.get("PREFPIPE_REAL_DATA", "../shared/data")) / "cosqa_dev.csv"
 DEEP = 10

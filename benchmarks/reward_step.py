@@ -34,8 +34,8 @@ from benchmarks.dpo_step import (
     step_of,
     take_turns,
 )
-from prefpipe.training.dataset import to_dataset
 from prefpipe.training.reward import PrefixSharedRewardTrainer
+from prefpipe.training.tokenized_pairs import to_dataset
 
 SHAPES = [
     Shape("30m_800_150", SMALL, 800, 150, 2),

@@ -38,7 +38,7 @@ from transformers import (
 from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
 from prefpipe import prompts
 from prefpipe.llm import Failure, Request
-from prefpipe.llm.local import LocalEngine
+from prefpipe.llm.local.local_engine import LocalEngine
 from prefpipe.rows import Message
 
 SMALL = {

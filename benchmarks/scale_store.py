@@ -29,7 +29,7 @@ import numpy as np
 
 import build_vector_store
 from benchmarks import RESULTS, machine, write_results
-from prefpipe import retrieval
+from prefpipe.rag import retrieval
 
 DIMENSION, FILLED, TOPICS, SUBJECTS = 384, 64, 20_000, 500
 SEARCHED_AT_ONCE = 500

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import config
 from embedded import world
 from prefpipe import llm
 from prefpipe.files import write_rows
@@ -62,7 +63,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", default=str(MODEL), help="who answers: a folder of a model")
-    parser.add_argument("--output", type=Path, required=True, help="JSONL file to write")
+    parser.add_argument("--output", type=Path, default=config.RESPONSES, help="JSONL file to write")
     parser.add_argument("--questions", type=int, default=500, help="how many fresh questions")
     parser.add_argument("--n", type=int, default=8, help="answers a question")
     parser.add_argument("--temperature", type=float, default=1.0, help="of the sampling")
@@ -71,7 +72,7 @@ def main() -> None:
     if a.output.exists():
         print(f"{a.output} is there; delete it to sample anew", file=sys.stderr)
         return
-    from prefpipe.llm.local import open_local
+    from prefpipe.llm.local.local_engine import open_local
 
     engine = open_local(a.model)
     rows = list(sample(engine, a.questions, a.n, a.temperature, a.seed))

@@ -1,6 +1,6 @@
 """Write the functions of the installed Python's standard library as a table: query, code, description.
 
-    uv run embedded/stdlib_documents.py              # writes data/rag/stdlib.csv; seconds
+    uv run python -m embedded.stdlib_documents              # writes data/rag/stdlib.csv; seconds
 
 A row is a public function with a docstring: code is its source, description its docstring, query
 what the docstring's first sentence asks. Nothing is imported or downloaded, the sources are only
@@ -17,7 +17,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-OUTPUT = Path(os.environ.get("PREFPIPE_DATA") or "data") / "rag/stdlib.csv"
+import config
+
 COLUMNS = ("id", "query", "code", "description")
 MOST_CHARACTERS = 800
 """A longer function is left out: a document should be about one thing."""
@@ -105,7 +106,7 @@ def to_question(description: str) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="the CSV file")
+    parser.add_argument("--output", type=Path, default=config.RAG_TABLE, help="the CSV file")
     output = parser.parse_args().output
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(f".{output.name}.tmp")

@@ -1,4 +1,4 @@
-"""Fresh questions of the embedded world for path D, and how often its pairs have the right answer.
+"""Fresh questions of the embedded world for the synthetic path, and how often its pairs have the right answer.
 
     uv run python -m embedded.synthetic prompts --output data/synthetic/prompts.jsonl --questions 200
     uv run python -m embedded.synthetic right --preferences data/synthetic/preferences.jsonl
@@ -13,10 +13,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import config
 from embedded import world
 from embedded.answers import is_right
+from prefpipe.evaluation.metrics import wilson
 from prefpipe.files import read_rows, write_rows
-from prefpipe.metrics import wilson
 from prefpipe.rows import Prompt, SyntheticPair
 
 
@@ -69,11 +70,15 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     prompts = commands.add_parser("prompts", help="write fresh questions")
-    prompts.add_argument("--output", type=Path, required=True, help="JSONL file to write")
+    prompts.add_argument(
+        "--output", type=Path, default=Path(config.PROMPTS), help="JSONL file to write"
+    )
     prompts.add_argument("--questions", type=int, default=200, help="how many")
     prompts.add_argument("--seed", type=int, default=2021, help="of the questions")
     right = commands.add_parser("right", help="print how often each side is right")
-    right.add_argument("--preferences", type=Path, required=True, help="what to look at")
+    right.add_argument(
+        "--preferences", type=Path, default=config.SYNTHETIC_PREFERENCES, help="what to look at"
+    )
     a = parser.parse_args()
     if a.command == "right":
         print("\n".join(right_lines(list(read_rows(a.preferences, SyntheticPair)))))

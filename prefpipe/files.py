@@ -66,7 +66,7 @@ class DataError(ValueError):
 
 
 class StageLike(Protocol):
-    """What a Run needs to know of a stage's settings (config.Stage has it)."""
+    """What a Run needs to know of a stage's settings (Stage has it)."""
 
     limit: int | None
     overwrite: bool

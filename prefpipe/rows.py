@@ -4,6 +4,7 @@ A join is always by id (a string), never by position. Answers are 1-based, as th
 `index` and `sample` are 0-based.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +21,16 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+def as_turns(prompt: str | Sequence[Message]) -> list[Message]:
+    """A prompt as turns: text alone is one turn of the user's."""
+    return [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
+
+
+def answer_of(response: str | Sequence[Message]) -> str:
+    """A response's text: of turns, that of the last one."""
+    return response if isinstance(response, str) else response[-1]["content"]
 
 
 class Row(BaseModel):
@@ -200,7 +211,7 @@ class Responses(Row):
 
     prompt: str | list[Message]
     responses: list[str]
-    """In any order; copies and empty ones are allowed, see prefpipe.ranking."""
+    """In any order; copies and empty ones are allowed, see prefpipe.compare.tournament."""
     right: list[bool] | None = None
     """Whether each response is right, where something other than a model can tell."""
     source: str | None = None
@@ -443,7 +454,7 @@ class CandidateComparison(Row):
 
 
 class ScoreParts(TypedDict):
-    """A candidate's score and what it is made of (prefpipe/heuristics.py)."""
+    """A candidate's score and what it is made of (prefpipe/rag/score.py)."""
 
     score: float
     grounding: float

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prefpipe.heuristics import split_words
+from prefpipe.rag.score import split_words
 
 
 class WordEmbedder:

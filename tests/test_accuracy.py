@@ -9,13 +9,13 @@ import pytest
 
 from accuracy import JUDGES, Settings, main, parse_benchmarks
 from accuracy import Judge as JudgeName
+from embedded.server import Server, last_message
 from prefpipe import pairing
 from prefpipe.files import DataError, write_rows
 from prefpipe.llm import Failure
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rows import Item, JudgmentPair, Preference
 from tests.examples import item, ledger, read_jsonl, run_stage, says, sentence, write_jsonl
-from tests.server import Server, last_message
 
 META = "accuracy.meta.json"
 

@@ -8,8 +8,9 @@ import pytest
 
 import accuracy
 from accuracy import Settings, main
-from prefpipe import evaluation, llm
-from prefpipe.evaluation import by_implicit_reward, by_matches
+from prefpipe import llm
+from prefpipe.evaluation import scoring
+from prefpipe.evaluation.scoring import by_implicit_reward, by_matches
 from prefpipe.rows import Question, Reject
 from tests.preference_data import write_jsonl
 from tests.test_rank_responses import by_quality, quality
@@ -64,7 +65,7 @@ def known_scores(monkeypatch):
         def reward(questions):
             asked.extend((kind, q.id) for q in questions)
             for q in questions:
-                yield [quality(text) for text in evaluation.responses_of(q)]
+                yield [quality(text) for text in scoring.responses_of(q)]
 
         def compare(questions):
             asked.extend((kind, q.id) for q in questions)
@@ -171,7 +172,7 @@ def test_the_training_file_s_overlap_is_shown(settings, tmp_path, capsys):
 def test_a_stopped_run_scores_only_what_is_left(settings, monkeypatch, known_scores):
     s = settings()
     monkeypatch.setattr(accuracy, "WINDOW", 2)
-    monkeypatch.setattr(evaluation, "report", lambda *a: 1 / 0)
+    monkeypatch.setattr(scoring, "report", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(s)
     assert len(known_scores) == 5
@@ -189,7 +190,7 @@ def test_nothing_to_measure_on_is_a_sentence(settings):
         main(settings(benchmark=["unknown=x"]))
 
 
-# ---- prefpipe.evaluation -------------------------------------------------------------------------
+# ---- prefpipe.evaluation.scoring -------------------------------------------------------------------------
 
 
 def question(id, right, wrong, source="x"):

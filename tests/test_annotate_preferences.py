@@ -14,12 +14,12 @@ import pytest
 
 import config
 from annotate_preferences import Settings, main
+from embedded.server import BatchFault, Fault, Server, last_message
 from prefpipe import verdicts
 from prefpipe.files import DataError, read_rows, write_rows
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Reject
 from tests.examples import ROOT, ledger, run_stage, sentence
-from tests.server import BatchFault, Fault, Server, last_message
 
 KEY = "sk-a-very-secret-key"
 ASPECTS = ("honesty", "helpfulness")
@@ -277,7 +277,7 @@ def test_starting_anew_takes_paid_answers_from_the_folder():
 
 def test_every_stage_with_a_model_takes_the_batch_engine(monkeypatch):
     monkeypatch.setattr(config, "BATCHES", Path("elsewhere"))
-    from prefpipe.llm.openai_batch import BatchEngine
+    from prefpipe.llm.batch_api.batch_engine import BatchEngine
 
     s = settings(ROWS, batch_folder=None, max_cost=3.0)
     engine = s.open_engine("m")
@@ -291,8 +291,8 @@ ZYGOTE = """
 # Starts the stage again and again in forks of itself: its imports are done once.
 import os, sys
 import openai
-import annotate_preferences as stage, prefpipe.llm.openai_batch
-from prefpipe.llm.server import certificates
+import annotate_preferences as stage, prefpipe.llm.batch_api.batch_engine
+from prefpipe.llm.server.server_engine import certificates
 certificates()
 for line in sys.stdin:
     child = os.fork()

@@ -105,7 +105,7 @@ def test_a_step_of_ours_has_the_losses_of_trl(script):
 
 def test_the_tokens_that_a_step_reports_are_those_in_its_batches():
     shape = dpo_step.TINY
-    from prefpipe.training.layout import PackCollator
+    from prefpipe.training.collator import PackCollator
 
     pairs = dpo_step.to_dataset(dpo_step.make_pairs(shape))
     batch = PackCollator(0)([pairs[k] for k in range(len(pairs))])

@@ -1,12 +1,12 @@
-"""prefpipe.benchmarks and the published formats: one record each, and the leaderboards' arithmetic."""
+"""prefpipe.formats.published and the published formats: one record each, and the leaderboards' arithmetic."""
 
 import math
 
 import numpy as np
 import pytest
 
-from prefpipe import sources
-from prefpipe.benchmarks import (
+from prefpipe.formats import reading
+from prefpipe.formats.published import (
     REWARDBENCH_SECTIONS,
     Overlap,
     best_of_score,
@@ -28,7 +28,7 @@ def scored(id, right, wrong, benchmark="rewardbench2"):
 
 
 def test_rewardbench_rows_are_preferences_whose_id_names_the_subset():
-    row = sources.rewardbench(
+    row = reading.rewardbench(
         {
             "prompt": "Q",
             "chosen": "good",
@@ -79,13 +79,13 @@ def record(**changes):
 
 
 def test_rewardbench2_rows_are_questions_with_one_right_and_three_wrong_responses():
-    row = sources.rewardbench2(record())
+    row = reading.rewardbench2(record())
     assert (row.id, row.right, row.wrong) == ("Math:12", ["good"], ["b", "c", "d"])
     assert row.source == "rewardbench2/Math"
     with pytest.raises(ValueError, match="chosen: found str, wanted a list"):
-        sources.rewardbench2(record(chosen="good"))
+        reading.rewardbench2(record(chosen="good"))
     with pytest.raises(ValueError, match="id: found '12', wanted ref:"):
-        sources.rewardbench2(record(subset="Ties"))
+        reading.rewardbench2(record(subset="Ties"))
 
 
 def test_best_of_4_gives_a_share_of_a_shared_first_place():
@@ -158,12 +158,12 @@ def test_judgebench_rows_say_which_is_better_and_their_kind():
         "response_B": "second",
         "label": "B>A",
     }
-    row = sources.judgebench(made)
+    row = reading.judgebench(made)
     assert (row.id, row.chosen, row.rejected) == ("81ec57f2", "second", "first")
     assert row.source == "judgebench/knowledge"
-    assert sources.judgebench({**made, "label": "A>B"}).chosen == "first"
+    assert reading.judgebench({**made, "label": "A>B"}).chosen == "first"
     with pytest.raises(ValueError, match="label: found 'A=B'"):
-        sources.judgebench({**made, "label": "A=B"})
+        reading.judgebench({**made, "label": "A=B"})
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_judgebench_counts_a_pair_by_both_orders(given, swapped, right):
 
 
 def test_best_of_n_rows_need_to_say_which_responses_are_right():
-    row = sources.best_of_n({"id": "a", "prompt": "Q", "responses": ["x", "y", "z"], "right": [False, True, True]})  # fmt: skip
+    row = reading.best_of_n({"id": "a", "prompt": "Q", "responses": ["x", "y", "z"], "right": [False, True, True]})  # fmt: skip
     assert (row.right, row.wrong) == (["y", "z"], ["x"])
     with pytest.raises(ValueError, match="right: wanted true or false for each"):
-        sources.best_of_n({"id": "a", "prompt": "Q", "responses": ["x", "y"]})
+        reading.best_of_n({"id": "a", "prompt": "Q", "responses": ["x", "y"]})
 
 
 def test_the_overlap_is_the_share_of_questions_whose_words_were_trained_on():

@@ -16,11 +16,13 @@ import build_vector_store
 import preprocess_dataset
 import train_reward_model
 from build_pairwise_prefs import Settings, build_context, build_prompt, distinct
-from prefpipe import files, heuristics, prompts, sources
+from prefpipe import files, prompts
+from prefpipe.compare.reward_model import RewardModel
 from prefpipe.files import DataError
+from prefpipe.formats import reading
 from prefpipe.llm import Request
 from prefpipe.llm.scripted import ScriptedEngine
-from prefpipe.reward import RewardModel
+from prefpipe.rag import score
 from prefpipe.rows import Candidate, Entry, RagPair, Reject, Retrieved
 from tests.preference_data import save_base
 from tests.rag_helpers import ROWS, WordEmbedder, sum_of_words, write_table
@@ -128,7 +130,7 @@ def test_the_pairs_are_preferences_for_the_next_step_and_for_trl(home):
     run(s)
     assert len(pairs_of(s)) == 5
     for record in map(json.loads, s.output.read_text().splitlines()):
-        row = sources.Sky(record)
+        row = reading.Sky(record)
         assert row.id == record["id"] and row.margin == record["margin"]
     after = preprocess_dataset.Settings(
         input=str(s.output), validation_input="", output=home / "items", near_duplicate=1.0
@@ -264,7 +266,7 @@ def test_keywords_come_from_the_row_then_the_settings_then_query_and_context(hom
         s = settings(home, keywords=keywords, keywords_column="words", overwrite=True)
         run(s)
         found.append([pair.keywords for pair in pairs_of(s)])
-    by_rule = heuristics.extract_keywords(ROWS[1][1], f"{ROWS[1][3]}\n\n{ROWS[1][2]}", 8)
+    by_rule = score.extract_keywords(ROWS[1][1], f"{ROWS[1][3]}\n\n{ROWS[1][2]}", 8)
     assert found == [[["alpha", "beta"], by_rule], [["alpha", "beta"], ["gamma"]]]
     assert by_rule[:3] == ["cut", "text", "lines"]
 

@@ -11,8 +11,8 @@ import pytest
 
 import build_vector_store
 from build_vector_store import Settings
-from prefpipe import retrieval
 from prefpipe.files import DataError
+from prefpipe.rag import retrieval
 from tests.rag_helpers import ROWS, WordEmbedder, sum_of_words, write_table
 
 ROOT = Path(__file__).parent.parent

@@ -16,9 +16,9 @@ import dpo_training
 from dpo_training import Settings, draw, main
 from prefpipe import files
 from prefpipe.files import DataError
+from prefpipe.models.loading import load_model, load_tokenizer
 from prefpipe.rows import JudgmentPair
 from prefpipe.training.checkpoints import TrainingCallback
-from prefpipe.training.loading import load_model, load_tokenizer
 from tests.training_models import pairs, qwen2, tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -267,7 +267,7 @@ def test_e5_nothing_longer_than_trl_cuts_is_cut(settings, tmp_path):
 @pytest.mark.parametrize(
     "changes, sentence",
     [
-        ({"load_in_4bit": True, "method": "lora"}, "needs a GPU"),
+        ({"load_in_4bit": True, "method": "lora"}, "needs a CUDA GPU"),
         ({"load_in_4bit": True}, "set --method lora"),
         ({"merge_adapter": True}, "there is no adapter"),
         ({"attn_implementation": "flex_attention"}, "cannot train without CUDA"),

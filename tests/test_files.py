@@ -17,16 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import config
 from prefpipe import files
 from prefpipe.files import Aligned, DataError, Places, RowLog
 from prefpipe.rows import JudgmentPair, Preference, Reject, Row
+from prefpipe.settings import Stage
 from tests.examples import ROOT, judgment, ledger, read_jsonl, write_jsonl
 
 MARK = {"stage": "s", "setting n": "8", "input items.jsonl": "ab"}
 
 
-class Settings(config.Stage, env_prefix="TEST_FILES_"):
+class Settings(Stage, env_prefix="TEST_FILES_"):
     n: int = 8
     output: Path = Path("unused")
 
@@ -620,7 +620,7 @@ from pathlib import Path
 import config
 from prefpipe import files
 from prefpipe.rows import Reject
-class Settings(config.Stage, env_prefix="MEMORY_"):
+class Settings(Stage, env_prefix="MEMORY_"):
     pass
 Settings.stage_name = classmethod(lambda cls: "memory")
 source, output = Path("in.jsonl"), Path("out.jsonl")

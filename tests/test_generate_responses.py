@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 
 import config
-from config import ResponseModel
+from embedded.server import Reply, Server, last_message
 from generate_responses import Settings, main
-from prefpipe import llm, sources
+from prefpipe import llm
 from prefpipe.files import DataError
+from prefpipe.formats import reading
+from prefpipe.llm.responders import Responder
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rows import Prompt, Reject
 from tests.examples import ROOT, ledger, read_jsonl, run_stage, sentence, write_jsonl
-from tests.server import Reply, Server, last_message
 
 MODELS = [
-    ResponseModel(name="one", model="m1", temperature=0.3),
-    ResponseModel(name="two", model="m1", temperature=0.9, max_new_tokens=99),
-    ResponseModel(name="three", model="m2"),
+    Responder(name="one", model="m1", temperature=0.3),
+    Responder(name="two", model="m1", temperature=0.9, max_new_tokens=99),
+    Responder(name="three", model="m2"),
 ]
 PROMPTS = [{"id": f"p{k}", "text": f"Question {k}?"} for k in range(5)]
 
@@ -120,7 +121,7 @@ def test_a_killed_run_asks_only_for_what_it_lacks_and_ends_in_the_same_bytes(s, 
 
 def test_another_model_in_the_list_or_another_server_is_no_reason_to_ask_again(s):
     main(s, Engines())
-    more = [*MODELS[:2], ResponseModel(name="four", model="m4")]
+    more = [*MODELS[:2], Responder(name="four", model="m4")]
     engines = Engines()
     main(s.model_copy(update={"models": more, "base_urls": ["http://127.0.0.1:9/v1"]}), engines)
     assert engines.opened == ["four"]
@@ -203,7 +204,7 @@ def test_s11_bad_rows_are_rejects_and_the_others_are_answered(s):
 
 def test_a_row_without_id_gets_that_of_its_content_and_its_copy_is_left_out(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [{"text": "Q"}, {"prompt": "Q2"}, {"prompt": "Q"}])
-    rows = [row for _, row in sources.read_prompts([path])]
+    rows = [row for _, row in reading.read_prompts([path])]
     first, second, copy = rows
     assert isinstance(first, Prompt) and isinstance(second, Prompt) and first.id != second.id
     assert isinstance(copy, Reject) and copy.reason == "duplicate_row" and copy.id == first.id
@@ -222,7 +223,7 @@ def test_s11_a_null_response_is_a_reject_of_that_model_alone(tmp_path, monkeypat
         s = Settings(
             input=str(path),
             output=tmp_path / "responses",
-            models=[*MODELS, ResponseModel(name="gone", model="m3")],
+            models=[*MODELS, Responder(name="gone", model="m3")],
             engine="server",
             base_urls=[server.url],
         )
@@ -285,7 +286,7 @@ def test_the_embedded_model_answers_as_two_models(tmp_path):
     """The local engine itself: the lower temperature is not a copy of the higher one."""
     path = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS[:3])
     models = [
-        ResponseModel(name=f"t{t}", model=str(ROOT / "embedded/model"), temperature=t)
+        Responder(name=f"t{t}", model=str(ROOT / "embedded/model"), temperature=t)
         for t in (0.9, 0.91)
     ]
     s = Settings(input=str(path), output=tmp_path / "r", models=models, max_new_tokens=12)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefpipe.heuristics import (
+from prefpipe.rag.score import (
     Rules,
     extract_keywords,
     is_abstention,

@@ -4,13 +4,13 @@ from collections import Counter
 
 import pytest
 
+from embedded.server import Server, last_message
 from inference_all import VARIANTS, Settings, main
 from prefpipe.files import DataError, write_rows
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.prompts import judge_prompt
 from prefpipe.rows import Item
 from tests.examples import item, ledger, read_jsonl, run_stage, says, sentence
-from tests.server import Server, last_message
 
 ITEMS = [
     item("i0", better=1),

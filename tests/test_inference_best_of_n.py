@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 
+from embedded.server import Fault, Server, last_message
 from inference_best_of_n import Settings, main
 from prefpipe.files import DataError, RowLog, write_rows
 from prefpipe.llm import Failure
@@ -24,7 +25,6 @@ from tests.examples import (
     sentence,
     write_jsonl,
 )
-from tests.server import Fault, Server, last_message
 
 ITEMS = [item(f"i{k}", better=1 + k % 2) for k in range(6)]
 

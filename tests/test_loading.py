@@ -10,9 +10,9 @@ from transformers import AutoModelForSequenceClassification, Qwen2ForCausalLM
 
 from prefpipe import prompts
 from prefpipe.llm import Failure, Request
-from prefpipe.llm.local import LocalEngine, open_local
+from prefpipe.llm.local.local_engine import LocalEngine, open_local
+from prefpipe.models.loading import load_model, load_tokenizer
 from prefpipe.rows import Message
-from prefpipe.training.loading import load_model, load_tokenizer
 from tests.engine_models import make_model, make_tokenizer
 
 torch.set_num_threads(1)

@@ -24,12 +24,14 @@ from transformers import (
 )
 
 from prefpipe import prompts
-from prefpipe.llm import Completion, Failure, Request, packed_linear, sampling, shared_prefix
-from prefpipe.llm.batch import Live, kv_shape
-from prefpipe.llm.local import LocalEngine
-from prefpipe.llm.sampling import choose, uniforms
-from prefpipe.llm.scoring import completion_logps
-from prefpipe.packing import branch_mask, pack, stack
+from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm.local import sampling
+from prefpipe.llm.local.local_engine import LocalEngine
+from prefpipe.llm.local.sampling import choose, uniforms
+from prefpipe.llm.local.scheduler import Live, kv_shape
+from prefpipe.models import attention, reordered_weights
+from prefpipe.models.logps import completion_logps
+from prefpipe.models.packs import branch_mask, pack, stack
 from prefpipe.rows import Message
 from tests.engine_models import END, EOS, LETTERS, SHAPES, make_model, make_tokenizer
 
@@ -123,21 +125,21 @@ def test_greedy_is_generate_token_for_token(shape, tokenizer):
 
 def pack_all_layers(monkeypatch):
     """Small ones, too, of models that have been used before."""
-    monkeypatch.setattr(packed_linear, "MIN_WEIGHTS", 1)
-    monkeypatch.setattr(packed_linear, "_of_model", WeakKeyDictionary())
+    monkeypatch.setattr(reordered_weights, "MIN_WEIGHTS", 1)
+    monkeypatch.setattr(reordered_weights, "_of_model", WeakKeyDictionary())
 
 
 def test_packed_layers_give_the_same_texts_and_see_changed_weights(model, tokenizer, monkeypatch):
     asked = requests(8, samples=(0, 1), max_new_tokens=16, temperature=1.0)
     with monkeypatch.context() as unpacked:
-        unpacked.setattr(packed_linear, "_is_plain", lambda module: False)
+        unpacked.setattr(reordered_weights, "_is_plain", lambda module: False)
         want = texts(LocalEngine(model, tokenizer), asked)
-        assert packed_linear.packed_linears(model)._forwards == []
+        assert reordered_weights.packed_linears(model)._forwards == []
     pack_all_layers(monkeypatch)
     engine = LocalEngine(model, tokenizer)
     assert texts(engine, asked) == want
     if torch.backends.mkldnn.is_available():  # two decoder layers and the head
-        assert len(packed_linear.packed_linears(model)._forwards) == 3
+        assert len(reordered_weights.packed_linears(model)._forwards) == 3
 
     before, other = copy.deepcopy(model.state_dict()), make_model(seed=7)
     model.load_state_dict(other.state_dict())
@@ -375,7 +377,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tokenizer, monkeypatch
     forward, failed = engine.forward, []
 
     def limited(ids, positions, layout, keep):
-        if len(ids) > (20 if isinstance(layout, shared_prefix.Decode) else most_tokens):
+        if len(ids) > (20 if isinstance(layout, attention.Decode) else most_tokens):
             failed.append(len(ids))
             raise torch.OutOfMemoryError("CUDA out of memory (of this test)")
         return forward(ids, positions, layout, keep)
@@ -409,7 +411,7 @@ def test_out_of_memory_while_scoring_halves_the_batch_and_loses_nothing(
             raise torch.OutOfMemoryError("CUDA out of memory (of this test)")
         return completion_logps(model, packs)
 
-    monkeypatch.setattr("prefpipe.llm.local.completion_logps", limited)
+    monkeypatch.setattr("prefpipe.llm.local.local_engine.completion_logps", limited)
     engine = LocalEngine(model, tokenizer)
     found = list(engine.score(asked))
     assert max(sizes) > 100 >= engine.max_prefill_tokens
@@ -427,10 +429,10 @@ def test_the_batch_fits_into_half_of_the_memory_that_is_free(
 ):
     """On a CPU. Counted on a store: what it takes for each prompt or sample token."""
     memory = SimpleNamespace(available=megabytes * 1_000_000)
-    monkeypatch.setattr("prefpipe.llm.batch.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("prefpipe.llm.local.scheduler.psutil.virtual_memory", lambda: memory)
     engine = LocalEngine(model, tokenizer)
     heads, size = kv_shape(engine.config)
-    store = shared_prefix.Store(2, heads, size, torch.float32, torch.device("cpu"))
+    store = attention.Store(2, heads, size, torch.float32, torch.device("cpu"))
     store.reserve(slots=3, prompt_tokens=10, rows=4, new_tokens=5)
     taken = sum(part.numel() * part.itemsize for part in chain(*store.prompt, *store.own))
     needed = engine.max_batch_tokens * taken / (3 * 10 + 4 * 5)
@@ -557,11 +559,11 @@ def test_a_model_with_other_attention_is_refused_by_a_sentence(tokenizer):
 
 
 def test_a_model_that_does_not_call_the_engines_attention_is_refused(tokenizer, monkeypatch):
-    class Nothing(shared_prefix.Decode):
+    class Nothing(attention.Decode):
         def attend(self, *args, **options):
             return 0 * super().attend(*args, **options)
 
-    monkeypatch.setattr("prefpipe.llm.local.Decode", Nothing)
+    monkeypatch.setattr("prefpipe.llm.local.local_engine.Decode", Nothing)
     with pytest.raises(SystemExit, match="logits are off by"):
         LocalEngine(make_model(), tokenizer)
 
@@ -572,7 +574,7 @@ def test_short_prompts_before_long_ones_do_not_make_room_for_as_many_long_ones(m
     long = [ask(f"l{i}", letters(rng, 200), max_new_tokens=2) for i in range(64)]
     engine = LocalEngine(model, tokenizer, max_samples=16, max_batch_tokens=1000)
     sizes, stores = [], []
-    reserve, with_room = shared_prefix.Store.reserve, shared_prefix._with_room
+    reserve, with_room = attention.Store.reserve, attention._with_room
 
     def note():
         values = (stores[-1].prompt[0][1], stores[-1].own[0][1])
@@ -588,8 +590,8 @@ def test_short_prompts_before_long_ones_do_not_make_room_for_as_many_long_ones(m
         return with_room(old, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared_prefix.Store, "reserve", noted)
-        patch.setattr(shared_prefix, "_with_room", noted_between)
+        patch.setattr(attention.Store, "reserve", noted)
+        patch.setattr(attention, "_with_room", noted_between)
         assert len(texts(engine, [*short, *long])) == 128
     # rounding prompts up to 64 tokens may add a quarter
     assert len(sizes) > 100 and max(sizes) <= 1250

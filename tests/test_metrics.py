@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from prefpipe.metrics import (
+from prefpipe.evaluation.metrics import (
     Judged,
     judge_report,
     longer_answer,

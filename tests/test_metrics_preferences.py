@@ -1,4 +1,4 @@
-"""prefpipe.metrics of scored pairs: by hand, by brute force, and by scipy where it has the thing."""
+"""prefpipe.evaluation.metrics of scored pairs: by hand, by brute force, and by scipy where it has the thing."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata
 
-from prefpipe.metrics import (
+from prefpipe.evaluation.metrics import (
     ScoredPair,
     cross_scaled,
     expected_calibration_error,

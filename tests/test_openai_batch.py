@@ -1,4 +1,4 @@
-"""prefpipe.llm.openai_batch against a real HTTP server: what is submitted, kept, paid; every end state."""
+"""prefpipe.llm.batch_api.batch_engine against a real HTTP server: what is submitted, kept, paid; every end state."""
 
 import asyncio
 import contextlib
@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from embedded.server import ApiError, BatchFault, Fault, Reply, Server, last_message
 from prefpipe.files import DataError
-from prefpipe.llm import Completion, Failure, Request, openai_batch
-from prefpipe.llm.openai_batch import BatchEngine, BatchOptions, Record
-from tests.server import ApiError, BatchFault, Fault, Reply, Server, last_message
+from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm.batch_api import batch_engine
+from prefpipe.llm.batch_api.batch_engine import BatchEngine, BatchOptions, Record
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-a-very-secret-key"
@@ -203,10 +204,10 @@ def test_s5_what_was_submitted_is_never_submitted_again():
         for _ in range(3):
             engine(server, requests=4).submit(requests)
         assert sizes(server) == [4, 2]
-        before = (Path("batches") / openai_batch.RECORD).read_bytes()
+        before = (Path("batches") / batch_engine.RECORD).read_bytes()
         assert texts(engine(server, requests=4).generate(requests)) == right(6)
         assert texts(engine(server, requests=4).generate(requests)) == right(6)
-        after = (Path("batches") / openai_batch.RECORD).read_bytes()
+        after = (Path("batches") / batch_engine.RECORD).read_bytes()
     assert sizes(server) == [4, 2] and max(server.paid.values()) == 1
     assert after.startswith(before), "the record is only ever appended to"
 
@@ -505,7 +506,7 @@ def test_the_batch_is_found_on_a_later_page_of_the_list():
             shown = made["batch_0"].shown | {"id": f"batch_{number}", "input_file_id": "file-x"}
             shown["metadata"] = {"prefpipe": "of another run"}
             made[f"batch_{number}"] = dataclasses.replace(made["batch_0"], shown=shown)
-        record = Path("batches") / openai_batch.RECORD
+        record = Path("batches") / batch_engine.RECORD
         # killed between the create's reply and its line
         record.write_bytes(record.read_bytes().splitlines(keepends=True)[0])
         assert texts(engine(server).generate([request(0)])) == right(1)
@@ -621,7 +622,7 @@ def test_max_cost_without_a_price_stops_before_anything_is_sent():
 def test_a_line_of_the_record_that_a_kill_has_cut_is_dropped_and_a_wrong_one_is_named():
     with Server(numbered) as server:
         list(engine(server).generate(map(request, range(3))))
-        record = Path("batches") / openai_batch.RECORD
+        record = Path("batches") / batch_engine.RECORD
         whole = record.read_bytes()
         record.write_bytes(whole[:-5])
         assert texts(engine(server).generate(map(request, range(3)))) == right(3)

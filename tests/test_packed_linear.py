@@ -20,9 +20,9 @@ from transformers import (
     StableLmForCausalLM,
 )
 
-from prefpipe.llm import packed_linear
-from prefpipe.llm.packed_linear import MIN_WEIGHTS, PackedLinears, packed_linears
-from prefpipe.llm.shared_prefix import Prefill, Segment, shared_prefix_attention
+from prefpipe.models import reordered_weights
+from prefpipe.models.attention import Prefill, Segment, shared_prefix_attention
+from prefpipe.models.reordered_weights import MIN_WEIGHTS, PackedLinears, packed_linears
 from tests.engine_models import SHAPES, make_model
 
 pytestmark = pytest.mark.skipif(
@@ -78,7 +78,7 @@ def test_no_layer_is_packed_where_memory_is_short(layers, monkeypatch):
     size = 4 * (2 * 512 * 700 + 512 * 2)
     for free, count in ((4 * size - 4, 0), (4 * size + 4, 2)):
         memory = SimpleNamespace(available=free)
-        monkeypatch.setattr(packed_linear.psutil, "virtual_memory", lambda m=memory: m)
+        monkeypatch.setattr(reordered_weights.psutil, "virtual_memory", lambda m=memory: m)
         assert len(PackedLinears(layers)._forwards) == count
 
 
@@ -131,13 +131,13 @@ def test_a_forward_that_was_there_before_is_there_afterwards():
 
 def test_a_model_that_is_gone_leaves_no_packed_weights_behind():
     gc.collect()  # those of other tests
-    models = len(packed_linear._of_model)
+    models = len(reordered_weights._of_model)
     owner = nn.Sequential(nn.Linear(512, 512))
     packed = weakref.ref(packed_linears(owner))
-    assert len(packed_linear._of_model) == models + 1
+    assert len(reordered_weights._of_model) == models + 1
     del owner
     gc.collect()
-    assert packed() is None and len(packed_linear._of_model) == models
+    assert packed() is None and len(reordered_weights._of_model) == models
 
 
 class Gated(nn.Module):

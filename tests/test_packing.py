@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prefpipe.packing import IGNORED, PADDING, PROMPT, branch_mask, pack, stack
+from prefpipe.models.packs import IGNORED, PADDING, PROMPT, branch_mask, pack, stack
 
 
 def test_a_pack_by_hand():

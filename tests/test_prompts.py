@@ -12,7 +12,7 @@ from prefpipe import prompts
 from prefpipe.llm import Request
 from prefpipe.prompts import TemplateError, judge_prompt
 from prefpipe.rows import JudgmentPair, Language, Message
-from prefpipe.training.dataset import PairTokenizer, TokenizedPair
+from prefpipe.training.tokenized_pairs import PairTokenizer, TokenizedPair
 from tests.tokenizers_of_chats import FAMILIES, MISTRAL, QWEN2, tokenizer_of
 
 each_family = pytest.mark.parametrize("family", FAMILIES)

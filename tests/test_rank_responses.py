@@ -9,10 +9,10 @@ import pytest
 
 import rank_responses
 from prefpipe import llm
-from prefpipe.matches import Contest, judge_matches, pairwise_matches
-from prefpipe.ranking import Match
+from prefpipe.compare.matches import Contest, judge_matches, pairwise_matches
+from prefpipe.compare.tournament import Match
+from prefpipe.models.trees import Cache
 from prefpipe.rows import Reject, Responses
-from prefpipe.shared_pass import Cache
 from prefpipe.verdicts import render_judgment
 from rank_responses import (
     Settings,
@@ -172,7 +172,16 @@ class Judge:
                 yield llm.Failure(request.id, said.reason, said.detail)
                 continue
             answer = render_judgment("why", said, "en") if said in (1, 2) else "no idea"
-            yield [llm.Completion(request.id, 0, answer, "stop", 9, 9)]
+            yield [
+                llm.Completion(
+                    id=request.id,
+                    sample=0,
+                    text=answer,
+                    finish_reason="stop",
+                    prompt_tokens=9,
+                    new_tokens=9,
+                )
+            ]
 
 
 OPTIONS = {"template": None, "max_new_tokens": 9, "seed": 0}

@@ -1,4 +1,4 @@
-"""prefpipe.ranking: brackets, strengths, circles; a compare function that counts what it is asked."""
+"""prefpipe.compare.tournament: brackets, strengths, circles; a compare function that counts what it is asked."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from prefpipe.ranking import (
+from prefpipe.compare.tournament import (
     Match,
     bradley_terry,
     competitors,

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.retrieval import measure
-from prefpipe import files, retrieval
+from prefpipe import files
 from prefpipe.files import DataError
-from prefpipe.retrieval import Columns, Duplicates, VectorCache
+from prefpipe.rag import retrieval
+from prefpipe.rag.retrieval import Columns, Duplicates, VectorCache
 from prefpipe.rows import Document, Entry
 from tests.rag_helpers import ROWS, WordEmbedder, write_table
 

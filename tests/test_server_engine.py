@@ -1,4 +1,4 @@
-"""prefpipe.llm.server against a real HTTP server: what is asked, what is retried, what is paid."""
+"""prefpipe.llm.server.server_engine against a real HTTP server: what is asked, what is retried, what is paid."""
 
 import asyncio
 import json
@@ -14,10 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.server import Reply as ServerReply
-from prefpipe.llm.server import ServerEngine, _share_out, completions_of, retry_after
-from tests.server import (
+from embedded.server import (
     Answer,
     Fault,
     FaultOf,
@@ -27,6 +24,9 @@ from tests.server import (
     last_message,
     random_faults,
 )
+from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm.server.server_engine import Reply as ServerReply
+from prefpipe.llm.server.server_engine import ServerEngine, _share_out, completions_of, retry_after
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-a-very-secret-key"
@@ -551,7 +551,7 @@ def test_ctrl_c_ends_a_waiting_run_at_once(tmp_path):
         "import signal, sys\n"
         # a shell that runs the tests in the background has it ignored, which children inherit
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from prefpipe.llm import Request; from prefpipe.llm.server import ServerEngine\n"
+        "from prefpipe.llm import Request; from prefpipe.llm.server.server_engine import ServerEngine\n"
         "request = Request(id='a', messages=({'role': 'user', 'content': 'x'},))\n"
         "try: list(ServerEngine([sys.argv[1]], 'm').generate([request]))\n"
         "except KeyboardInterrupt: sys.exit(7)"
@@ -649,7 +649,7 @@ def test_the_key_is_sent_and_nowhere_to_be_read(caplog, capfd):
 
 
 def test_the_loopback_server_runs_as_a_command_and_says_at_its_end_what_it_did():
-    command = [sys.executable, "-m", "tests.server", "--fault", "500:0.3", "--fault", "few:0.3"]
+    command = [sys.executable, "-m", "embedded.server", "--fault", "500:0.3", "--fault", "few:0.3"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         url = process.stdout.readline().strip()

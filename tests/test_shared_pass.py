@@ -1,4 +1,4 @@
-"""prefpipe.shared_pass, reward and pairwise scores: what is shared changes no number; R1, R2, R5-R9."""
+"""prefpipe.models.trees, reward and pairwise scores: what is shared changes no number; R1, R2, R5-R9."""
 
 import random
 
@@ -6,9 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from prefpipe import shared_pass
-from prefpipe.files import DataError
-from prefpipe.pairwise import (
+from prefpipe.compare.ab_model import (
     PairwiseFormat,
     PairwiseModel,
     PairwiseTokenizer,
@@ -17,8 +15,7 @@ from prefpipe.pairwise import (
     render_context,
     render_pair,
 )
-from prefpipe.prompts import TemplateError, encode, end_of_turn_id
-from prefpipe.reward import (
+from prefpipe.compare.reward_model import (
     RewardFormat,
     RewardModel,
     RewardTokenizer,
@@ -27,6 +24,9 @@ from prefpipe.reward import (
     max_positions,
     use_own_pad_token,
 )
+from prefpipe.files import DataError
+from prefpipe.models import trees
+from prefpipe.prompts import TemplateError, encode, end_of_turn_id
 from prefpipe.rows import Message
 from tests.engine_models import make_model
 from tests.test_training_reward import classifier
@@ -49,11 +49,11 @@ def sequences(seed=0):
 
 def test_each_sequence_gets_the_logits_it_gets_alone_and_shared_tokens_run_once():
     model, rows = qwen2(), sequences()
-    outputs, last = shared_pass.run_tree(model, rows, only_last=True)
+    outputs, last = trees.run_tree(model, rows, only_last=True)
     for k, row in enumerate(rows):
         alone = model(input_ids=torch.tensor([row])).logits[0, -1]
         assert (outputs.logits[0, k] - alone).abs().max() < 1e-4
-    tree = shared_pass.lay_out(rows)
+    tree = trees.lay_out(rows)
     assert len(tree.ids) < 0.45 * sum(map(len, rows))
     assert last.tolist() == tree.last and tree.last[0] == tree.last[-1]
 
@@ -63,7 +63,7 @@ def test_the_tree_holds_every_sequence(seed):
     """Read back from the segments: the tokens of a leaf and its ancestors, at positions 0, 1, ..."""
     rng = random.Random(seed)
     rows = [[rng.randrange(2) for _ in range(rng.randrange(1, 9))] for _ in range(12)]
-    tree = shared_pass.lay_out(rows, min_shared=2 + seed % 3)
+    tree = trees.lay_out(rows, min_shared=2 + seed % 3)
     for row, last in zip(rows, tree.last, strict=True):
         segment = next(s for s in tree.segments if s.start <= last < s.stop)
         assert last == segment.stop - 1
@@ -82,11 +82,11 @@ def test_a_batch_is_as_large_as_its_tree_not_as_its_rows_together():
     ids = lambda n: [rng.randrange(3, 97) for _ in range(n)]  # noqa: E731
     contexts = [ids(100), ids(100)]
     rows = [contexts[k % 2] + ids(10) for k in range(40)]
-    batches = list(shared_pass.tree_batches(rows, 300))
+    batches = list(trees.tree_batches(rows, 300))
     assert sorted(map(sorted, batches)) == [list(range(0, 40, 2)), list(range(1, 40, 2))]
-    assert [len(shared_pass.lay_out([rows[i] for i in b]).ids) for b in batches] == [300, 300]
-    assert sorted(map(len, shared_pass.tree_batches(rows, 150))) == [5] * 8
-    assert list(shared_pass.tree_batches([ids(9), ids(8)], 1)) in ([[0], [1]], [[1], [0]])
+    assert [len(trees.lay_out([rows[i] for i in b]).ids) for b in batches] == [300, 300]
+    assert sorted(map(len, trees.tree_batches(rows, 150))) == [5] * 8
+    assert list(trees.tree_batches([ids(9), ids(8)], 1)) in ([[0], [1]], [[1], [0]])
 
 
 # ---- what earlier passes have read ---------------------------------------------------------------
@@ -108,9 +108,9 @@ def knockout_rows(rng: random.Random) -> list[list[list[int]]]:
 
 
 def test_a_knockout_reads_each_response_once_as_the_first_and_gets_the_same_logits():
-    model, cache, read = qwen2(), shared_pass.Cache(10_000), []
+    model, cache, read = qwen2(), trees.Cache(10_000), []
     for rows in knockout_rows(random.Random(0)):
-        outputs, _ = shared_pass.run_tree(model, rows, cache=cache, only_last=True)
+        outputs, _ = trees.run_tree(model, rows, cache=cache, only_last=True)
         read.append(cache.tokens - sum(read))
         for k, row in enumerate(rows):
             alone = model(input_ids=torch.tensor([row])).logits[0, -1]
@@ -125,7 +125,7 @@ def test_a_knockout_reads_each_response_once_as_the_first_and_gets_the_same_logi
 @pytest.mark.parametrize("room", [0, 1, 100, 10_000])
 def test_any_sequence_after_any_other_gets_its_own_logits(shape, room):
     """Equal ones, beginnings and continuations of known ones, of lengths around a shared piece."""
-    model, rng, cache = make_model(shape), random.Random(room), shared_pass.Cache(room)
+    model, rng, cache = make_model(shape), random.Random(room), trees.Cache(room)
     known = [[rng.randrange(5, 90) for _ in range(rng.randrange(2, 90))] for _ in range(4)]
     for _ in range(6):
         rows = []
@@ -135,7 +135,7 @@ def test_any_sequence_after_any_other_gets_its_own_logits(shape, room):
             rows.append(row[:120])
         rows.append(rng.choice(known))
         known += rows
-        outputs, _ = shared_pass.run_tree(model, rows, cache=cache, only_last=True)
+        outputs, _ = trees.run_tree(model, rows, cache=cache, only_last=True)
         for k, row in enumerate(rows):
             alone = model(input_ids=torch.tensor([row])).logits[0, -1]
             assert (outputs.logits[0, k] - alone).abs().max() < 2e-4
@@ -340,7 +340,8 @@ def test_a_label_of_several_tokens_is_refused_naming_tokenizer_and_tokens(monkey
     tok.name_or_path = "some/model"
     plain = encode
     monkeypatch.setattr(
-        "prefpipe.pairwise.encode", lambda t, text: [9, 10] if text == "B" else plain(t, text)
+        "prefpipe.compare.ab_model.encode",
+        lambda t, text: [9, 10] if text == "B" else plain(t, text),
     )
     with pytest.raises(DataError, match=r"some/model: the label 'B' must be one token, and is \["):
         label_ids(tok)
@@ -465,13 +466,13 @@ def test_a_batch_that_does_not_fit_is_run_in_halves_and_none_is_lost():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [row * 10 for row in rows]
 
-    assert shared_pass.in_halves(run, [1, 2, 3, 4, 5]) == [10, 20, 30, 40, 50]
+    assert trees.in_halves(run, [1, 2, 3, 4, 5]) == [10, 20, 30, 40, 50]
     assert tried == [[1, 2, 3, 4, 5], [1, 2], [3, 4, 5], [3], [4, 5]]
 
 
 def test_where_memory_is_short_the_cache_goes_first():
-    cache, tried = shared_pass.Cache(1000), []
-    shared_pass.run_tree(qwen2(), [[5, 6, 7]], cache=cache)
+    cache, tried = trees.Cache(1000), []
+    trees.run_tree(qwen2(), [[5, 6, 7]], cache=cache)
 
     def run(rows):
         tried.append((list(rows), cache.tokens))
@@ -479,12 +480,12 @@ def test_where_memory_is_short_the_cache_goes_first():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows
 
-    assert shared_pass.in_halves(run, [1, 2], cache) == [1, 2]
+    assert trees.in_halves(run, [1, 2], cache) == [1, 2]
     assert tried == [([1, 2], 3), ([1, 2], 0), ([1], 0), ([2], 0)]
-    shared_pass.run_tree(qwen2(), [[5, 6, 7]], cache=cache)
+    trees.run_tree(qwen2(), [[5, 6, 7]], cache=cache)
     assert cache.tokens == 0  # nor is it filled again
     tried.clear()
-    empty = shared_pass.Cache(1000)
+    empty = trees.Cache(1000)
 
     def keeps(rows):
         tried.append((list(rows), empty.max_tokens))
@@ -492,7 +493,7 @@ def test_where_memory_is_short_the_cache_goes_first():
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows
 
-    assert shared_pass.in_halves(keeps, [1], empty) == [1] and tried == [([1], 1000), ([1], 0)]
+    assert trees.in_halves(keeps, [1], empty) == [1] and tried == [([1], 1000), ([1], 0)]
 
 
 def test_a_row_that_does_not_fit_alone_is_told_and_another_error_is_not_hidden():
@@ -503,6 +504,6 @@ def test_a_row_that_does_not_fit_alone_is_told_and_another_error_is_not_hidden()
         raise RuntimeError("a shape is wrong")
 
     with pytest.raises(SystemExit, match="out of memory with one row"):
-        shared_pass.in_halves(too_much, [1, 2])
+        trees.in_halves(too_much, [1, 2])
     with pytest.raises(RuntimeError, match="a shape is wrong"):
-        shared_pass.in_halves(broken, [1, 2])
+        trees.in_halves(broken, [1, 2])

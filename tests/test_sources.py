@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefpipe.formats.reading import FORMATS, Sky, autoj, llmbar
 from prefpipe.rows import Preference
-from prefpipe.sources import FORMATS, Sky, autoj, llmbar
 
 
 def turn(role: str, content: str) -> dict[str, str]:

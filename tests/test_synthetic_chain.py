@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from embedded import synthetic
+from embedded.server import Call, Fault, Reply, Server, last_message
+from embedded.server.local_models import to_request
 from prefpipe.files import read_rows
 from prefpipe.rows import SyntheticPair
 from tests.examples import ROOT, ledger, read_jsonl, run_stage, write_jsonl
-from tests.server import Call, Fault, Reply, Server, last_message
-from tests.server.local_models import to_request
 
 STAGES = [
     "generate_responses",

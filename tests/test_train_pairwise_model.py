@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefpipe import pairwise
+from prefpipe.compare import ab_model
+from prefpipe.compare.ab_model import PairwiseModel
 from prefpipe.files import DataError
-from prefpipe.pairwise import PairwiseModel
+from prefpipe.models.loading import load_tokenizer
 from prefpipe.training.checkpoints import TrainingCallback
-from prefpipe.training.loading import load_tokenizer
 from tests.preference_data import row, rows, save_base, write_jsonl
 from tests.training_models import scorable
 from train_pairwise_model import Settings, main
@@ -143,9 +143,9 @@ def test_rows_whose_responses_leave_no_room_are_left_out_by_name_and_cut_context
 
 
 def test_a_tokenizer_without_the_labels_is_refused_before_any_work(settings, monkeypatch, base):
-    plain = pairwise.encode
+    plain = ab_model.encode
     monkeypatch.setattr(
-        pairwise, "encode", lambda t, text: [9, 10] if text == "A" else plain(t, text)
+        ab_model, "encode", lambda t, text: [9, 10] if text == "A" else plain(t, text)
     )
     load_tokenizer(base)
     with pytest.raises(DataError, match="the label 'A' must be one token"):

@@ -1,11 +1,11 @@
-"""prefpipe.training.dataset: the ids that are trained on are those that are sampled and scored."""
+"""prefpipe.training.tokenized_pairs: the ids that are trained on are those that are sampled and scored."""
 
 import numpy as np
 import pytest
 
 from prefpipe import prompts
 from prefpipe.rows import Message, Preference, Reject
-from prefpipe.training.dataset import PairTokenizer, TokenizedPair, to_dataset
+from prefpipe.training.tokenized_pairs import PairTokenizer, TokenizedPair, to_dataset
 from tests.training_models import tokenizer
 
 MESSAGES: list[Message] = [

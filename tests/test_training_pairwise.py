@@ -1,4 +1,4 @@
-"""prefpipe.training.pairwise: the loss is -log p of the label in both orders, as TRL's SFT has it."""
+"""prefpipe.training.ab: the loss is -log p of the label in both orders, as TRL's SFT has it."""
 
 import copy
 import logging
@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from prefpipe.pairwise import PairwiseTokenizer, label_ids
+from prefpipe.compare.ab_model import PairwiseTokenizer, label_ids
 from prefpipe.rows import Preference, Reject
-from prefpipe.training.dataset import TokenizedPair, to_dataset
-from prefpipe.training.pairwise import (
+from prefpipe.training.ab import (
     PairwiseCollator,
     PrefixSharedPairwiseTrainer,
     tokenize_pair,
 )
+from prefpipe.training.tokenized_pairs import TokenizedPair, to_dataset
 from tests.training_models import gradient_of, qwen2, tokenizer
 
 ROWS = [

@@ -11,8 +11,8 @@ from transformers import Qwen2Config, Qwen2ForSequenceClassification
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from prefpipe.training.dataset import to_dataset
 from prefpipe.training.reward import PrefixSharedRewardTrainer
+from prefpipe.training.tokenized_pairs import to_dataset
 from prefpipe.training.trainer import NotFiniteError
 from tests.training_models import VOCABULARY, gradient_of, pairs, qwen2, tokenizer
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from prefpipe.models.loading import load_model
 from prefpipe.training.curve import curve_rows, write_csv
-from prefpipe.training.loading import load_model
 from prefpipe.training.saving import check_reloaded, mean_logps, save_model, weight_dtype
 from tests.training_models import pairs, qwen2, tokenizer
 

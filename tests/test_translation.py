@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
-import config
+from embedded.server import Fault, Reply, Server, last_message, random_faults
+from embedded.server.answers import pseudo_english, translate
 from prefpipe import files, prompts
 from prefpipe.files import DataError, read_rows, write_rows
 from prefpipe.llm import Completion
 from prefpipe.llm.costs import estimate_tokens, find_price
 from prefpipe.rows import Item, Language, Reject
-from tests.server import Fault, Reply, Server, last_message, random_faults
-from tests.server.answers import pseudo_english, translate
+from prefpipe.settings import Account
 from translation import Settings, embedded_json, english_item, is_mostly_chinese, main
 
 ROOT = Path(__file__).parent.parent
@@ -221,7 +221,16 @@ def test_tokens_and_money_are_what_they_are_by_hand():
 
 def reply(texts: object, finish_reason: Literal["stop", "length"] = "stop") -> Completion:
     text = texts if isinstance(texts, str) else json.dumps(texts, ensure_ascii=False)
-    return Completion.model_validate({"id": "p1", "sample": 0, "text": text, "finish_reason": finish_reason, "prompt_tokens": 1, "new_tokens": 1})
+    return Completion.model_validate(
+        {
+            "id": "p1",
+            "sample": 0,
+            "text": text,
+            "finish_reason": finish_reason,
+            "prompt_tokens": 1,
+            "new_tokens": 1,
+        }
+    )
 
 
 GOOD = {"question": "What?", "answer_1": "One.", "answer_2": "Two."}
@@ -498,17 +507,17 @@ def test_the_key_comes_from_dot_env_and_stands_in_no_output(tmp_path):
     texts = [path.read_text() for path in s.output.rglob("*") if path.is_file()]
     assert len(texts) >= 4  # two splits, rejects, meta
     assert not any(KEY in text for text in [out, errors, shown, *texts])
-    assert KEY not in repr(config.Account()) + str(config.Account().model_dump())
+    assert KEY not in repr(Account()) + str(Account().model_dump())
 
 
 def test_the_account_names_the_servers(monkeypatch):
-    assert config.Account().base_urls() == []
+    assert Account().base_urls() == []
     monkeypatch.setenv("OPENAI_API_KEY", "")
-    assert config.Account().base_urls() == []
+    assert Account().base_urls() == []
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    assert config.Account().base_urls() == ["https://api.openai.com/v1"]
+    assert Account().base_urls() == ["https://api.openai.com/v1"]
     monkeypatch.setenv("OPENAI_BASE_URL", "http://a/v1, http://b/v1")
-    assert config.Account().base_urls() == ["http://a/v1", "http://b/v1"]
+    assert Account().base_urls() == ["http://a/v1", "http://b/v1"]
 
 
 def test_a_server_without_a_key_is_told_none(tmp_path, monkeypatch):

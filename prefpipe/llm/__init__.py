@@ -1,8 +1,8 @@
 """Prompts to texts: one protocol, several engines.
 
-local     transformers in this process (prefpipe.llm.local)
-server    any OpenAI-compatible endpoint (prefpipe.llm.server)
-batch     the OpenAI Batch API (prefpipe.llm.openai_batch)
+local     transformers in this process (prefpipe.llm.local.local_engine)
+server    any OpenAI-compatible endpoint (prefpipe.llm.server.server_engine)
+batch     the OpenAI Batch API (prefpipe.llm.batch_api.batch_engine)
 scripted  canned answers, for tests (prefpipe.llm.scripted)
 """
 

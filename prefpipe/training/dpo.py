@@ -1,7 +1,7 @@
 """DPO as TRL does it, with each prompt computed once for all of its pairs.
 
 Losses, metrics and gradients are those of trl.DPOTrainer, whichever of its losses is chosen: only
-the layout of a batch differs (prefpipe.training.layout). Reference log-probabilities are computed
+the layout of a batch differs (prefpipe.training.collator). Reference log-probabilities are computed
 once a unique completion and kept on disk.
 """
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
-from prefpipe.training.layout import PackCollator, share_prompts
+from prefpipe.training.collator import PackCollator, share_prompts
 from prefpipe.training.trainer import PairTrainer
 
 
@@ -30,7 +30,7 @@ class PairCollator(DataCollatorForPreference):
 
 
 class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
-    """trl.DPOTrainer for data sets made by prefpipe.training.dataset.to_dataset.
+    """trl.DPOTrainer for data sets made by prefpipe.training.tokenized_pairs.to_dataset.
 
     args.per_device_train_batch_size counts pairs. prefix_sharing changes the layout only: the order
     of the pairs, the batches and all numbers stay (to rounding). reference_cache is a folder for

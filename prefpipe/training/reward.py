@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
-from prefpipe.training.layout import PackCollator
+from prefpipe.training.collator import PackCollator
 from prefpipe.training.trainer import PairTrainer, Weight
 
 
@@ -78,7 +78,7 @@ _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class PrefixSharedRewardTrainer(PairTrainer, RewardTrainer):
-    """trl.RewardTrainer for data sets made by prefpipe.training.dataset.to_dataset.
+    """trl.RewardTrainer for data sets made by prefpipe.training.tokenized_pairs.to_dataset.
 
     A column tie (bool) marks pairs that are trained as two halves, a column margin (float) is what
     the loss subtracts. prefix_sharing changes the layout of a batch only; an encoder cannot have it.
@@ -99,7 +99,7 @@ class PrefixSharedRewardTrainer(PairTrainer, RewardTrainer):
         pad = processing_class.pad_token_id
         if not isinstance(pad, int):
             raise ValueError(
-                "the tokenizer has no pad token; see prefpipe.reward.use_own_pad_token"
+                "the tokenizer has no pad token; see prefpipe.compare.reward_model.use_own_pad_token"
             )
         super().__init__(
             model=model,

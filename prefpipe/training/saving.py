@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefpipe.training.dataset import TokenizedPair
+from prefpipe.training.tokenized_pairs import TokenizedPair
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
-from prefpipe.training.layout import PromptGroupSampler, check_model, share_prompts
+from prefpipe.training.collator import PromptGroupSampler, check_model, share_prompts
 
 
 class NotFiniteError(RuntimeError):

@@ -1,6 +1,6 @@
 """transformers' decoder layer on a CPU, in fewer operations.
 
-What Llama, Qwen2 and Mistral do in some 60 calls, for our layouts (prefpipe.llm.shared_prefix):
+What Llama, Qwen2 and Mistral do in some 60 calls, for our layouts (prefpipe.models.attention):
 
     x = x + out(attend(rotate(query(norm(x))), rotate(key(norm(x))), value(norm(x))))
     x = x + down(silu(gate(norm(x))) * up(norm(x)))
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from prefpipe.llm.shared_prefix import NAME
+from prefpipe.models.attention import NAME
 
 
 class Linear(Protocol):

@@ -30,7 +30,7 @@ from pydantic import SecretStr
 from prefpipe.files import DataError, open_alone
 from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request
 from prefpipe.llm.costs import Price, describe_tokens, estimate_tokens, find_price
-from prefpipe.llm.server import (
+from prefpipe.llm.server.server_engine import (
     NO_MONEY,
     Reply,
     Result,

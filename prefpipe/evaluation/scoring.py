@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefpipe import benchmarks, llm, metrics, ranking
-from prefpipe.matches import Contest, Failed, judge_matches, pairwise_matches
+from prefpipe import llm
+from prefpipe.compare import tournament
+from prefpipe.compare.matches import Contest, Failed, judge_matches, pairwise_matches
+from prefpipe.evaluation import metrics
+from prefpipe.formats import published
 from prefpipe.prompts import flatten_turns
 from prefpipe.questions import question_key
 from prefpipe.rows import Message, Question, Reject, ScoredQuestion
 
 if TYPE_CHECKING:
-    from prefpipe.pairwise import PairwiseModel
-    from prefpipe.reward import RewardModel
+    from prefpipe.compare.ab_model import PairwiseModel
+    from prefpipe.compare.reward_model import RewardModel
 
 Kind = Literal["dpo", "reward", "pairwise", "judge"]
-Play = Callable[[Mapping[str, Contest], Sequence[ranking.Match], Failed], Sequence[float | None]]
+Play = Callable[[Mapping[str, Contest], Sequence[tournament.Match], Failed], Sequence[float | None]]
 Scores = list[float] | Reject
 """Of a question's right responses, then of its wrong ones."""
 
@@ -35,7 +38,7 @@ def responses_of(question: Question) -> list[str]:
 
 def by_reward(model: "RewardModel", questions: Sequence[Question]) -> Iterator[Scores]:
     """The reward of each response."""
-    from prefpipe.reward import Unscorable
+    from prefpipe.compare.reward_model import Unscorable
 
     texts = ((q.prompt, responses_of(q)) for q in questions)
     for question, scores in zip(questions, model.score(texts), strict=True):
@@ -81,7 +84,7 @@ def by_matches(play: Play, questions: Sequence[Question], seed: int) -> Iterator
     contests = {q.id: Contest(q.prompt, responses_of(q)) for q in questions}
     failed: Failed = {}
 
-    def compare(matches: Sequence[ranking.Match]) -> list[float | None]:
+    def compare(matches: Sequence[tournament.Match]) -> list[float | None]:
         wanted = [match for match in matches if match.id not in failed]
         found = dict(zip(wanted, play(contests, wanted, failed), strict=True))
         return [found.get(match) for match in matches]
@@ -89,8 +92,8 @@ def by_matches(play: Play, questions: Sequence[Question], seed: int) -> Iterator
     entrants = {q.id: range(len(responses_of(q))) for q in questions}
     ties = {q.id: entrants[q.id] for q in questions if q.source == "rewardbench2/Ties"}
     others = {id: players for id, players in entrants.items() if id not in ties}
-    standings = ranking.knockout(others, compare, seed=seed)
-    standings |= ranking.round_robin(ties, compare) if ties else {}
+    standings = tournament.knockout(others, compare, seed=seed)
+    standings |= tournament.round_robin(ties, compare) if ties else {}
     for question in questions:
         standing = standings[question.id]
         if question.id in failed:
@@ -101,7 +104,7 @@ def by_matches(play: Play, questions: Sequence[Question], seed: int) -> Iterator
             yield _as_scores(standing)
 
 
-def _as_scores(standing: ranking.Standing) -> list[float]:
+def _as_scores(standing: tournament.Standing) -> list[float]:
     n = len(standing.order)
     if standing.strengths is not None:
         strength = dict(zip(standing.order, standing.strengths, strict=True))
@@ -109,7 +112,7 @@ def _as_scores(standing: ranking.Standing) -> list[float]:
     if n == 2:
         (match,) = standing.played
         p = 0.5 if match.p is None else match.p  # None: excluded by the caller
-        margin = ranking.log_odds(p)
+        margin = tournament.log_odds(p)
         return [margin, 0.0] if match.first == 0 else [-margin, 0.0]
     return [float(k == standing.order[0]) for k in range(n)]
 
@@ -135,9 +138,9 @@ def report(
             source.partition("/")[2]: subset["accuracy"]
             for source, subset in found["by_source"].items()
         }
-        found["published"] = benchmarks.rewardbench_scores(accuracy)
+        found["published"] = published.rewardbench_scores(accuracy)
     if benchmark == "rewardbench2":
-        found["published"] = benchmarks.rewardbench2_scores(rows)
+        found["published"] = published.rewardbench2_scores(rows)
     return found
 
 
@@ -160,7 +163,7 @@ def _best_of_report(
     questions: Sequence[Question], rows: Sequence[ScoredQuestion]
 ) -> dict[str, Any]:
     """best: the first place is right; random: what a random pick would score; longest: the longest."""
-    best = metrics.share_with_interval([benchmarks.best_of_score(row) for row in rows])
+    best = metrics.share_with_interval([published.best_of_score(row) for row in rows])
     chance = [len(q.right) / len(responses_of(q)) for q in questions]
     longest = [_longest_is_right(q) for q in questions]
     return {
@@ -181,7 +184,7 @@ def _longest_is_right(question: Question) -> float:
 
 def _subset(questions: Sequence[Question], rows: Sequence[ScoredQuestion]) -> dict[str, Any]:
     kept = [(q, row) for q, row in zip(questions, rows, strict=True) if not q.tie]
-    best = metrics.share_with_interval([benchmarks.best_of_score(row) for _, row in kept])
+    best = metrics.share_with_interval([published.best_of_score(row) for _, row in kept])
     return {
         "n": len(questions),
         "accuracy": best.value,
@@ -192,7 +195,7 @@ def _subset(questions: Sequence[Question], rows: Sequence[ScoredQuestion]) -> di
 
 def overlap(questions: Iterable[Question], trained_on: Iterable[str]) -> dict[str, Any]:
     """How much of the questions' n-grams stands in the texts that were trained on."""
-    found = benchmarks.Overlap({q.id: flatten_turns(q.prompt) for q in questions})
+    found = published.Overlap({q.id: flatten_turns(q.prompt) for q in questions})
     for text in trained_on:
         found.add(text)
     return found.report()

@@ -16,11 +16,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from prefpipe import prompts, shared_pass
+from prefpipe import prompts
 from prefpipe.files import write_json
+from prefpipe.models import trees
+from prefpipe.models.loading import Dtype, load_model, load_tokenizer
 from prefpipe.prompts import TemplateError, completion_ids, encode, end_of_turn_id, flatten_turns
 from prefpipe.rows import Message
-from prefpipe.training.loading import Dtype, load_model, load_tokenizer
 
 FORMAT_FILE = "reward_format.json"
 MAX_BATCH_TOKENS = 8192
@@ -262,7 +263,7 @@ class RewardModel:
         self.share_prompts = (
             share_prompts
             and is_causal
-            and shared_pass.can_share(bare)
+            and trees.can_share(bare)
             and isinstance(getattr(bare, "score", None), torch.nn.Module)
         )
         self.max_batch_tokens = max_batch_tokens
@@ -322,15 +323,15 @@ class RewardModel:
         """Rewards of whole rows of token ids, prompt and response together."""
         scores = [0.0] * len(rows)
         if self.share_prompts:
-            for batch in shared_pass.tree_batches(rows, self.max_batch_tokens):
-                found = shared_pass.in_halves(self._shared, [rows[i] for i in batch])
+            for batch in trees.tree_batches(rows, self.max_batch_tokens):
+                found = trees.in_halves(self._shared, [rows[i] for i in batch])
                 for i, score in zip(batch, found, strict=True):
                     scores[i] = score
             return scores
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         sized = ((len(rows[i]), i) for i in order)
-        for batch in shared_pass.in_batches(sized, self.max_batch_tokens):
-            found = shared_pass.in_halves(self._padded, [rows[i] for i in batch])
+        for batch in trees.in_batches(sized, self.max_batch_tokens):
+            found = trees.in_halves(self._padded, [rows[i] for i in batch])
             for i, score in zip(batch, found, strict=True):
                 scores[i] = score
         return scores
@@ -339,7 +340,7 @@ class RewardModel:
         bare = bare_model(self.model)
         backbone = bare.base_model
         assert isinstance(backbone, PreTrainedModel)
-        outputs, last = shared_pass.run_tree(backbone, rows)
+        outputs, last = trees.run_tree(backbone, rows)
         with torch.inference_mode():
             head: Any = bare.score
             return head(outputs.last_hidden_state[0, last])[:, 0].float().tolist()

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from prefpipe.packing import IGNORED
-from prefpipe.pairwise import PairwiseTokenizer
-from prefpipe.reward import Unscorable
+from prefpipe.compare.ab_model import PairwiseTokenizer
+from prefpipe.compare.reward_model import Unscorable
+from prefpipe.models.packs import IGNORED
 from prefpipe.rows import Preference, Reject
-from prefpipe.training.dataset import TokenizedPair
-from prefpipe.training.layout import PackCollator
+from prefpipe.training.collator import PackCollator
 from prefpipe.training.preferences import answer_of
+from prefpipe.training.tokenized_pairs import TokenizedPair
 from prefpipe.training.trainer import PairTrainer
 
 

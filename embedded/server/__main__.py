@@ -1,12 +1,12 @@
 """The loopback server as a process: prints its base URL, serves until Ctrl-C, then its counters.
 
-python -m tests.server --port 8000 &
+python -m embedded.server --port 8000 &
 OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=x python translation.py
 
-python -m tests.server --batch-fault expired --batch-fault partly &    # the first two batches
+python -m embedded.server --batch-fault expired --batch-fault partly &    # the first two batches
 OPENAI_BASE_URL=... OPENAI_API_KEY=x python annotate_preferences.py --engine batch
 
-python -m tests.server --model embedded/model --model judge=data/models/judge    # real models
+python -m embedded.server --model embedded/model --model judge=data/models/judge    # real models
 """
 
 import argparse
@@ -15,8 +15,8 @@ import signal
 import threading
 import urllib.request
 
-from tests.server import Answer, BatchFault, Fault, Server, echo, random_faults
-from tests.server.answers import translate
+from embedded.server import Answer, BatchFault, Fault, Server, echo, random_faults
+from embedded.server.answers import translate
 
 ANSWERS: dict[str, Answer] = {"echo": echo, "translate": translate}
 
@@ -31,7 +31,7 @@ BATCH_FAULTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.server", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m embedded.server", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--answer", choices=sorted(ANSWERS), default="echo")
     parser.add_argument(
@@ -75,7 +75,7 @@ def main() -> None:
     slow = Fault(delay_seconds=options.latency)
     answer, names = ANSWERS[options.answer], ()
     if options.model:
-        from tests.server.local_models import LocalModels
+        from embedded.server.local_models import LocalModels
 
         folders = dict(
             named.split("=", 1) if "=" in named else (named, named) for named in options.model

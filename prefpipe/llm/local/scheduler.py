@@ -18,12 +18,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from prefpipe.llm import Completion, Request
-from prefpipe.llm.packed_linear import PackedLinears, packed_linears
-from prefpipe.llm.sampling import choose, uniforms
-from prefpipe.llm.shared_prefix import Decode, Prefill, Segment, Store
+from prefpipe.llm.local.sampling import choose, uniforms
+from prefpipe.models.attention import Decode, Prefill, Segment, Store
+from prefpipe.models.reordered_weights import PackedLinears, packed_linears
 
 if TYPE_CHECKING:
-    from prefpipe.llm.local import LocalEngine
+    from prefpipe.llm.local.local_engine import LocalEngine
 
 MIN_SHARED_TOKENS = 32
 """A common beginning that is shorter is read again for each prompt."""

@@ -6,7 +6,7 @@ does, too (torch/_inductor/fx_passes/mkldnn_fusion.py). For 32 rows of 512 to 1,
 cores: 0.25 instead of 0.42 ms (float32, AMD EPYC); for 3,200 rows 20.5 instead of 23 ms. Also
 tried: the weights transposed (no gain), `weight @ x.T` (half of it), MKL's own packing (none).
 
-The decoder layers of Llama, Qwen2 and Mistral are replaced whole (prefpipe.llm.decoder_layer). Of
+The decoder layers of Llama, Qwen2 and Mistral are replaced whole (prefpipe.models.last_layer). Of
 others the gated layers, down(silu(gate(x)) * up(x)), get silu and product within the matrix products.
 """
 
@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from prefpipe.llm.decoder_layer import decoder_layers
+from prefpipe.models.last_layer import decoder_layers
 
 MIN_WEIGHTS = 2**17
 """A smaller layer's call costs as much as it saves, but for those in a decoder layer."""

@@ -1,8 +1,8 @@
 """Log-probabilities of several texts behind one prompt, in one pass.
 
-The layout is that of training (prefpipe.packing): the prompt once, a branch a text. Here the
+The layout is that of training (prefpipe.models.packs): the prompt once, a branch a text. Here the
 packs stand end to end in one row without padding, and each branch attends to just its prompt and
-itself (prefpipe.llm.shared_prefix), so that no mask of (T x T) is built.
+itself (prefpipe.models.attention), so that no mask of (T x T) is built.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefpipe.llm.packed_linear import packed_linears
-from prefpipe.llm.shared_prefix import Prefill, Segment, shared_prefix_attention
-from prefpipe.packing import IGNORED, Pack
+from prefpipe.models.attention import Prefill, Segment, shared_prefix_attention
+from prefpipe.models.packs import IGNORED, Pack
+from prefpipe.models.reordered_weights import packed_linears
 
 _MAX_LOGITS = 1 << 25
 """Numbers in a (positions x vocabulary) matrix at once: 128 MiB in float32."""

@@ -4,7 +4,7 @@
         ...ServerEngine([server.url], ...)
         assert max(server.paid.values()) == 1
 
-    python -m tests.server --help        # the same as a process of its own
+    python -m embedded.server --help        # the same as a process of its own
 
 It answers what the API answers: `n` choices, `max_tokens`, `stop`, usage, finish reasons, error
 objects, 401, 404, keep-alive; and `/v1/files` and `/v1/batches`, where a batch moves on each time it
@@ -25,8 +25,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.server.batches import BatchCall, Batches, BatchFault
-from tests.server.http import ApiError, HttpRequest, HttpResponse
+from embedded.server.batches import BatchCall, Batches, BatchFault
+from embedded.server.http import ApiError, HttpRequest, HttpResponse
 
 TOKEN_CHARACTERS = 4
 """This server's tokenizer: every 4 characters are a token."""
@@ -165,7 +165,7 @@ class Server:
         self._stopped = asyncio.Event()
         self._started = threading.Event()
         self._failed: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="tests.server", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="embedded.server", daemon=True)
 
     @property
     def url(self) -> str:

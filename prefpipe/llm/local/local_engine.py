@@ -1,8 +1,8 @@
 """transformers in this process: each prompt is read once, for all of its samples.
 
-A step continues every live sample by one token in one forward pass (prefpipe.llm.shared_prefix).
+A step continues every live sample by one token in one forward pass (prefpipe.models.attention).
 Requests are taken from a bounded window in order of length, and given back in the order of the
-input; prefpipe.llm.batch says who is in the batch.
+input; prefpipe.llm.local.scheduler says who is in the batch.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefpipe import prompts
 from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.batch import (
+from prefpipe.llm.local.scheduler import (
     OUT_OF_MEMORY,
     Job,
     Live,
@@ -27,11 +27,11 @@ from prefpipe.llm.batch import (
     lay_out,
     position_bytes,
 )
-from prefpipe.llm.scoring import completion_logps
-from prefpipe.llm.shared_prefix import Decode, shared_prefix_attention
-from prefpipe.packing import Pack, pack
+from prefpipe.models.attention import Decode, shared_prefix_attention
+from prefpipe.models.loading import Device, Dtype, load_model, load_tokenizer
+from prefpipe.models.logps import completion_logps
+from prefpipe.models.packs import Pack, pack
 from prefpipe.rows import Message
-from prefpipe.training.loading import Device, Dtype, load_model, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,14 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from prefpipe import prompts, shared_pass
+from prefpipe import prompts
+from prefpipe.compare.reward_model import Unscorable, bare_model, cut_left, max_positions
 from prefpipe.files import DataError, write_json
-from prefpipe.llm.batch import free_bytes, position_bytes
+from prefpipe.llm.local.scheduler import free_bytes, position_bytes
+from prefpipe.models import trees
+from prefpipe.models.loading import load_model, load_tokenizer
 from prefpipe.prompts import encode
-from prefpipe.reward import Unscorable, bare_model, cut_left, max_positions
 from prefpipe.rows import Message
-from prefpipe.training.loading import load_model, load_tokenizer
 
 FORMAT_FILE = "pairwise_format.json"
 LABELS = ("A", "B")
@@ -202,7 +203,7 @@ class PairwiseModel:
         self.model = model.eval()
         self.tokenize = PairwiseTokenizer(tokenizer, pairwise_format.max_length)
         self.temperature = pairwise_format.temperature
-        self.share_prompts = share_prompts and shared_pass.can_share(bare_model(model))
+        self.share_prompts = share_prompts and trees.can_share(bare_model(model))
         self.max_batch_tokens = max_batch_tokens
 
     @classmethod
@@ -228,7 +229,7 @@ class PairwiseModel:
     def compare(
         self,
         questions: Iterable[tuple[str | list[Message], Sequence[str], Sequence[tuple[int, int]]]],
-        cache: shared_pass.Cache | None = None,
+        cache: trees.Cache | None = None,
     ) -> Iterator[list[Preferred] | Unscorable]:
         """For each (prompt, responses, pairs of their indices) what is preferred; streams.
 
@@ -248,7 +249,7 @@ class PairwiseModel:
         yield from self._compare_window(window, cache)
 
     def _compare_window(
-        self, window: list[list[list[int]] | Unscorable], cache: shared_pass.Cache | None
+        self, window: list[list[list[int]] | Unscorable], cache: trees.Cache | None
     ) -> Iterator[list[Preferred] | Unscorable]:
         rows = [row for made in window if not isinstance(made, Unscorable) for row in made]
         read = iter(self.label_logps(rows, cache))
@@ -265,27 +266,27 @@ class PairwiseModel:
         return Preferred((p_given + p_swapped) / 2, p_given, p_swapped, max(0.0, sum(outside) / 2))
 
     def label_logps(
-        self, rows: Sequence[Sequence[int]], cache: shared_pass.Cache | None = None
+        self, rows: Sequence[Sequence[int]], cache: trees.Cache | None = None
     ) -> list[tuple[float, float]]:
         """(log p(A), log p(B)) of the token behind each row."""
         if not self.share_prompts:
             return self._one_by_one(rows)
         found: dict[int, tuple[float, float]] = {}
-        for batch in shared_pass.tree_batches(rows, self.max_batch_tokens):
+        for batch in trees.tree_batches(rows, self.max_batch_tokens):
             run = partial(self._shared, cache)
-            read = shared_pass.in_halves(run, [rows[i] for i in batch], cache)
+            read = trees.in_halves(run, [rows[i] for i in batch], cache)
             found.update(zip(batch, read, strict=True))
         return [found[i] for i in range(len(rows))]
 
-    def new_cache(self) -> shared_pass.Cache:
+    def new_cache(self) -> trees.Cache:
         """For the keys and values of two or three batches, where a quarter of the free memory suffices."""
         fitting = free_bytes(self.model.device) // 4 // position_bytes(bare_model(self.model))
-        return shared_pass.Cache(min(2 * self.max_batch_tokens, fitting))
+        return trees.Cache(min(2 * self.max_batch_tokens, fitting))
 
     def _shared(
-        self, cache: shared_pass.Cache | None, rows: list[Sequence[int]]
+        self, cache: trees.Cache | None, rows: list[Sequence[int]]
     ) -> list[tuple[float, float]]:
-        outputs, _ = shared_pass.run_tree(self.model, rows, cache=cache, only_last=True)
+        outputs, _ = trees.run_tree(self.model, rows, cache=cache, only_last=True)
         return self._read(outputs.logits[0])
 
     def _one_by_one(self, rows: Sequence[Sequence[int]]) -> list[tuple[float, float]]:

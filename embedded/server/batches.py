@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tests.server.http import ApiError, HttpRequest, HttpResponse
+from embedded.server.http import ApiError, HttpRequest, HttpResponse
 
 _STATES = ("validating", "in_progress", "finalizing")
 """A batch moves on at each look at it (GET /v1/batches/{id}), and ends behind the last of these."""

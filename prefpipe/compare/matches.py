@@ -1,4 +1,4 @@
-"""Compare functions for prefpipe.ranking: a pairwise model's and a judge's matches.
+"""Compare functions for prefpipe.compare.tournament: a pairwise model's and a judge's matches.
 
 Both ask in both orders of the responses. A prompt that cannot be compared at all (too long, say) is
 put into `failed` with its reason; its matches have no outcome then.
@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from prefpipe import llm, prompts, verdicts
-from prefpipe.ranking import Match
+from prefpipe.compare.tournament import Match
 from prefpipe.rows import Message, Reject
 
 if TYPE_CHECKING:
-    from prefpipe.pairwise import PairwiseModel
-    from prefpipe.shared_pass import Cache
+    from prefpipe.compare.ab_model import PairwiseModel
+    from prefpipe.models.trees import Cache
 
 
 class Contest(NamedTuple):
@@ -35,7 +35,7 @@ def pairwise_matches(
     cache: "Cache | None" = None,
 ) -> list[float | None]:
     """P(first is better) of each match; those of one prompt are computed behind one copy of it."""
-    from prefpipe.reward import Unscorable
+    from prefpipe.compare.reward_model import Unscorable
 
     by_id: dict[str, list[Match]] = {}
     for match in matches:

@@ -2,7 +2,7 @@
 
 A trainer of TRL asks its model for one row a completion, (2B, prompt + completion), the chosen
 ones first. Here it asks for rows that hold the last prompt token and the completion alone,
-(2B, 1 + C), and the batch also carries the packs (prefpipe.packing) the model really runs:
+(2B, 1 + C), and the batch also carries the packs (prefpipe.models.packs) the model really runs:
 
     trainer                  (2B, 1 + C)    input_ids, completion_mask
       causal LM / classifier
@@ -29,15 +29,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from prefpipe.llm.decoder_layer import trimmed_last_layer
-from prefpipe.llm.shared_prefix import (
+from prefpipe.models.attention import (
     USED_IN_BOTH_WAYS,
     Prefill,
     Segment,
     shared_prefix_attention,
 )
-from prefpipe.packing import PADDING, PROMPT, Pack, branch_mask, pack, stack
-from prefpipe.shared_pass import can_share
+from prefpipe.models.last_layer import trimmed_last_layer
+from prefpipe.models.packs import PADDING, PROMPT, Pack, branch_mask, pack, stack
+from prefpipe.models.trees import can_share
 
 FLEX_BLOCK = 128
 """FlexAttention's block: packs are padded to a multiple of it, so that few shapes are compiled."""

@@ -2,7 +2,7 @@
 
 The sequences are laid out as a tree: n responses behind one prompt, both orders of a comparison
 behind one context, all opponents of one response behind it. Each piece is a segment of one long
-row that attends to its ancestors and itself (prefpipe.llm.shared_prefix); its positions go on where
+row that attends to its ancestors and itself (prefpipe.models.attention); its positions go on where
 they end. So each sequence gets what it would get alone, to rounding. With a Cache, what sequences of
 earlier passes began with is not computed again, either: so a knockout reads each response once as
 the first of two. Source: the radix attention of Zheng et al. 2024 (SGLang).
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefpipe.llm.batch import is_out_of_memory
-from prefpipe.llm.packed_linear import packed_linears
-from prefpipe.llm.shared_prefix import Kept, Prefill, Segment, shared_prefix_attention
+from prefpipe.llm.local.scheduler import is_out_of_memory
+from prefpipe.models.attention import Kept, Prefill, Segment, shared_prefix_attention
+from prefpipe.models.reordered_weights import packed_linears
 
 MIN_SHARED_TOKENS = 16
 """A common beginning that is shorter is computed again for each: a segment has its cost, too."""

@@ -14,9 +14,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from embedded.server import ApiError, Reply
 from prefpipe import llm
-from prefpipe.llm.local import open_local
-from tests.server import ApiError, Reply
+from prefpipe.llm.local.local_engine import open_local
 
 _Job = tuple[llm.Request, "asyncio.Future[Reply]"]
 

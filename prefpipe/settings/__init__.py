@@ -1,0 +1,36 @@
+"""How a stage's settings are read: command line, environment, .env, profile, config.py.
+
+A stage derives its own class from the one that fits:
+
+    Stage                     seed, limit, overwrite, strict: rows in, rows out
+    ServerStage               may ask a server
+    EngineStage               asks a model, here or at a server; greedy
+    SamplingStage             the same, with temperature, top_p, top_k
+    ModelStage                the same, with one model
+    TrainingStage             trains a model
+    PreferenceTrainingStage   the same, on preferences
+"""
+
+from prefpipe.settings.engines import (
+    Account,
+    EngineStage,
+    ModelStage,
+    SamplingStage,
+    ServerStage,
+    local_folders,
+)
+from prefpipe.settings.stage import NoEffectOnRows, Stage
+from prefpipe.settings.training import PreferenceTrainingStage, TrainingStage
+
+__all__ = [
+    "Account",
+    "EngineStage",
+    "ModelStage",
+    "NoEffectOnRows",
+    "PreferenceTrainingStage",
+    "SamplingStage",
+    "ServerStage",
+    "Stage",
+    "TrainingStage",
+    "local_folders",
+]

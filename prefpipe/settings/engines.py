@@ -1,0 +1,205 @@
+"""What stages take that ask a model for texts: which model, where it runs, how texts are drawn."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import config
+from prefpipe.llm import Request
+from prefpipe.llm.responders import EngineKind
+from prefpipe.ranges import AboveZero, NotNegative, Positive, Temperature, TopK, TopP
+from prefpipe.rows import Message, as_turns
+from prefpipe.settings.stage import NoEffectOnRows, Stage
+
+if TYPE_CHECKING:
+    from prefpipe.llm import Engine
+    from prefpipe.llm.batch_api.batch_engine import BatchEngine, BatchOptions
+    from prefpipe.llm.server.server_engine import ServerEngine
+
+
+class Account(BaseSettings):
+    """OPENAI_API_KEY and OPENAI_BASE_URL, of the environment or .env.
+
+    They are in no stage's settings, so that no --help, no printed setting and no file has the key.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="OPENAI_",
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+    )
+    api_key: SecretStr | None = None
+    base_url: str | None = None
+    """One base URL, or several with commas between them."""
+
+    def base_urls(self) -> list[str]:
+        """Where to ask: with a key alone it is OpenAI itself; none: no server is configured."""
+        if self.base_url:
+            return [url.strip() for url in self.base_url.split(",")]
+        return ["https://api.openai.com/v1"] if self.api_key else []
+
+
+class ServerStage(Stage):
+    """What every stage takes that may ask a server, at once or through the Batch API."""
+
+    base_urls: NoEffectOnRows[list[str]] = []
+    """Servers that serve the model (server); requests go to all of them (batch: to one). Empty:
+    OPENAI_BASE_URL, or with OPENAI_API_KEY alone OpenAI itself."""
+    requests_in_flight: NoEffectOnRows[Positive] = 128
+    """Requests under way at once (server)."""
+    requests_per_minute: NoEffectOnRows[Positive | None] = None
+    """The account's limit (server). None: as fast as the server answers."""
+    tokens_per_minute: NoEffectOnRows[Positive | None] = None
+    """The account's limit, prompt and new tokens together (server). None: no limit."""
+    max_retries: NoEffectOnRows[NotNegative] = 8
+    """Times a request is sent again after a rate limit, a server's error or a lost connection."""
+    timeout_seconds: NoEffectOnRows[AboveZero] = 600.0
+    """Seconds that one reply of a server may take."""
+    batch_folder: NoEffectOnRows[Path | None] = None
+    """Where the record of what was submitted stands, and what came back (batch). None:
+    data/batches/ and the stage's name. What is in it is not paid again."""
+    batch_requests: NoEffectOnRows[Positive] = 50_000
+    """Requests of one batch at most (batch): the API's limit."""
+    batch_bytes: NoEffectOnRows[Positive] = 200_000_000
+    """Bytes of one batch at most (batch): the API's limit."""
+    batch_tries: NoEffectOnRows[Positive] = 3
+    """Batches that a request is sent in at most, where they end without an answer to it (batch)."""
+    max_cost: NoEffectOnRows[AboveZero | None] = None
+    """USD that all batches of the folder may cost together (batch): what could go beyond it is not
+    submitted. None: no limit."""
+    poll_seconds: NoEffectOnRows[AboveZero] = 60.0
+    """Longest pause between two looks at the batches under way (batch)."""
+
+    def batch_options(self) -> "BatchOptions":
+        from prefpipe.llm.batch_api.batch_engine import BatchOptions
+
+        return BatchOptions(
+            folder=self.batch_folder or config.BATCHES / self.stage_name(),
+            requests=self.batch_requests,
+            bytes=self.batch_bytes,
+            tries=self.batch_tries,
+            max_cost=self.max_cost,
+            poll_seconds=self.poll_seconds,
+        )
+
+    def open_server(self, model: str, **options: Any) -> "ServerEngine":
+        """Nothing is asked yet. options: structured_output, extra_body."""
+        from prefpipe.llm.server.server_engine import ServerEngine
+
+        account = Account()
+        return ServerEngine(
+            self.base_urls or account.base_urls(),
+            model,
+            account.api_key,
+            requests_in_flight=self.requests_in_flight,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            max_retries=self.max_retries,
+            timeout_seconds=self.timeout_seconds,
+            in_order=False,  # what has come is logged at once: a kill loses none of it
+            **options,
+        )
+
+    def open_batches(self, model: str, **options: Any) -> "BatchEngine":
+        """The Batch API, also for a stage that takes it step by step. Nothing is asked yet."""
+        from prefpipe.llm.batch_api.batch_engine import BatchEngine
+
+        account = Account()
+        return BatchEngine(
+            self.base_urls or account.base_urls(),
+            model,
+            account.api_key,
+            self.batch_options(),
+            max_retries=self.max_retries,
+            timeout_seconds=self.timeout_seconds,
+            **options,
+        )
+
+
+class EngineStage(ServerStage):
+    """What every stage takes that asks a model for texts; they are greedy."""
+
+    engine: EngineKind = "local"
+    """local: in this process; server: an OpenAI-compatible endpoint at base_urls; batch: the
+    OpenAI Batch API there, at half the price, within a day."""
+    load_in_4bit: bool | None = None
+    """4-bit NF4 weights. None: decided by memory: 4-bit if bfloat16 weights would fill more than
+    half of what the GPU has free."""
+    max_new_tokens: Positive = 160
+    """Tokens a text may have; one that is longer is cut, and marked so."""
+    max_batch_tokens: NoEffectOnRows[Positive | None] = None
+    """Tokens in memory at once (local); None: found from the free memory. Changes no text."""
+    structured_output: bool = False
+    """Have the server hold replies that have a form (a judge's, ratings) to it: response_format with
+    a JSON schema (server, batch). Some servers refuse it, some pass over it; all replies are read
+    alike. Free text is asked for without a schema."""
+
+    def open_engine(self, model: str) -> "Engine":
+        """Load the model, or connect: the slow part, so only once there is work to do."""
+        match self.engine:
+            case "server":
+                return self.open_server(model, structured_output=self.structured_output)
+            case "batch":
+                return self.open_batches(model, structured_output=self.structured_output)
+            case "local" if self.structured_output:
+                raise SystemExit(
+                    f"{self.stage_name()}: structured_output: a model in this process is held to no "
+                    "schema; leave it out, or take --engine server"
+                )
+            case "local":
+                from prefpipe.llm.local.local_engine import open_local
+
+                return open_local(
+                    model, load_in_4bit=self.load_in_4bit, max_batch_tokens=self.max_batch_tokens
+                )
+
+    def request(
+        self,
+        id: str,
+        prompt: str | Sequence[Message],
+        *,
+        samples: tuple[int, ...] = (0,),
+        reply_schema: dict[str, Any] | None = None,
+    ) -> Request:
+        """The prompt, to be answered as these settings say."""
+        return Request(
+            id=id,
+            messages=tuple(as_turns(prompt)),
+            samples=samples,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            reply_schema=reply_schema,
+            **self._sampling(),
+        )
+
+    def _sampling(self) -> dict[str, Any]:
+        return {}  # a Request's own defaults are greedy
+
+
+class SamplingStage(EngineStage):
+    """The same, with a say in how the texts are drawn."""
+
+    temperature: Temperature = 0.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
+
+    def _sampling(self) -> dict[str, Any]:
+        return {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+
+
+class ModelStage(SamplingStage):
+    """The same with one model."""
+
+    model: str = config.BASE_MODEL
+    """A folder (a model, or a LoRA adapter with its base named inside) or a hub name."""
+
+
+def local_folders(*names: str) -> list[Path]:
+    """Those names of models that are folders here: their content is part of the fingerprint."""
+    return [Path(name) for name in names if Path(name).is_dir()]

@@ -1,0 +1,188 @@
+"""What every stage takes, how its settings are read, and how a run of it begins and ends."""
+
+import difflib
+import errno
+import gc
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Self, TypeVar
+
+from dotenv import dotenv_values
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+import config
+from prefpipe.files import DataError
+from prefpipe.ranges import Positive
+from prefpipe.settings.profiles import ProfileSource, profile_name
+
+T = TypeVar("T")
+
+_NO_EFFECT = "no effect on rows"
+NoEffectOnRows = Annotated[T, _NO_EFFECT]
+"""Type of a setting that changes speed or place, never a row: it is in no fingerprint."""
+
+_SHORT = re.compile(r"^--([a-z])(=.*)?$")
+"""--n 8 as well as -n 8: one-letter settings are options with one dash to the parser."""
+
+
+class Stage(BaseSettings):
+    """What every stage takes; a stage adds its input, its output and its own knobs."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_file_encoding="utf-8",
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    seed: int = config.SEED
+    """Seed of every random choice of the stage."""
+    limit: Positive | None = None
+    """Stop after this many input rows of each file; for smoke runs. None: all."""
+    overwrite: NoEffectOnRows[bool] = False
+    """Start anew: replace an existing output and a stopped run's log."""
+    strict: NoEffectOnRows[bool] = False
+    """Stop at the first bad row instead of writing it to the rejects."""
+    show_settings: NoEffectOnRows[bool] = False
+    """Print each setting with its value and where it came from, then stop."""
+
+    @classmethod
+    def stage_name(cls) -> str:
+        """Name of the script that defines the settings, without .py."""
+        return Path(inspect.getfile(cls)).stem
+
+    def rows_depend_on(self) -> dict[str, Any]:
+        """The settings that change rows, for the fingerprint: paths by content, not by name."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if _NO_EFFECT not in fields[name].metadata and not isinstance(getattr(self, name), Path)
+        }
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, ProfileSource(settings_cls)
+
+    @classmethod
+    def from_command_line(cls, arguments: list[str] | None = None) -> Self:
+        """The settings of this run. Exits with a sentence where one is wrong or misspelt."""
+        cls._refuse_misspelt_variables()
+        given = sys.argv[1:] if arguments is None else arguments
+        description = inspect.getdoc(sys.modules[cls.__module__]) or ""
+        command_line = CliSettingsSource(
+            cls,
+            cli_parse_args=[_SHORT.sub(r"-\1\2", argument) for argument in given],
+            cli_prog_name=f"{cls.stage_name()}.py",
+            cli_kebab_case=True,
+            cli_implicit_flags=True,
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+            cli_shortcuts=cls.model_config.get("cli_shortcuts"),
+            formatter_class=_formatter(description),
+        )
+        try:
+            settings = cls(_cli_settings_source=command_line)  # pyright: ignore[reportCallIssue]
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            name = "_".join(str(part) for part in problem["loc"][:1])
+            raise SystemExit(
+                f"{cls.stage_name()}: setting {name} (from {cls._origin(name, command_line())}): "
+                f"found {problem['input']!r}: {problem['msg']}"
+            ) from None
+        except SettingsError as error:
+            raise SystemExit(f"{cls.stage_name()}: {error}") from None
+        if settings.show_settings:
+            for name, value in settings.model_dump().items():
+                print(f"{name} = {value!s}    # {cls._origin(name, command_line())}")
+            raise SystemExit(0)
+        return settings
+
+    @classmethod
+    def run(cls, main: Callable[[Self], None]) -> NoReturn:
+        """Run main on the command line's settings; a person's mistake ends in a sentence."""
+        try:
+            settings = cls.from_command_line()
+            gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
+            main(settings)
+        except DataError as error:
+            raise SystemExit(f"{cls.stage_name()}: {error}") from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        except OSError as error:
+            if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise  # no path of a person's
+            where = f"{error.filename}: " if error.filename else ""
+            raise SystemExit(f"{cls.stage_name()}: {where}{error.strerror}") from None
+        except KeyboardInterrupt:
+            print(f"{cls.stage_name()}: stopped; the same command goes on", file=sys.stderr)
+            raise SystemExit(130) from None
+        raise SystemExit(0)
+
+    @classmethod
+    def _prefix(cls) -> str:
+        return cls.model_config.get("env_prefix", "").upper()
+
+    @classmethod
+    def _refuse_misspelt_variables(cls) -> None:
+        """`extra="ignore"` alone would lose them: one .env serves all stages."""
+        prefix = cls._prefix()
+        known = {prefix + name.upper() for name in cls.model_fields}
+        for name in [*os.environ, *dotenv_values(".env")]:
+            if prefix and name.upper().startswith(prefix) and name.upper() not in known:
+                near = difflib.get_close_matches(name.upper(), known, n=1)
+                where = "the environment" if name in os.environ else ".env"
+                raise SystemExit(
+                    f"{name} in {where} is no setting of {cls.stage_name()}.py; "
+                    f"{f'near: {near[0]}' if near else f'known: {sorted(known)}'}"
+                )
+
+    @classmethod
+    def _origin(cls, name: str, from_command_line: dict[str, Any]) -> str:
+        """Where the setting's value came from, in words."""
+        variable = f"{cls._prefix()}{name.upper()}"
+        if name in from_command_line:
+            return "the command line"
+        if variable in os.environ:
+            return f"{variable} in the environment"
+        if variable in dotenv_values(".env"):
+            return f"{variable} in .env"
+        if name in ProfileSource(cls)():
+            return f"profile {profile_name()}"
+        return "config.py or the script"
+
+
+def _formatter(description: str) -> Any:
+    """Help with the script's own docstring on top, its lines left as they are."""
+    import argparse
+
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        def __init__(self, prog: str) -> None:
+            super().__init__(prog, max_help_position=30, width=100)
+
+        def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+            super().add_usage(f"uv run {self._prog} [--option value ...]", actions, groups, prefix)
+            self.add_text(description.replace("%", "%%"))
+
+    return Formatter

@@ -1,0 +1,185 @@
+"""What the three trainers take: model, adapter, optimizer, checkpoints; and the data of two of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import config
+from prefpipe.ranges import AboveZero, AtLeastTwo, PartialShare, Positive, Share, Weight
+from prefpipe.settings.engines import local_folders
+from prefpipe.settings.stage import NoEffectOnRows, Stage
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+WhichCheckpoint = Literal["last", "best"]
+
+
+class TrainingStage(Stage):
+    """What every stage takes that trains a model."""
+
+    output: Path
+    """Folder of the trained model."""
+    model: str = config.BASE_MODEL
+    """A folder or a hub name: what is trained."""
+    method: Literal["full", "lora"] = "full"
+    """full: all weights; lora: a low-rank adapter on frozen ones."""
+    load_in_4bit: bool | None = None
+    """4-bit NF4 weights under the adapter (lora, on a GPU). It saves memory, not time. None: where
+    bfloat16 weights would fill more than half of what the GPU has free."""
+    bf16: bool | None = None
+    """bfloat16 arithmetic; None: on a GPU that has it."""
+    attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
+    """flex_attention skips the empty blocks of packed pairs; CUDA only."""
+    lora_r: Positive = 16
+    """Rank of the adapter."""
+    lora_alpha: Positive = 32
+    """The adapter's output is scaled by lora_alpha / lora_r."""
+    lora_dropout: Share = 0.0
+    """Share of the adapter's inputs that are dropped in training."""
+    lora_target_modules: list[str] = ["all-linear"]
+    """Names of the layers that get an adapter; all-linear: each but the head."""
+    merge_adapter: bool = False
+    """Save the base with the adapter added in, as one model, instead of the adapter (lora)."""
+    learning_rate: AboveZero = 1e-4
+    """At its highest, after the warm-up."""
+    epochs: AboveZero = 1.0
+    """Passes over the training pairs."""
+    max_length: Positive = 1024
+    """Most tokens of a prompt and a completion together."""
+    batch_pairs: Positive = 16
+    """Pairs in memory at once."""
+    gradient_accumulation_steps: Positive = 1
+    """Batches an optimizer step; each pair of a step weighs the same."""
+    warmup_share: Share = 0.1
+    """Share of the steps in which the learning rate rises."""
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """How the learning rate falls afterwards."""
+    weight_decay: Weight = 0.0
+    """AdamW's."""
+    max_grad_norm: AboveZero = 1.0
+    """A longer gradient is shortened to this."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to hold fewer of them."""
+    prefix_sharing: bool = True
+    """Run each prompt once for all of its pairs in a batch; same numbers, fewer tokens."""
+    save_steps: Positive = 50
+    """Steps between two checkpoints; the held-out loss is measured at each, and at the end."""
+    keep_checkpoints: NoEffectOnRows[AtLeastTwo] = 2
+    """Newest checkpoints that are kept, the best one beside them."""
+    checkpoint: WhichCheckpoint = "last"
+    """Which weights are saved at the end; best: of the lowest held-out loss."""
+    early_stopping: Positive | None = None
+    """Stop after this many evaluations without a lower held-out loss, and keep the best weights."""
+
+    @property
+    def wants_best(self) -> bool:
+        """Whether the weights of the lowest held-out loss are saved, so that some must be held out."""
+        return self.checkpoint == "best" or self.early_stopping is not None
+
+    def check(self, on_cuda: bool) -> None:
+        """Exit with a sentence where the settings cannot work together, or not on this machine."""
+        if self.load_in_4bit and self.method == "full":
+            raise SystemExit("load_in_4bit: 4-bit weights cannot be trained; set --method lora")
+        if self.load_in_4bit and not on_cuda:
+            # bitsandbytes repacks 4-bit weights for good at the first eval-mode forward on a CPU
+            # with AVX512-BF16; the gradients behind them are exactly 0 from then on.
+            raise SystemExit(
+                "load_in_4bit: training on 4-bit weights needs a CUDA GPU: on a CPU the gradients "
+                "can be zero without a word; leave it out"
+            )
+        if self.merge_adapter and self.method == "full":
+            raise SystemExit("merge_adapter: there is no adapter with --method full; leave it out")
+        if self.attn_implementation == "flex_attention" and not on_cuda:
+            raise SystemExit(
+                "attn_implementation: flex_attention cannot train without CUDA; use sdpa"
+            )
+        if (Path(self.model) / "adapter_config.json").exists():
+            raise SystemExit(
+                f"model: {self.model} is an adapter; train it with --merge-adapter, and go on from "
+                "that"
+            )
+        if self.output.resolve() == Path(self.model).resolve():
+            raise SystemExit(f"output: {self.output} is the model itself; name another folder")
+
+    def trainer_arguments(self, bf16: bool, *, has_validation: bool = True) -> dict[str, Any]:
+        """What TRL's configurations take, whichever trainer's it is."""
+        import torch
+
+        return {
+            "output_dir": str(self.output / "checkpoints"),
+            "num_train_epochs": self.epochs,
+            "per_device_train_batch_size": self.batch_pairs,
+            "per_device_eval_batch_size": self.batch_pairs,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": self.scheduler,
+            "warmup_steps": self.warmup_share,
+            "weight_decay": self.weight_decay,
+            "max_grad_norm": self.max_grad_norm,
+            "max_length": None,
+            "activation_checkpointing": self.gradient_checkpointing,
+            "bf16": bf16,
+            "seed": self.seed,
+            "data_seed": self.seed,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "eval_strategy": "steps" if has_validation else "no",
+            "eval_steps": self.save_steps,
+            "save_strategy": "steps",
+            "save_steps": self.save_steps,
+            "save_total_limit": self.keep_checkpoints,
+            "load_best_model_at_end": self.wants_best,
+            "metric_for_best_model": "eval_loss" if has_validation else None,
+            "greater_is_better": False if has_validation else None,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "disable_tqdm": True,
+            "report_to": [],
+        }
+
+    def adapter(
+        self, task_type: str, modules_to_save: list[str] | None = None
+    ) -> "LoraConfig | None":
+        """The LoRA configuration; None with --method full."""
+        if self.method == "full":
+            return None
+        from peft import LoraConfig
+
+        modules = self.lora_target_modules
+        return LoraConfig(
+            task_type=task_type,
+            r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            target_modules="all-linear" if modules == ["all-linear"] else modules,
+            modules_to_save=modules_to_save,
+        )
+
+
+class PreferenceTrainingStage(TrainingStage):
+    """What both stages take that train a preference model: where the pairs are, which are held out."""
+
+    input: str = config.RAW_TRAIN
+    """Preferences: a Parquet, JSONL or CSV file, a folder saved by `datasets`, or a name on the hub."""
+    validation_input: str = config.RAW_VALIDATION
+    """The same for held-out rows. Empty: a share of the questions of input is held out."""
+    validation_share: PartialShare = 0.1
+    """Share of the questions of input that is held out where there is no validation_input."""
+    format: Literal["sky", "llmbar", "autoj", "rewardbench", "judgebench"] = "sky"
+    """How a row is read; sky: prompt, chosen, rejected, as text or turns, and Preference rows."""
+    near_duplicate: Share = 0.8
+    """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""
+    ties: Literal["drop", "half"] = "drop"
+    """Ties in training: left out, or trained as half a win for each side. Held out, they are kept."""
+    worst: Positive = 50
+    """Held-out pairs that the model is most wrong about, written out for reading."""
+    learning_rate: AboveZero = 5e-4
+    """At its highest, after the warm-up."""
+    epochs: AboveZero = 4.0
+    """Passes over the training pairs."""
+    checkpoint: WhichCheckpoint = "best"
+    """Which weights are saved at the end; best: of the lowest held-out loss."""
+
+    def inputs(self) -> list[Path]:
+        """What the run depends on, where it is a file or folder here."""
+        named = [Path(name) for name in (self.input, self.validation_input) if name]
+        return [path for path in named if path.exists()] + local_folders(self.model)
