@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import config
-from prefpipe import files, llm, pairing, verdicts
+from prefpipe import files, llm, pairing, screen, verdicts
 from prefpipe.evaluation import metrics, scoring
 from prefpipe.files import DataError
 from prefpipe.formats import published, reading
@@ -355,7 +355,7 @@ def score_pairs(
     """
     failures: dict[str, llm.Failure] = {}
     texts = ((p.prompt, [p.chosen[-1]["content"], p.rejected[-1]["content"]]) for p in pairs)
-    scored: Iterable[Any] = files.progress(
+    scored: Iterable[Any] = screen.progress(
         engine.score(texts) if pairs else (), len(pairs), f"{judge}: pairs"
     )
     for pair, result in zip(pairs, scored, strict=True):
@@ -433,7 +433,7 @@ def score_sets(
                 if isinstance(q, Question) and f"{q.id}\t{name}\t{kind}" not in log
             ]
             failed: dict[str, Reject] = {}
-            for start in files.progress(range(0, len(left), WINDOW), None, f"{kind}: {name}"):
+            for start in screen.progress(range(0, len(left), WINDOW), None, f"{kind}: {name}"):
                 scorer = scorer or open_scorer(s, kind, engines)
                 part = left[start : start + WINDOW]
                 for question, scores in zip(part, scorer(part), strict=True):

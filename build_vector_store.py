@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import config
-from prefpipe import files
+from prefpipe import files, screen
 from prefpipe.files import DataError
 from prefpipe.rag import retrieval
 from prefpipe.ranges import Positive, Share
@@ -183,7 +183,7 @@ def embed_documents(
         query=s.query_column, code=s.code_column, description=s.description_column, id=s.id_column
     )
     entries = retrieval.read_entries(s.input, columns, s.limit)
-    for place, entry in files.progress(entries, None, "documents"):
+    for place, entry in screen.progress(entries, None, "documents"):
         run.read_count += 1
         if isinstance(entry, ValueError):
             run.bad_row(place, entry)

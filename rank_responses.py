@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import config
-from prefpipe import files
+from prefpipe import files, screen
 from prefpipe.compare import tournament
 from prefpipe.compare.matches import Contest, Failed, judge_matches, pairwise_matches
 from prefpipe.prompts import flatten_turns
@@ -85,7 +85,7 @@ def main(s: Settings, ranker: Ranker | None = None) -> None:
         if left:
             rank = ranker or open_ranker(s)
             starts = range(0, len(left), s.prompts_at_once)
-            for start in files.progress(starts, len(starts), "windows"):
+            for start in screen.progress(starts, len(starts), "windows"):
                 for id, result in rank(left[start : start + s.prompts_at_once]).items():
                     if isinstance(result, Reject):
                         unranked[id] = result

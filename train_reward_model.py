@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 import config
-from prefpipe import files
+from prefpipe import files, screen
 from prefpipe.rows import Preference, Reject
 from prefpipe.settings import PreferenceTrainingStage
 
@@ -226,7 +226,7 @@ def evaluate(s: Settings, scorer: "RewardModel", data: "Collected") -> dict[str,
     questions = (
         (row.prompt, [answer_of(row.chosen), answer_of(row.rejected)]) for row in data.held_out
     )
-    scored = files.progress(scorer.score(questions), len(data.held_out), "held-out pairs")
+    scored = screen.progress(scorer.score(questions), len(data.held_out), "held-out pairs")
     scores = [(found[0], found[1]) for found in scored]
     margins = [chosen - rejected for chosen, rejected in scores]
     flat = [value for pair in scores for value in pair]

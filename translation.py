@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import config
-from prefpipe import files, prompts, verdicts
+from prefpipe import files, prompts, screen, verdicts
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
 from prefpipe.ranges import Positive
@@ -257,7 +257,7 @@ def ask_once(
                 yield translation_request(item, s, attempt)
 
     what = "translating" if attempt == 0 else f"asking again ({attempt})"
-    results: Any = files.progress(engine.generate(requests()), total, what)
+    results = screen.progress(engine.generate(requests()), total, what)
     for result in results:
         if isinstance(result, Failure):
             under_way.pop(result.id)
@@ -270,7 +270,7 @@ def ask_once(
         else:
             log.add(english)
             failures.pop(item.id, None)
-        results.set_postfix_str(engine.spent(), False)
+        results.note(engine.spent())
 
 
 def _chinese(s: Settings, run: files.Run) -> Iterator[Item]:

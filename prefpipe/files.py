@@ -852,10 +852,3 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def progress(rows: Iterable[Any], total: int | None, what: str, done: int = 0) -> Iterable[Any]:
-    """The rows, with count, rate and time left on stderr; quiet where that is no terminal."""
-    import tqdm
-
-    return tqdm.tqdm(rows, total=total, desc=what, initial=done, disable=None, smoothing=0.05)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from prefpipe.files import RowLog, progress
+from prefpipe.files import RowLog
 from prefpipe.rows import Completion, Message, Row
+from prefpipe.screen import progress
 
 R = TypeVar("R", bound=Row)
 
@@ -86,10 +87,10 @@ def complete(
     failures: dict[str, Failure] = {}
     several = alike = 0  # prompts with more than one sample, and with equal ones only
     spent = getattr(engine, "spent", None)  # of those that ask a server
-    results: Any = progress(engine.generate(requests), total, what)
+    results = progress(engine.generate(requests), total, what)
     for result in results:
         if spent:
-            results.set_postfix_str(spent(), False)
+            results.note(spent())
         if isinstance(result, Failure):
             failures[result.id] = result
             continue
