@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import config
-from prefpipe import files, llm, pairing, screen, verdicts
+from prefpipe import files, llm, screen, verdicts
 from prefpipe.evaluation import metrics, scoring
 from prefpipe.files import DataError
 from prefpipe.formats import published, reading
-from prefpipe.prompts import flatten_turns
+from prefpipe.judge import build_item, swap
 from prefpipe.rows import (
     EvaluatedJudgment,
     Item,
@@ -43,6 +43,7 @@ from prefpipe.rows import (
     Question,
     Reject,
     ScoredQuestion,
+    flatten_turns,
 )
 from prefpipe.settings import EngineStage, local_folders
 
@@ -180,7 +181,7 @@ def _items(s: Settings, run: files.Run, name: str, path: Path) -> Iterator[Item 
             yield Reject(id=place, reason="bad_row", detail=str(error))
             continue
         places.check(row.id, place)
-        yield pairing.build_item(row, split="validation", seed=s.seed, template=s.template)
+        yield build_item(row, split="validation", seed=s.seed, template=s.template)
 
 
 def parse_benchmarks(entries: list[str]) -> dict[str, Path]:
@@ -212,7 +213,7 @@ def judge_items(
 
     def requests() -> Iterator[llm.Request]:
         for a in asked:
-            swapped = pairing.swap(a.item, template=s.template)
+            swapped = swap(a.item, template=s.template)
             item = a.item if a.order == "given" else swapped
             yield llm.Request(
                 id=a.request_id(),
@@ -532,7 +533,7 @@ def _questions(s: Settings, name: str, path: Path) -> Iterator[Question | Reject
         elif name in reading.FORMATS and not (row.right[0].strip() and row.wrong[0].strip()):
             yield Reject(id=row.id, reason="empty_answer", detail=place)
         elif name in reading.FORMATS and row.right[0].split() == row.wrong[0].split():
-            yield Reject(id=row.id, reason="identical_answers", detail=place)
+            yield Reject(id=row.id, reason="equal_answers", detail=place)
         else:
             yield row
 

@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field
 
 import config
-from prefpipe import files, llm, prompts, verdicts
+from prefpipe import files, judge, languages, llm, templates, verdicts
 from prefpipe.evaluation import metrics
 from prefpipe.files import DataError
 from prefpipe.rag import retrieval, score
@@ -115,10 +115,10 @@ class Settings(ModelStage, env_prefix="PAIRWISE_PREFS_"):
 def build_prompt(context: str, question: str, template: str) -> str:
     """The user turn: context, question, instruction, each behind its tag."""
     values = {
-        "context": prompts.escape_markers(context),
-        "question": prompts.escape_markers(question),
+        "context": templates.escape_markers(context),
+        "question": templates.escape_markers(question),
     }
-    return prompts.load_template(template, frozenset(values)).render(**values)
+    return templates.load_template(template, frozenset(values)).render(**values)
 
 
 def build_context(texts: Sequence[str], most: int) -> tuple[str, bool]:
@@ -245,7 +245,7 @@ def main(
 ) -> None:
     if s.free_characters >= s.full_characters:
         raise SystemExit("build_pairwise_prefs: full_characters must be more than free_characters")
-    prompts.load_template(s.template, frozenset({"context", "question"}))
+    templates.load_template(s.template, frozenset({"context", "question"}))
     manifest = s.store / retrieval.MANIFEST
     retrieval.read_manifest(s.store)
     template = [Path(s.template)] if Path(s.template).is_file() else []
@@ -556,11 +556,11 @@ class Judge:
             question = build_prompt(
                 self._retrieved.get(entry.id).context, entry.query, self._s.template
             )
-            language = prompts.detect_language(entry.query)
+            language = languages.detect_language(entry.query)
             for a, b in permutations(candidates_of(self._s, entry.id, self._sampled), 2):
                 id = f"{entry.id}\t{a.sample}\t{b.sample}"
                 if id not in self._log:
-                    text = prompts.judge_prompt(question, a.text, b.text, language=language)
+                    text = judge.judge_prompt(question, a.text, b.text, language=language)
                     yield llm.Request(
                         id=id,
                         messages=(Message(role="user", content=text),),

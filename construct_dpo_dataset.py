@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import config
-from prefpipe import files, pairing
+from prefpipe import files, judgment_pairs
 from prefpipe.files import DataError
 from prefpipe.ranges import NotNegative
 from prefpipe.rows import CleanJudgment, Item, JudgmentPair, Variant
@@ -51,7 +51,7 @@ def main(s: Settings) -> None:
         wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None
         readers = [files.Aligned(path, CleanJudgment, wanted) for path in sources]
         for item in run.read(s.items, Item):
-            result = pairing.build_judgment_pairs(
+            result = judgment_pairs.build_judgment_pairs(
                 item,
                 [row for reader in readers for row in reader.rows_of(item.id)],
                 max_best_of_n=s.max_best_of_n,

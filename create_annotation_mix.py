@@ -33,10 +33,18 @@ import config
 from prefpipe import files
 from prefpipe.files import DataError
 from prefpipe.formats import reading
-from prefpipe.prompts import TEMPLATES, escape_markers, flatten_turns, load_template
 from prefpipe.ranges import Regex, Share
-from prefpipe.rows import AnnotationMix, AnnotationPrompt, Message, ModelResponse, Prompt, Reject
+from prefpipe.rows import (
+    AnnotationMix,
+    AnnotationPrompt,
+    Message,
+    ModelResponse,
+    Prompt,
+    Reject,
+    flatten_turns,
+)
 from prefpipe.settings import Stage
+from prefpipe.templates import TEMPLATES, escape_markers, load_template
 
 Outcome = Literal["in the mix", "not drawn", "equal", "cut", "empty", "missing"]
 OUTCOMES: tuple[Outcome, ...] = ("in the mix", "not drawn", "equal", "cut", "empty", "missing")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import config
-from prefpipe import files, prompts, verdicts
+from prefpipe import chat, files, judge, verdicts
 from prefpipe.questions import question_key
 from prefpipe.ranges import NotNegative
 from prefpipe.rows import JudgmentPair, Reject
@@ -72,15 +72,15 @@ def summarise(pairs: Iterable[JudgmentPair], tokenizer: Any, *, samples: int) ->
         ids[pair.id] += 1
         counts[pair.split][pair.pair_type] += 1
         better[pair.split][pair.better] += 1
-        question = prompts.question_of(pair.prompt[-1]["content"])
+        question = judge.question_of(pair.prompt[-1]["content"])
         questions[pair.split].add(question_key(question))
         items[pair.split].add(pair.item_id)
         problems.extend(problems_of(pair))
         if pair.item_id not in prompt_lengths:
-            prompt_lengths[pair.item_id] = len(prompts.prompt_ids(tokenizer, pair.prompt))
+            prompt_lengths[pair.item_id] = len(chat.prompt_ids(tokenizer, pair.prompt))
         lengths["prompt"].append(prompt_lengths[pair.item_id])
         for side, turns in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            lengths[side].append(len(prompts.completion_ids(tokenizer, turns[-1]["content"])))
+            lengths[side].append(len(chat.completion_ids(tokenizer, turns[-1]["content"])))
         if len(shown[pair.pair_type]) < samples:
             shown[pair.pair_type].append(pair.model_dump())
     problems += [Reject(id=id, reason="id_stands_twice") for id, n in ids.items() if n > 1]

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import config
-from prefpipe import files, pairing, questions
+from prefpipe import files, judge, questions
 from prefpipe.formats import reading
-from prefpipe.prompts import flatten_turns
 from prefpipe.ranges import Share
-from prefpipe.rows import Item, Preference, Reject, Split
+from prefpipe.rows import Item, Preference, Reject, Split, flatten_turns
 from prefpipe.settings import Stage
 
 
@@ -77,7 +76,7 @@ def main(s: Settings) -> None:
                     detail = f"{place}: equal to {first}"
                     run.emit(Reject(id=row.id, reason="duplicate_row", detail=detail))
                     continue
-                item = pairing.build_item(row, split=split, seed=s.seed, template=s.template)
+                item = judge.build_item(row, split=split, seed=s.seed, template=s.template)
                 run.emit(item, to=paths[split])
 
 

@@ -27,9 +27,8 @@ import config
 from prefpipe import files, screen
 from prefpipe.compare import tournament
 from prefpipe.compare.matches import Contest, Failed, judge_matches, pairwise_matches
-from prefpipe.prompts import flatten_turns
 from prefpipe.ranges import Positive
-from prefpipe.rows import Comparison, Message, Preference, Ranking, Reject, Responses
+from prefpipe.rows import Comparison, Message, Preference, Ranking, Reject, Responses, flatten_turns
 from prefpipe.settings import EngineStage, NoEffectOnRows, local_folders
 
 if TYPE_CHECKING:

@@ -178,7 +178,7 @@ def evaluate(s: Settings, scorer: "PairwiseModel", data: "Collected") -> dict[st
         (row.prompt, [answer_of(row.chosen), answer_of(row.rejected)], [(0, 1)])
         for row in data.held_out
     )
-    compared = screen.progress(scorer.compare(questions), len(data.held_out), "held-out pairs")
+    compared: Any = screen.progress(scorer.compare(questions), len(data.held_out), "held-out pairs")
     found: list[Preferred] = [preferred for (preferred,) in compared]
     both = [(f.p_given > 0.5, f.p_swapped > 0.5) for f in found]
     return write_evaluation(

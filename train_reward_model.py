@@ -226,7 +226,7 @@ def evaluate(s: Settings, scorer: "RewardModel", data: "Collected") -> dict[str,
     questions = (
         (row.prompt, [answer_of(row.chosen), answer_of(row.rejected)]) for row in data.held_out
     )
-    scored = screen.progress(scorer.score(questions), len(data.held_out), "held-out pairs")
+    scored: Any = screen.progress(scorer.score(questions), len(data.held_out), "held-out pairs")
     scores = [(found[0], found[1]) for found in scored]
     margins = [chosen - rejected for chosen, rejected in scores]
     flat = [value for pair in scores for value in pair]

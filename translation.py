@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import config
-from prefpipe import files, prompts, screen, verdicts
+from prefpipe import files, judge, screen, templates, verdicts
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
 from prefpipe.ranges import Positive
@@ -100,7 +100,7 @@ class Settings(ServerStage, env_prefix="TRANSLATION_"):
 def translation_request(item: Item, s: Settings, attempt: int) -> Request:
     """The first attempt is greedy; later ones sample, so as not to get the same text again."""
     source = texts_as_json(item)
-    content = prompts.load_template(s.instruction_template).render(keys=FIELDS, object=source)
+    content = templates.load_template(s.instruction_template).render(keys=FIELDS, object=source)
     return Request(
         id=item.id,
         messages=(Message(role="user", content=content),),
@@ -144,7 +144,7 @@ def english_item(item: Item, reply: Completion, *, template: str | None = None) 
             return reject("json_changed", f"{name}: the JSON inside has other keys or values")
         if is_mostly_chinese(translated):
             return reject("still_chinese", f"{name}: {translated[:60]!r}")
-    prompt = prompts.judge_prompt(**texts, language="en", template=template)
+    prompt = judge.judge_prompt(**texts, language="en", template=template)
     return item.model_copy(update={**texts, "language": "en", "prompt": prompt})
 
 

@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
-from prefpipe import prompts
+from prefpipe import chat
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local.local_engine import LocalEngine
 from prefpipe.rows import Message
@@ -137,7 +137,7 @@ def make_sides(shape: Shape, model: Any) -> dict[str, Callable[[], int]]:
     """What each side does in a round; returns the number of new tokens. model: a causal LM."""
     tokenizer, requests = make_tokenizer(shape), make_requests(shape)
     engine = LocalEngine(model, tokenizer)
-    rows = [prompts.prompt_ids(tokenizer, r.messages) for r in requests]
+    rows = [chat.prompt_ids(tokenizer, r.messages) for r in requests]
     ids = torch.tensor(rows, device=model.device)
     assert ids.shape == (shape.prompts, shape.prompt_tokens)
     options = {

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from embedded import quotes, world
-from prefpipe import prompts
+from prefpipe import chat, verdicts
 from prefpipe.rows import Message
 
 FOLDER = Path(__file__).parent
@@ -46,7 +46,7 @@ class Model:
             else {"do_sample": False}
         )
         texts = [
-            prompts.render(
+            chat.render(
                 self.tokenizer, [Message(role="user", content=t)] if isinstance(t, str) else t
             )
             for t in turns
@@ -76,7 +76,7 @@ class Model:
 def read_verdict(language: str, text: str) -> int | None:
     """1 or 2 from one JSON object with nothing around it; None is unreadable."""
     try:
-        verdict = json.loads(text)[prompts.ANSWER_KEYS[language][1]]  # pyright: ignore[reportArgumentType]
+        verdict = json.loads(text)[verdicts.ANSWER_KEYS[language][1]]  # pyright: ignore[reportArgumentType]
     except (ValueError, KeyError, TypeError):
         return None
     return verdict if verdict in (1, 2) else None

@@ -13,7 +13,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefpipe import prompts
+from prefpipe import templates
 
 # Modules of the standard library whose docstrings are read (as text; nothing is imported).
 MODULES = (
@@ -167,5 +167,5 @@ def make_quote(rng: random.Random, *, clean: bool = True) -> Quote:
             answer = says.format(s=parts[(place + 1) % len(parts)])
         elif u < 0.35 and place + 1 < len(parts):
             answer = f"{answer} {parts[place + 1]}"
-    prompt = prompts.load_template("rag.en").render(context=context.rstrip(), question=question)
+    prompt = templates.load_template("rag.en").render(context=context.rstrip(), question=question)
     return Quote(prompt, asked, answer)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from embedded import quotes
-from prefpipe import prompts
+from prefpipe import judge, templates, verdicts
 from prefpipe.rows import Language
 
 NAMES: dict[Language, Sequence[str]] = {
@@ -262,7 +262,7 @@ def lazy_reason(rng: random.Random, item: Item, verdict: int) -> str:
 
 def as_json(language: Language, reason: str, verdict: int) -> str:
     """The judge's answer, with the keys of its language."""
-    why, which = prompts.ANSWER_KEYS[language]
+    why, which = verdicts.ANSWER_KEYS[language]
     return json.dumps({why: reason, which: verdict}, ensure_ascii=False)
 
 
@@ -313,7 +313,7 @@ def answer(rng: random.Random, item: Item, *, right: float) -> str:
 @functools.cache
 def criteria() -> dict[str, str]:
     """Aspect -> the sentence that tells the judge what to rate."""
-    path = prompts.TEMPLATES / "criteria.toml"
+    path = templates.TEMPLATES / "criteria.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
@@ -346,7 +346,7 @@ def make_rating(rng: random.Random, *, clean: bool = False) -> Rating:
         so = "too" if right else "instead"
         reason = f"{item.fact} So {item.value} is right, and the text says {claim} {so}."
         blocks.append(f"Text {number}\nReason: {reason}\nRating: {shown}")
-    prompt = prompts.load_template("rate.en").render(
+    prompt = templates.load_template("rate.en").render(
         instruction=item.prompt,
         texts=[word_answer(rng, "en", *item.asked, claim) for claim in claims],
         criterion=criteria()[aspect],
@@ -370,7 +370,7 @@ Lesson = list[Turn]
 
 
 def judge_prompt(item: Item, hint: int | None = None) -> str:
-    return prompts.judge_prompt(item.prompt, *item.answers, language=item.language, hint=hint)
+    return judge.judge_prompt(item.prompt, *item.answers, language=item.language, hint=hint)
 
 
 def first_lesson(rng: random.Random) -> Lesson:

@@ -28,6 +28,15 @@ def as_turns(prompt: str | Sequence[Message]) -> list[Message]:
     return [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
 
 
+def flatten_turns(prompt: str | Sequence[Message]) -> str:
+    """A prompt as one question: text or a single user turn as it is, several each behind its role."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in prompt)
+
+
 def answer_of(response: str | Sequence[Message]) -> str:
     """A response's text: of turns, that of the last one."""
     return response if isinstance(response, str) else response[-1]["content"]

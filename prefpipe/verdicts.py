@@ -14,8 +14,13 @@ from typing import Any, Literal
 
 from pydantic_core import to_json
 
-from prefpipe.prompts import ANSWER_KEYS
 from prefpipe.rows import Language
+
+# Keys of the judge's JSON object: (why, which answer). Published judges were trained on these.
+ANSWER_KEYS: dict[Language, tuple[str, str]] = {
+    "en": ("reason", "better_answer"),
+    "zh": ("原因", "更好的回答"),
+}
 
 REASONS = (
     "empty",  # nothing but white space

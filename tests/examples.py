@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from prefpipe.prompts import judge_prompt
+from prefpipe.judge import judge_prompt
 from prefpipe.rows import Item, Judgment, Language, Split, Variant
 from prefpipe.verdicts import render_judgment
 

@@ -10,7 +10,7 @@ import pytest
 from accuracy import JUDGES, Settings, main, parse_benchmarks
 from accuracy import Judge as JudgeName
 from embedded.server import Server, last_message
-from prefpipe import pairing
+from prefpipe import judge
 from prefpipe.files import DataError, write_rows
 from prefpipe.llm import Failure
 from prefpipe.llm.scripted import ScriptedEngine
@@ -181,7 +181,7 @@ def test_j5_judging_is_greedy_and_in_both_orders_of_the_answers(s, engines):
         assert {(r.temperature, r.samples, r.prefill) for r in engine.asked} == {(0.0, (0,), "")}
         prompts = [r.messages[0]["content"] for r in engine.asked]
         assert prompts == [
-            prompt for made in ITEMS for prompt in (made.prompt, pairing.swap(made).prompt)
+            prompt for made in ITEMS for prompt in (made.prompt, judge.swap(made).prompt)
         ]
 
 
@@ -273,7 +273,7 @@ def test_items_of_another_template_need_it_named(s, engines, tmp_path):
     template = tmp_path / "mine.jinja"
     template.write_text("{{ question }}\n{{ answer_1 }}\n{{ answer_2 }}")
     row = Preference(id="a", prompt="Q?", chosen="right", rejected="wrong", source="s")
-    made = pairing.build_item(row, split="validation", seed=0, template=str(template))
+    made = judge.build_item(row, split="validation", seed=0, template=str(template))
     assert isinstance(made, Item)
     write_rows(s.items, [made], Item)
     with pytest.raises(DataError, match="its prompt is not the template's; give --template"):

@@ -93,7 +93,7 @@ def test_a_set_of_pairs_by_hand(settings, capsys):
     assert (by_source["hard"]["accuracy"], by_source["hard"]["longer_is_right"]) == (0.5, 0.0)
     assert by_source["hard"]["interval"][0] < 0.5 < by_source["hard"]["interval"][1]
     meta = read(s.output / "accuracy.meta.json")
-    assert meta["counts"]["left_out"] == {"identical_answers": 1, "bad_row": 1}
+    assert meta["counts"]["left_out"] == {"equal_answers": 1, "bad_row": 1}
     table = capsys.readouterr().out
     assert "sky: n = 5" in table and "picking the longer" in table and "easy (3)" in table
 

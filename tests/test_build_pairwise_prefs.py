@@ -16,7 +16,7 @@ import build_vector_store
 import preprocess_dataset
 import train_reward_model
 from build_pairwise_prefs import Settings, build_context, build_prompt, distinct
-from prefpipe import files, prompts
+from prefpipe import files, templates
 from prefpipe.compare.reward_model import RewardModel
 from prefpipe.files import DataError
 from prefpipe.formats import reading
@@ -446,7 +446,7 @@ def test_a_question_cannot_pose_as_a_context():
 
 def test_a_template_without_the_context_is_refused(home):
     (home / "t.jinja").write_text("{{ question }}")
-    with pytest.raises(prompts.TemplateError, match="does not use context"):
+    with pytest.raises(templates.TemplateError, match="does not use context"):
         run(settings(home, template=str(home / "t.jinja")))
 
 

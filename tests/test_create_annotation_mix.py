@@ -9,10 +9,10 @@ import pytest
 
 from create_annotation_mix import Settings, annotation_prompts, build_mix, main, rating_prompt
 from embedded import world
-from prefpipe import prompts
+from prefpipe import templates
 from prefpipe.files import DataError
-from prefpipe.prompts import TemplateError
 from prefpipe.rows import AnnotationMix, AnnotationPrompt, Message, ModelResponse, Prompt, Reject
+from prefpipe.templates import TemplateError
 from tests.examples import ledger, read_jsonl, run_stage, sentence, write_jsonl
 
 ASPECTS = ["instruction_following", "honesty", "truthfulness", "helpfulness"]
@@ -286,7 +286,7 @@ def test_a_template_of_ones_own_must_use_what_it_gets(tmp_path):
     mine = tmp_path / "mine.jinja"
     mine.write_text("{{ instruction }}|{% for t in texts %}{{ t }};{% endfor %}|{{ criterion }}")
     assert rating_prompt("Q", ["a", "b"], "Rate.", str(mine)) == "Q|a;b;|Rate."
-    prompts.load_template.cache_clear()
+    templates.load_template.cache_clear()
     mine.write_text("{{ instruction }} {{ texts }} {{ criterion }} {{ guideline }}")
     with pytest.raises(TemplateError, match="uses guideline"):
         rating_prompt("Q", ["a", "b"], "Rate.", str(mine))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dpo_dataset import problems_of, summarise
-from prefpipe import prompts
+from prefpipe import chat
 from prefpipe.files import write_rows
 from prefpipe.rows import JudgmentPair
 from tests.examples import item, run_stage, says, sentence
@@ -64,7 +64,7 @@ def test_the_counts_are_those_of_a_hand_count(tokenizer):
 def test_lengths_are_those_of_what_is_trained_on(tokenizer):
     """The prompt with its chat template; a completion with its end of turn. One token a character."""
     tokens = summarise(GOOD[:2], tokenizer, samples=0)["tokens"]
-    prompt = len(prompts.prompt_ids(tokenizer, GOOD[0].prompt))
+    prompt = len(chat.prompt_ids(tokenizer, GOOD[0].prompt))
     assert tokens["prompt"] == {"min": prompt, "median": prompt, "p95": prompt, "max": prompt}
     assert tokens["chosen"]["max"] == len(says(1)) + 1
     assert tokens["rejected"]["min"] == len("I can't say.") + 1

@@ -252,7 +252,7 @@ def test_e5_nothing_longer_than_trl_cuts_is_cut(settings, tmp_path):
     (cached,) = s.reference_cache.iterdir()
     logps = [json.loads(line)[1] for line in cached.read_text().splitlines()]
     model, tok = load_model(s.model), load_tokenizer(s.model)
-    from prefpipe.prompts import completion_ids, prompt_ids
+    from prefpipe.chat import completion_ids, prompt_ids
 
     prompt = prompt_ids(tok, row.prompt)
     for text, logp in zip(long.values(), logps, strict=True):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedded import evaluate, make_sample, quotes, world
-from prefpipe import prompts
+from prefpipe import chat, languages, verdicts
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 SAMPLES = {
@@ -57,7 +57,7 @@ def test_a_careful_judgment_names_the_right_answer_and_quotes_the_note():
             1 if read_value(item) in item.answers[0] else 2
         )
         assert item.fact in item.note
-        assert json.loads(text)[prompts.ANSWER_KEYS[item.language][0]].startswith(item.fact)
+        assert json.loads(text)[verdicts.ANSWER_KEYS[item.language][0]].startswith(item.fact)
 
 
 def test_a_reason_for_a_wrong_hint_states_no_false_fact():
@@ -158,7 +158,7 @@ def test_no_question_of_the_sample_stands_on_both_sides(sample):
 
 def test_about_a_seventh_of_the_sample_is_chinese(sample):
     rows = sample["train"]
-    chinese = sum(prompts.detect_language(row["chosen"][0]["content"]) == "zh" for row in rows)
+    chinese = sum(languages.detect_language(row["chosen"][0]["content"]) == "zh" for row in rows)
     assert 0.11 < chinese / len(rows) < 0.19
 
 
@@ -199,9 +199,9 @@ def test_the_tokenizer_gives_the_same_ids_after_saving_and_loading(model, tmp_pa
 
 
 def test_the_chat_template_is_chatml_and_ends_a_turn_with_eos(model):
-    text = prompts.render(model.tokenizer, [{"role": "user", "content": "Hi"}])
+    text = chat.render(model.tokenizer, [{"role": "user", "content": "Hi"}])
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    assert prompts.end_of_turn_id(model.tokenizer) == model.tokenizer.eos_token_id
+    assert chat.end_of_turn_id(model.tokenizer) == model.tokenizer.eos_token_id
 
 
 def test_the_model_reads_the_note_far_above_chance(model):

@@ -7,8 +7,8 @@ import pytest
 from embedded.server import Server, last_message
 from inference_all import VARIANTS, Settings, main
 from prefpipe.files import DataError, write_rows
+from prefpipe.judge import judge_prompt
 from prefpipe.llm.scripted import ScriptedEngine
-from prefpipe.prompts import judge_prompt
 from prefpipe.rows import Item
 from tests.examples import item, ledger, read_jsonl, run_stage, says, sentence
 

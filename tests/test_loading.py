@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, Qwen2ForCausalLM
 
-from prefpipe import prompts
+from prefpipe import chat
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local.local_engine import LocalEngine, open_local
 from prefpipe.models.loading import load_model, load_tokenizer
@@ -194,7 +194,7 @@ def test_a_narrow_qwen2_7b_in_4bit_gives_generates_greedy_tokens(tmp_path):
     [result] = engine.generate([request])
     assert not isinstance(result, Failure)
     [found] = result
-    ids = torch.tensor([prompts.prompt_ids(engine.tokenizer, request.messages)])
+    ids = torch.tensor([chat.prompt_ids(engine.tokenizer, request.messages)])
     ids = ids.to(engine.model.device)
     out = engine.model.generate(  # pyright: ignore[reportAttributeAccessIssue]
         ids,

@@ -23,7 +23,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from prefpipe import prompts
+from prefpipe import chat
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.local import sampling
 from prefpipe.llm.local.local_engine import LocalEngine
@@ -84,7 +84,7 @@ def texts(engine: LocalEngine, asked) -> dict[tuple[str, int], str]:
 
 def generated_ids(model, tokenizer, request: Request, end_ids) -> list[int]:
     """What transformers' greedy search gives for one prompt alone."""
-    ids = torch.tensor([prompts.prompt_ids(tokenizer, request.messages)])
+    ids = torch.tensor([chat.prompt_ids(tokenizer, request.messages)])
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -238,7 +238,7 @@ def test_20000_samples_fit_the_exact_distribution(model, tokenizer, temperature,
         top_k=top_k,
         top_p=top_p,
     )
-    ids = torch.tensor([prompts.prompt_ids(tokenizer, request.messages)])
+    ids = torch.tensor([chat.prompt_ids(tokenizer, request.messages)])
     with torch.inference_mode():
         p = exact(model(ids).logits[0, -1], temperature, top_k, top_p).double().numpy()
     engine = LocalEngine(model, tokenizer)
@@ -331,7 +331,7 @@ def test_prompts_with_a_common_beginning_read_it_once(tokenizer):
     rng = random.Random(0)
     question = letters(rng, 120)
     asked = [ask(str(i), question + letters(rng, 20), max_new_tokens=2) for i in range(3)]
-    ids = [prompts.prompt_ids(tokenizer, r.messages) for r in asked]
+    ids = [chat.prompt_ids(tokenizer, r.messages) for r in asked]
     shared = next(i for i, tokens in enumerate(zip(*ids, strict=False)) if len(set(tokens)) > 1)
     assert shared > 100
     engine = LocalEngine(model, tokenizer)
@@ -476,8 +476,8 @@ def test_a_text_ends_before_its_first_stop_string(model, tokenizer):
 def test_a_prefill_is_continued_and_part_of_the_text(model, tokenizer):
     request = ask("a", "hello", max_new_tokens=10, prefill="yes no")
     ids = [
-        *prompts.prompt_ids(tokenizer, request.messages),
-        *prompts.encode(tokenizer, request.prefill),
+        *chat.prompt_ids(tokenizer, request.messages),
+        *chat.encode(tokenizer, request.prefill),
     ]
     out = model.generate(
         torch.tensor([ids]),
@@ -642,8 +642,8 @@ def test_engine_scores_answers_with_their_end_of_turn_whatever_the_batch(model, 
     asked = [(turn(letters(rng, 30)), [letters(rng, k) for k in (4, 9)]) for _ in range(7)]
     want = []
     for messages, answers in asked:
-        prompt = prompts.prompt_ids(tokenizer, messages)
-        ids = [prompts.completion_ids(tokenizer, a) for a in answers]
+        prompt = chat.prompt_ids(tokenizer, messages)
+        ids = [chat.completion_ids(tokenizer, a) for a in answers]
         assert all(i[-1] == END for i in ids)
         want += [(float(plain_logps(model, prompt, i).sum()), len(i)) for i in ids]
     for budget in (8192, 100, 1):

@@ -74,7 +74,7 @@ def test_rows_in_and_out_are_as_recorded(golden, tmp_path):
     counts = ledger(tmp_path / "items" / META)
     assert counts["read"] == 18
     assert counts["left_out"] == {
-        "bad_row": 3, "identical_answers": 1, "empty_question": 1, "empty_answer": 1,
+        "bad_row": 3, "equal_answers": 1, "empty_question": 1, "empty_answer": 1,
         "duplicate_row": 1,
     }  # fmt: skip
 

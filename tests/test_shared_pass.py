@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
+from prefpipe.chat import encode, end_of_turn_id
 from prefpipe.compare.ab_model import (
     PairwiseFormat,
     PairwiseModel,
@@ -26,8 +27,8 @@ from prefpipe.compare.reward_model import (
 )
 from prefpipe.files import DataError
 from prefpipe.models import trees
-from prefpipe.prompts import TemplateError, encode, end_of_turn_id
 from prefpipe.rows import Message
+from prefpipe.templates import TemplateError
 from tests.engine_models import make_model
 from tests.test_training_reward import classifier
 from tests.training_models import qwen2, scorable, tokenizer

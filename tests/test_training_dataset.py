@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prefpipe import prompts
+from prefpipe import chat
 from prefpipe.rows import Message, Preference, Reject
 from prefpipe.training.tokenized_pairs import PairTokenizer, TokenizedPair, to_dataset
 from tests.training_models import tokenizer
@@ -31,8 +31,8 @@ def test_the_ids_are_those_of_the_chat_template_on_the_whole_conversation():
     expected = tok(whole.removesuffix("\n"), add_special_tokens=False)["input_ids"]
     assert [*pair.prompt_ids, *pair.rejected_ids] == expected
     assert tok.decode(pair.prompt_ids).count("system") == 1
-    assert pair.prompt_ids.tolist() == prompts.prompt_ids(tok, MESSAGES)
-    assert pair.chosen_ids.tolist() == prompts.completion_ids(tok, "4")
+    assert pair.prompt_ids.tolist() == chat.prompt_ids(tok, MESSAGES)
+    assert pair.chosen_ids.tolist() == chat.completion_ids(tok, "4")
 
 
 def test_plain_and_conversational_rows_give_the_same_ids():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from embedded.server import Fault, Reply, Server, last_message, random_faults
 from embedded.server.answers import pseudo_english, translate
-from prefpipe import files, prompts
+from prefpipe import files, judge
 from prefpipe.files import DataError, read_rows, write_rows
 from prefpipe.llm import Completion
 from prefpipe.llm.costs import estimate_tokens, find_price
@@ -45,7 +45,7 @@ def item(id: object, language: Language = "zh", split="train", **texts: str) -> 
     if language == "en":
         fields = {"question": f"Question {id}?", "answer_1": "One.", "answer_2": "Two."}
     fields |= texts
-    prompt = prompts.judge_prompt(*fields.values(), language=language)
+    prompt = judge.judge_prompt(*fields.values(), language=language)
     return Item.model_validate(
         {"id": f"p{id}", "source": "s", "split": split, "language": language}
         | {"better": 2, "prompt": prompt, **fields}
@@ -55,7 +55,7 @@ def item(id: object, language: Language = "zh", split="train", **texts: str) -> 
 def in_english(row: Item) -> Item:
     """As the server's pseudo-English makes it."""
     texts = {n: pseudo_english(getattr(row, n)) for n in ("question", "answer_1", "answer_2")}
-    prompt = prompts.judge_prompt(*texts.values(), language="en")
+    prompt = judge.judge_prompt(*texts.values(), language="en")
     return row.model_copy(update={**texts, "language": "en", "prompt": prompt})
 
 
@@ -271,7 +271,7 @@ def test_an_untidy_but_whole_reply_is_taken(text):
     assert isinstance(result, Item)
     assert (result.answer_1, result.answer_2, result.language) == ("One.", "Two.", "en")
     assert result.better == 2 and result.id == "p1"
-    assert result.prompt == prompts.judge_prompt(result.question, "One.", "Two.", language="en")
+    assert result.prompt == judge.judge_prompt(result.question, "One.", "Two.", language="en")
 
 
 def test_json_inside_a_text_keeps_its_keys_and_numbers():

@@ -21,13 +21,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from prefpipe import prompts
+from prefpipe import chat
+from prefpipe.chat import encode
 from prefpipe.compare.reward_model import Unscorable, bare_model, cut_left, max_positions
 from prefpipe.files import DataError, write_json
 from prefpipe.llm.local.scheduler import free_bytes, position_bytes
 from prefpipe.models import trees
 from prefpipe.models.loading import load_model, load_tokenizer
-from prefpipe.prompts import encode
 from prefpipe.rows import Message
 
 FORMAT_FILE = "pairwise_format.json"
@@ -150,7 +150,7 @@ class PairwiseTokenizer:
         return [self._ids(render_pair(context, responses[a], responses[b])) for a, b in pairs]
 
     def _ids(self, text: str) -> list[int]:
-        return prompts.prompt_ids(self.tokenizer, [Message(role="user", content=text)])
+        return chat.prompt_ids(self.tokenizer, [Message(role="user", content=text)])
 
 
 def label_ids(tokenizer: Tokenizer) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def label_ids(tokenizer: Tokenizer) -> tuple[int, int]:
         found.append(ids[0])
     if found[0] == found[1]:
         raise DataError(f"{tokenizer.name_or_path}: A and B are the same token, {found[0]}")
-    prompts.render(tokenizer, [Message(role="user", content="x")])  # the answer follows, or raises
+    chat.render(tokenizer, [Message(role="user", content="x")])  # the answer follows, or raises
     return found[0], found[1]
 
 

@@ -7,7 +7,7 @@ put into `failed` with its reason; its matches have no outcome then.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from prefpipe import llm, prompts, verdicts
+from prefpipe import judge, languages, llm, rows, verdicts
 from prefpipe.compare.tournament import Match
 from prefpipe.rows import Message, Reject
 
@@ -76,10 +76,10 @@ def judge_matches(
     def requests() -> Iterator[llm.Request]:
         for match in matches:
             prompt, responses = contests[match.id]
-            question = prompt if isinstance(prompt, str) else prompts.flatten_turns(prompt)
-            language = prompts.detect_language(question)
+            question = prompt if isinstance(prompt, str) else rows.flatten_turns(prompt)
+            language = languages.detect_language(question)
             for order in ((match.first, match.second), (match.second, match.first)):
-                text = prompts.judge_prompt(
+                text = judge.judge_prompt(
                     question,
                     responses[order[0]],
                     responses[order[1]],

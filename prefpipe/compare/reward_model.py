@@ -16,12 +16,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from prefpipe import prompts
+from prefpipe import chat
+from prefpipe.chat import completion_ids, encode, end_of_turn_id
 from prefpipe.files import write_json
 from prefpipe.models import trees
 from prefpipe.models.loading import Dtype, load_model, load_tokenizer
-from prefpipe.prompts import TemplateError, completion_ids, encode, end_of_turn_id, flatten_turns
-from prefpipe.rows import Message
+from prefpipe.rows import Message, flatten_turns
+from prefpipe.templates import TemplateError
 
 FORMAT_FILE = "reward_format.json"
 MAX_BATCH_TOKENS = 8192
@@ -99,13 +100,13 @@ class RewardTokenizer:
     def _decoder(self, turns: list[Message], responses: Sequence[str]) -> Tokenized | None:
         completions = [completion_ids(self.tokenizer, response) for response in responses]
         room = self.format.max_length - max(map(len, completions))
-        whole = ids = prompts.prompt_ids(self.tokenizer, turns)
+        whole = ids = chat.prompt_ids(self.tokenizer, turns)
         while len(ids) > room:
             shorter = self._cut(turns, len(ids) - room)
             if shorter is None:
                 return None
             turns = shorter
-            ids = prompts.prompt_ids(self.tokenizer, turns)
+            ids = chat.prompt_ids(self.tokenizer, turns)
         return Tokenized(ids, completions, len(whole) - len(ids))
 
     def _encoder(self, turns: list[Message], responses: Sequence[str]) -> Tokenized | None:

@@ -15,9 +15,8 @@ from prefpipe.compare import tournament
 from prefpipe.compare.matches import Contest, Failed, judge_matches, pairwise_matches
 from prefpipe.evaluation import metrics
 from prefpipe.formats import published
-from prefpipe.prompts import flatten_turns
 from prefpipe.questions import question_key
-from prefpipe.rows import Message, Question, Reject, ScoredQuestion
+from prefpipe.rows import Message, Question, Reject, ScoredQuestion, flatten_turns
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel

@@ -14,9 +14,8 @@ from typing import Any, Protocol
 from prefpipe.evaluation import metrics
 from prefpipe.files import DataError, Places, Run, write_json, write_rows
 from prefpipe.formats import reading
-from prefpipe.prompts import flatten_turns
 from prefpipe.questions import NearDuplicates, question_key, splits
-from prefpipe.rows import Disagreement, Preference, Reject, Split
+from prefpipe.rows import Disagreement, Preference, Reject, Split, flatten_turns
 from prefpipe.training.tokenized_pairs import TokenizedPair
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from prefpipe.prompts import completion_ids, prompt_ids
+from prefpipe.chat import completion_ids, prompt_ids
 from prefpipe.rows import JudgmentPair, Message, Preference, Reject
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefpipe import prompts
+from prefpipe import chat
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.local.scheduler import (
     OUT_OF_MEMORY,
@@ -111,8 +111,8 @@ class LocalEngine:
         packs = (
             self._pack(
                 index,
-                prompts.prompt_ids(tokenizer, messages),
-                [prompts.completion_ids(tokenizer, answer) for answer in answers],
+                chat.prompt_ids(tokenizer, messages),
+                [chat.completion_ids(tokenizer, answer) for answer in answers],
             )
             for index, (messages, answers) in enumerate(prompted)
         )
@@ -180,8 +180,8 @@ class LocalEngine:
 
     def _job(self, index: int, request: Request) -> Job | Failure:
         _check(request)
-        prefill_ids = prompts.encode(self.tokenizer, request.prefill) if request.prefill else []
-        ids = [*prompts.prompt_ids(self.tokenizer, request.messages), *prefill_ids]
+        prefill_ids = chat.encode(self.tokenizer, request.prefill) if request.prefill else []
+        ids = [*chat.prompt_ids(self.tokenizer, request.messages), *prefill_ids]
         if why := self._too_long(len(ids), request.max_new_tokens):
             return Failure(request.id, "prompt_too_long", why)
         return Job(index, request, np.array(ids), prefill_ids)
@@ -230,7 +230,7 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     """What ends an answer: the chat template's end of turn, every EOS of model and tokenizer."""
     of_model = model.generation_config.eos_token_id if model.generation_config else None
     ids = of_model if isinstance(of_model, list) else [of_model]
-    ids = [*ids, prompts.end_of_turn_id(tokenizer), tokenizer.eos_token_id]
+    ids = [*ids, chat.end_of_turn_id(tokenizer), tokenizer.eos_token_id]
     return frozenset(i for i in ids if isinstance(i, int))
 
 

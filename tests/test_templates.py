@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefpipe import prompts
+from prefpipe import chat, judge, languages, rows, templates
+from prefpipe.judge import judge_prompt
 from prefpipe.llm import Request
-from prefpipe.prompts import TemplateError, judge_prompt
 from prefpipe.rows import JudgmentPair, Language, Message
+from prefpipe.templates import TemplateError
 from prefpipe.training.tokenized_pairs import PairTokenizer, TokenizedPair
 from tests.tokenizers_of_chats import FAMILIES, MISTRAL, QWEN2, tokenizer_of
 
@@ -55,7 +56,7 @@ def test_j1_the_hint_reaches_the_model_and_is_in_no_other_prompt(tokenizers, fam
 
     def ids(hint: int | None) -> list[int]:
         text = judge_prompt(*TEXTS[language], language=language, hint=hint)
-        return prompts.prompt_ids(tokenizer, [user(text)])
+        return chat.prompt_ids(tokenizer, [user(text)])
 
     first, second, none = ids(1), ids(2), ids(None)
     differences = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
@@ -86,9 +87,9 @@ def test_a_marker_inside_a_text_is_escaped(marker):
 
 @given(st.text(st.sampled_from("[]\\ \nAanswer12Question")), st.text(max_size=20))
 def test_escaping_keeps_different_texts_different(first, second):
-    escaped = [prompts.escape_markers(text) for text in (first, second, f"[Answer 1]{first}")]
+    escaped = [templates.escape_markers(text) for text in (first, second, f"[Answer 1]{first}")]
     assert (escaped[0] == escaped[1]) == (first == second)
-    assert prompts.escape_markers(escaped[2]) != escaped[2]
+    assert templates.escape_markers(escaped[2]) != escaped[2]
     unescaped = escaped[2].removeprefix("\\").replace("\n\\[", "\n[")
     assert unescaped == f"[Answer 1]{first}".replace("\n\\[", "\n[")
 
@@ -96,7 +97,7 @@ def test_escaping_keeps_different_texts_different(first, second):
 @pytest.mark.parametrize(
     "text",
     [
-        *(path.read_text(encoding="utf-8") for path in sorted(prompts.TEMPLATES.glob("*.jinja"))),
+        *(path.read_text(encoding="utf-8") for path in sorted(templates.TEMPLATES.glob("*.jinja"))),
         "{{ a }}",
         "{# said #}{{ a }}\n{# nothing #}\n{{b}}\n\n",
         "{{ a|upper }}{{ b }}",
@@ -109,7 +110,7 @@ def test_escaping_keeps_different_texts_different(first, second):
 )
 def test_a_template_reads_as_jinja_renders_it(text):
     values = {name: f"<{name}> {{{{ a }}}}\n" for name in ("a", "b")}
-    template = prompts.Template(text)
+    template = templates.Template(text)
     values |= {name: f"{name}\n\n" for name in template.variables - set(values)}
     jinja = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     assert template.render(**values) == jinja.from_string(text).render(values)
@@ -120,9 +121,9 @@ def test_the_question_of_a_prompt_is_the_part_before_its_first_answer():
         one = judge_prompt(*texts, language=language)
         other = judge_prompt(texts[0], "[Answer 1]\nx", "y", language=language)
         another = judge_prompt("[Answer 1]\n[回答1]", *texts[1:], language=language)
-        assert prompts.question_of(one) == prompts.question_of(other)
-        assert prompts.question_of(one) != prompts.question_of(another)
-    assert prompts.question_of("of a template of one's own") == "of a template of one's own"
+        assert judge.question_of(one) == judge.question_of(other)
+        assert judge.question_of(one) != judge.question_of(another)
+    assert judge.question_of("of a template of one's own") == "of a template of one's own"
 
 
 def test_nothing_in_a_text_is_read_as_a_template():
@@ -155,10 +156,10 @@ def test_j1_a_hinted_template_without_the_hint_is_refused(tmp_path):
 
 def test_a_template_that_is_not_there_is_a_sentence(tmp_path):
     with pytest.raises(TemplateError, match=r"no such template file; .*guide\.en, guide\.zh"):
-        prompts.load_template("gide.en")
+        templates.load_template("gide.en")
     (tmp_path / "x.jinja").write_bytes("ä".encode("latin-1"))
     with pytest.raises(TemplateError, match="not UTF-8"):
-        prompts.load_template(tmp_path / "x.jinja")
+        templates.load_template(tmp_path / "x.jinja")
 
 
 @pytest.mark.parametrize(
@@ -172,13 +173,13 @@ def test_a_template_that_is_not_there_is_a_sentence(tmp_path):
     ],
 )
 def test_the_language_is_that_of_a_fifth_of_the_letters(text, language):
-    assert prompts.detect_language(text) == language
+    assert languages.detect_language(text) == language
 
 
 def test_turns_are_kept_behind_their_roles_and_a_single_one_is_as_it_is():
-    assert prompts.flatten_turns([user("hi")]) == "hi"
+    assert rows.flatten_turns([user("hi")]) == "hi"
     turns = [user("hi"), Message(role="assistant", content="hello"), user("and you?")]
-    assert prompts.flatten_turns(turns) == "User: hi\n\nAssistant: hello\n\nUser: and you?"
+    assert rows.flatten_turns(turns) == "User: hi\n\nAssistant: hello\n\nUser: and you?"
 
 
 # ---- one renderer, several chat templates
@@ -186,7 +187,7 @@ def test_turns_are_kept_behind_their_roles_and_a_single_one_is_as_it_is():
 
 @each_family
 def test_rendered_chats_are_as_recorded(golden, tokenizers, family):
-    golden(f"chat.{family}.txt", prompts.render(tokenizers[family], [user("Hi.\nHow are you?")]))
+    golden(f"chat.{family}.txt", chat.render(tokenizers[family], [user("Hi.\nHow are you?")]))
 
 
 @each_family
@@ -195,18 +196,18 @@ def test_the_ids_are_those_of_the_tokenizers_own_chat_template(tokenizers, famil
     tokenizer = tokenizers[family]
     messages = [user("What is 2+2? 多少?")]
     theirs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert prompts.prompt_ids(tokenizer, messages) == theirs
+    assert chat.prompt_ids(tokenizer, messages) == theirs
 
 
 @each_family
 def test_there_is_exactly_one_bos_where_the_tokenizer_wants_one(tokenizers, family):
     tokenizer = tokenizers[family]
-    ids = prompts.prompt_ids(tokenizer, [user("Hi")])
+    ids = chat.prompt_ids(tokenizer, [user("Hi")])
     if tokenizer.bos_token_id is None:
         assert family == "qwen2" and tokenizer.decode(ids[:1]) == "<|im_start|>"
     else:
         assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.bos_token_id not in prompts.completion_ids(tokenizer, "Hi")
+    assert tokenizer.bos_token_id not in chat.completion_ids(tokenizer, "Hi")
 
 
 @each_family
@@ -215,12 +216,12 @@ def test_a_special_tokens_name_inside_a_text_stays_text(tokenizers, family):
     tokenizer = tokenizers[family]
     names = tokenizer.all_special_tokens
     posing = f"a {' '.join(names)} b"
-    plain, posed = (prompts.prompt_ids(tokenizer, [user(text)]) for text in ("a b", posing))
+    plain, posed = (chat.prompt_ids(tokenizer, [user(text)]) for text in ("a b", posing))
     special = set(tokenizer.all_special_ids)
     assert [i for i in posed if i in special] == [i for i in plain if i in special]
     text = tokenizer.decode(posed)
     assert text.replace(posing, "a b") == tokenizer.decode(plain)  # every character is there
-    completion = prompts.completion_ids(tokenizer, posing)
+    completion = chat.completion_ids(tokenizer, posing)
     assert not set(completion[:-1]) & special and tokenizer.decode(completion[:-1]) == posing
 
 
@@ -229,7 +230,7 @@ def test_j2_sampled_trained_and_scored_ids_are_the_same(tokenizers, family):
     tokenizer = tokenizers[family]
     prompt = judge_prompt(*TEXTS["zh"], language="zh")
     answer = '{"原因": "4 <s> 对", "更好的回答": 1}'
-    sampled = prompts.prompt_ids(tokenizer, Request("a", (user(prompt),)).messages)
+    sampled = chat.prompt_ids(tokenizer, Request("a", (user(prompt),)).messages)
     pair = JudgmentPair.model_validate(
         {
             "id": "a:hint:0", "item_id": "a", "split": "train", "pair_type": "hint", "better": 1,
@@ -242,8 +243,8 @@ def test_j2_sampled_trained_and_scored_ids_are_the_same(tokenizers, family):
     trained = PairTokenizer(tokenizer, 10_000)(pair)
     assert isinstance(trained, TokenizedPair)
     assert trained.prompt_ids.tolist() == sampled
-    assert trained.chosen_ids.tolist() == prompts.completion_ids(tokenizer, answer)
-    whole = prompts.render(tokenizer, [user(prompt)])
+    assert trained.chosen_ids.tolist() == chat.completion_ids(tokenizer, answer)
+    whole = chat.render(tokenizer, [user(prompt)])
     assert tokenizer.decode(np.array(sampled)) == whole
 
 
@@ -256,21 +257,21 @@ def test_a_completion_ends_with_the_token_that_ends_the_assistants_turn(tokenize
         "mistral": "</s>",
         "gemma": "<end_of_turn>",
     }
-    assert tokenizer.decode([prompts.end_of_turn_id(tokenizer)]) == ends[family]
-    assert tokenizer.decode(prompts.completion_ids(tokenizer, "Hi")) == "Hi" + ends[family]
+    assert tokenizer.decode([chat.end_of_turn_id(tokenizer)]) == ends[family]
+    assert tokenizer.decode(chat.completion_ids(tokenizer, "Hi")) == "Hi" + ends[family]
 
 
 def test_without_an_end_of_turn_in_the_template_eos_ends_it():
     template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     asks = template + "{% if add_generation_prompt %}assistant: {% endif %}"
     tokenizer = tokenizer_of("llama3", asks)
-    assert prompts.end_of_turn_id(tokenizer) == tokenizer.eos_token_id
+    assert chat.end_of_turn_id(tokenizer) == tokenizer.eos_token_id
 
 
 @each_family
 def test_a_system_turn_is_kept_also_where_the_template_has_no_such_role(tokenizers, family):
     system = Message(role="system", content="Be brief.")
-    text = prompts.render(tokenizers[family], [system, user("Hi")])
+    text = chat.render(tokenizers[family], [system, user("Hi")])
     assert text.count("Be brief.") == 1 and text.index("Be brief.") < text.index("Hi")
     assert "You are a helpful assistant." not in text  # J2: no second system turn
     if family in ("mistral", "gemma"):
@@ -289,24 +290,24 @@ BROKEN = {
 def test_a_generation_prompt_that_does_not_lead_to_the_answer_is_refused(kind):
     """R1: a score would be read at the wrong token."""
     with pytest.raises(TemplateError, match="generation prompt does not lead to the assistant's"):
-        prompts.prompt_ids(tokenizer_of("qwen2", BROKEN[kind]), [user("Hi")])
+        chat.prompt_ids(tokenizer_of("qwen2", BROKEN[kind]), [user("Hi")])
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused():
     tokenizer = tokenizer_of("qwen2")
     tokenizer.chat_template = None
     with pytest.raises(TemplateError, match="the tokenizer has no chat template"):
-        prompts.render(tokenizer, [user("Hi")])
+        chat.render(tokenizer, [user("Hi")])
 
 
 def test_turns_that_a_template_refuses_are_a_sentence():
     tokenizer = tokenizer_of("mistral", MISTRAL)
     with pytest.raises(TemplateError, match=r"refuses turns of user, user: .*must alternate"):
-        prompts.render(tokenizer, [user("Hi"), user("Hi again")])
+        chat.render(tokenizer, [user("Hi"), user("Hi again")])
 
 
 def test_a_rendered_prompt_is_data_and_no_json(tokenizers):
     """J3's cousin: quotes and backslashes of a text reach the model as they are."""
     text = 'say "hi" \\n {"a": 1}'
-    assert text in prompts.render(tokenizers["qwen2"], [user(text)])
-    assert json.dumps(text) not in prompts.render(tokenizers["qwen2"], [user(text)])
+    assert text in chat.render(tokenizers["qwen2"], [user(text)])
+    assert json.dumps(text) not in chat.render(tokenizers["qwen2"], [user(text)])

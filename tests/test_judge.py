@@ -1,4 +1,4 @@
-"""pairing: where the better answer stands, who meets whom."""
+"""judge, judgment_pairs: where the better answer stands, who meets whom."""
 
 from collections import Counter
 
@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefpipe.files import DataError
-from prefpipe.pairing import build_item, build_judgment_pairs, swap
+from prefpipe.judge import build_item, swap
+from prefpipe.judgment_pairs import build_judgment_pairs
 from prefpipe.rows import CleanJudgment, Item, Message, Preference, Reject, Variant
 from prefpipe.verdicts import parse_verdict
 from tests.examples import item, judgment, says
@@ -66,7 +67,7 @@ def test_j6_the_turns_of_a_conversation_are_in_the_question_and_in_the_prompt():
         ({"prompt": " \n"}, "empty_question"),
         ({"chosen": ""}, "empty_answer"),
         ({"rejected": " \t"}, "empty_answer"),
-        ({"chosen": "a  b\n", "rejected": "a b"}, "identical_answers"),
+        ({"chosen": "a  b\n", "rejected": "a b"}, "equal_answers"),
     ],
 )
 def test_what_cannot_be_judged_is_left_out_by_reason(changes, reason):

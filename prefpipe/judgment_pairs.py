@@ -1,98 +1,17 @@
-"""Pairs: where the better answer stands, which judgments are set against each other.
+"""A judge's judgments of one item, set against each other: a right one against a wrong one."""
 
-Everything here is a pure function of its rows and of (seed, id): the order of the rows, a limit or
-a resumed run change nothing.
-"""
-
-import hashlib
 import random
 from collections.abc import Sequence
 
-from prefpipe.files import DataError
-from prefpipe.prompts import detect_language, flatten_turns, judge_prompt
+from prefpipe import draws
 from prefpipe.rows import (
     CleanJudgment,
     Item,
     JudgmentPair,
     Message,
     PairType,
-    Preference,
     Reject,
-    Split,
 )
-
-# ---- a preference as a question with two answers ---------------------------------------------
-
-
-def build_item(
-    row: Preference, *, split: Split, seed: int, template: str | None = None
-) -> Item | Reject:
-    """The better answer stands first or second by a coin drawn from (seed, row.id).
-
-    A tie stays a tie (better None) and is placed by the same coin. Left out: an empty question or
-    answer, and answers that are equal but for white space.
-    """
-    question = flatten_turns(row.prompt)
-    chosen, rejected = _answer(row.chosen), _answer(row.rejected)
-    if not question.strip():
-        return Reject(id=row.id, reason="empty_question")
-    if not chosen.strip() or not rejected.strip():
-        return Reject(id=row.id, reason="empty_answer")
-    if _is_equal_but_for_space(chosen, rejected):
-        return Reject(id=row.id, reason="identical_answers")
-    coin = hashlib.blake2b(f"{seed}:{row.id}".encode(), digest_size=1).digest()[0] & 1
-    better = 1 if coin else 2
-    answer_1, answer_2 = (chosen, rejected) if better == 1 else (rejected, chosen)
-    language = detect_language(question)
-    return Item(
-        id=row.id,
-        source=row.source or "unknown",
-        split=split,
-        language=language,
-        question=question,
-        answer_1=answer_1,
-        answer_2=answer_2,
-        better=None if row.tie else better,
-        prompt=judge_prompt(question, answer_1, answer_2, language=language, template=template),
-    )
-
-
-def _answer(response: str | list[Message]) -> str:
-    return response if isinstance(response, str) else response[-1]["content"]
-
-
-def _is_equal_but_for_space(first: str, second: str) -> bool:
-    if first.split(maxsplit=8)[:8] != second.split(maxsplit=8)[:8]:  # most texts differ early
-        return False
-    return first.split() == second.split()
-
-
-def swap(item: Item, *, template: str | None = None) -> Item:
-    """The same item with its answers the other way round, and the verdict with them.
-
-    template: the one its prompt was made with. DataError where that gives another prompt.
-    """
-
-    def prompt(answer_1: str, answer_2: str) -> str:
-        language = item.language
-        return judge_prompt(item.question, answer_1, answer_2, language=language, template=template)
-
-    if prompt(item.answer_1, item.answer_2) != item.prompt:
-        raise DataError(
-            f"item {item.id!r}: its prompt is not the template's; give --template as it was given "
-            "to preprocess_dataset.py"
-        )
-    return item.model_copy(
-        update={
-            "answer_1": item.answer_2,
-            "answer_2": item.answer_1,
-            "better": None if item.better is None else 3 - item.better,
-            "prompt": prompt(item.answer_2, item.answer_1),
-        }
-    )
-
-
-# ---- judgments against each other ------------------------------------------------------------
 
 
 def build_judgment_pairs(
@@ -118,7 +37,7 @@ def build_judgment_pairs(
         return Reject(id=item.id, reason="tie")
     if not judgments:
         return Reject(id=item.id, reason="no_judgments")
-    rng = random.Random(f"{seed}:{item.id}")
+    rng = draws.rng(seed, item.id)
     free = [j for j in judgments if j.hint is None]
     right = _shuffled([j for j in free if j.verdict == item.better], rng)
     wrong = _shuffled([j for j in free if j.verdict == 3 - item.better], rng)

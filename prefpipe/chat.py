@@ -1,0 +1,152 @@
+"""A conversation -> token ids, by the one renderer: sampling, training and scoring all see the same."""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import jinja2.meta
+import jinja2.nodes
+
+from prefpipe.rows import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+from prefpipe.templates import TemplateError
+
+_PROBE = "prefpipe-probe"
+
+
+_HIDDEN = "\ufdd0"  # a code point that Unicode keeps out of texts
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+    """The chat template's text up to where the assistant's answer begins.
+
+    A leading system turn moves into the first user turn where the template knows no system role.
+    Raises TemplateError where an answer would not stand right behind the text (the template lacks
+    a generation prompt, or rewrites earlier turns), since then no score would be read at the place
+    that was trained; or where it does not take these roles.
+    """
+    if not tokenizer.chat_template:
+        raise TemplateError(f"{tokenizer.name_or_path}: the tokenizer has no chat template")
+    turns = [dict(m) for m in messages]
+    if turns[0]["role"] == "system" and not _takes_system(tokenizer):
+        first, second, *rest = turns
+        turns = [{**second, "content": f"{first['content']}\n\n{second['content']}"}, *rest]
+    try:
+        text = _apply(tokenizer, turns, add_generation_prompt=True)
+        answered = _apply(tokenizer, [*turns, {"role": "assistant", "content": _PROBE}])
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise TemplateError(
+            f"{tokenizer.name_or_path}: the chat template refuses turns of {roles}: {error}"
+        ) from None
+    behind = answered[len(text) :].lstrip() if answered.startswith(text) else ""
+    if not behind.startswith(_PROBE):
+        raise TemplateError(
+            f"{tokenizer.name_or_path}: the chat template's generation prompt does not lead to the "
+            f"assistant's answer: ...{text[-40:]!r} against ...{answered[-60:]!r}"
+        )
+    return text
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+    """Token ids of render(): exactly one BOS where the tokenizer wants one, none elsewhere.
+
+    A special token's name inside a turn ("<s>" in the source of a page) stays text: it neither
+    starts nor ends anything.
+    """
+    specials = _special_tokens(tokenizer)
+    if specials and any(specials.search(m["content"]) for m in messages):
+        ids = _ids_with_names_as_text(tokenizer, messages, specials)
+    else:
+        ids = _encode_rendered(tokenizer, render(tokenizer, messages))
+    bos = tokenizer.bos_token_id
+    if bos is not None and _wants_bos(tokenizer):
+        while ids[:1] == [bos]:
+            ids = ids[1:]
+        ids = [bos, *ids]
+    return ids
+
+
+def completion_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of an assistant's answer and the token that ends its turn."""
+    return [*encode(tokenizer, text), end_of_turn_id(tokenizer)]
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a text that a person or a model wrote: no special token is among them."""
+    return _token_ids(tokenizer, text, split_special_tokens=True)
+
+
+def _encode_rendered(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Token ids of a chat template's text: the names of special tokens in it are the tokens."""
+    return _token_ids(tokenizer, text)
+
+
+def _token_ids(tokenizer: "PreTrainedTokenizerBase", text: str, **options: Any) -> list[int]:
+    # verbose would warn of texts that are longer than the model takes: callers leave them out by name
+    return tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def _ids_with_names_as_text(tokenizer, messages, specials: re.Pattern[str]) -> list[int]:
+    names: list[str] = []
+
+    def hide(found: re.Match[str]) -> str:
+        names.append(found[0])
+        return f"{_HIDDEN}{len(names) - 1}{_HIDDEN}"
+
+    hidden = [Message(role=m["role"], content=specials.sub(hide, m["content"])) for m in messages]
+    parts = re.split(f"{_HIDDEN}(\\d+){_HIDDEN}", render(tokenizer, hidden))
+    ids: list[int] = []
+    for place, part in enumerate(parts):
+        if place % 2:
+            ids += encode(tokenizer, names[int(part)])
+        elif part:
+            ids += _encode_rendered(tokenizer, part)
+    return ids
+
+
+@functools.lru_cache(maxsize=8)
+def _special_tokens(tokenizer) -> re.Pattern[str] | None:
+    """Finds the names of the tokenizer's special tokens."""
+    names = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    return re.compile("|".join(map(re.escape, [*names, _HIDDEN]))) if names else None
+
+
+def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that the chat template puts behind an assistant's answer."""
+    text = _apply(
+        tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
+    )
+    behind = _encode_rendered(tokenizer, text[text.rindex(_PROBE) + len(_PROBE) :].strip())
+    if behind:
+        return behind[0]
+    if isinstance(tokenizer.eos_token_id, int):
+        return tokenizer.eos_token_id
+    raise TemplateError(f"{tokenizer.name_or_path}: no token ends the assistant's turn")
+
+
+def _apply(tokenizer, messages, **options) -> str:
+    return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+
+
+def _takes_system(tokenizer) -> bool:
+    try:
+        text = _apply(
+            tokenizer,
+            [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}],
+        )
+    except jinja2.TemplateError:
+        return False
+    return _PROBE in text
+
+
+def _wants_bos(tokenizer) -> bool:
+    """Whether its template or its own post-processor puts a BOS first."""
+    plain = tokenizer("x")["input_ids"]
+    text = _apply(tokenizer, [{"role": "user", "content": "x"}])
+    bos = tokenizer.bos_token
+    return plain[:1] == [tokenizer.bos_token_id] or (bool(bos) and text.startswith(bos))
