@@ -171,7 +171,9 @@ def test_an_output_is_whole_or_absent(tmp_path):
 def test_a_kill_between_the_renames_and_the_meta_file_is_no_finished_run(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
     out = tmp_path / "out.jsonl"
-    monkeypatch.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "prefpipe.files.run.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         copy_notes(Settings(), source, out)
     assert not (tmp_path / "out.meta.json").exists()
@@ -200,9 +202,11 @@ def test_the_second_run_says_finished_and_rewrites_nothing(tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     copy_notes(Settings(), source, out)
     first = capsys.readouterr().out
-    before = {path: path.stat() for path in tmp_path.iterdir()}
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
     assert copy_notes(Settings(), source, out).finished
-    assert {path: path.stat() for path in tmp_path.iterdir()} == before
+    assert {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.iterdir()
+    } == before
     assert capsys.readouterr().out == (
         f"test_files: finished before: {first.strip()}; --overwrite starts anew\n"
     )
@@ -617,9 +621,9 @@ def test_memory_does_not_grow_with_the_number_of_rows(tmp_path):
 import sys
 sys.path[:0] = [{str(ROOT)!r}]
 from pathlib import Path
-import config
 from prefpipe import files
 from prefpipe.rows import Reject
+from prefpipe.settings import Stage
 class Settings(Stage, env_prefix="MEMORY_"):
     pass
 Settings.stage_name = classmethod(lambda cls: "memory")

@@ -22,7 +22,7 @@ from pydantic_settings import (
 )
 
 import config
-from prefpipe.files import DataError
+from prefpipe.files import DataError, Run, StageFacts
 from prefpipe.ranges import Positive
 from prefpipe.settings.profiles import ProfileSource, profile_name
 
@@ -72,6 +72,18 @@ class Stage(BaseSettings):
             for name, value in self.model_dump(mode="json").items()
             if _NO_EFFECT not in fields[name].metadata and not isinstance(getattr(self, name), Path)
         }
+
+    def open_run(self, **options: Any) -> Run:
+        """A run with these settings; options: what prefpipe.files.Run takes."""
+        facts = StageFacts(
+            stage=self.stage_name(),
+            depends_on=self.rows_depend_on(),
+            settings=self.model_dump(mode="json"),
+            limit=self.limit,
+            overwrite=self.overwrite,
+            strict=self.strict,
+        )
+        return Run(facts, **options)
 
     @classmethod
     def settings_customise_sources(

@@ -1,0 +1,55 @@
+"""The pipeline's files: streamed, whole or not at all, with a ledger and a resume log.
+
+A stage opens one Run. It refuses to mix outputs of other settings, gives rows to read, takes one
+result for each of them (rows, or a Reject), and at its end renames the outputs into place, checks
+that nothing was lost, and writes `.meta.json` last. A stage that talks to a model also keeps a
+RowLog, from which a killed run goes on.
+"""
+
+from typing import Any
+
+from prefpipe.files.fingerprint import difference, fingerprint, hash_path
+from prefpipe.files.ids import Aligned, Places
+from prefpipe.files.outputs import beside, open_alone, write_json, write_rows, write_text
+from prefpipe.files.records import (
+    ENDINGS,
+    SPLITS,
+    DataError,
+    data_files,
+    matching,
+    parse_row,
+    read_records,
+    read_rows,
+)
+from prefpipe.files.resume import RowLog
+from prefpipe.files.run import Run, StageFacts, library_versions
+
+
+def open_run(settings: Any, **options: Any) -> Run:
+    return settings.open_run(**options)
+
+
+__all__ = [
+    "ENDINGS",
+    "SPLITS",
+    "Aligned",
+    "DataError",
+    "Places",
+    "RowLog",
+    "Run",
+    "StageFacts",
+    "beside",
+    "data_files",
+    "difference",
+    "fingerprint",
+    "hash_path",
+    "library_versions",
+    "matching",
+    "open_alone",
+    "parse_row",
+    "read_records",
+    "read_rows",
+    "write_json",
+    "write_rows",
+    "write_text",
+]

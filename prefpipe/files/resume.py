@@ -1,0 +1,104 @@
+"""The resume log: what a stopped run has done, so that the next one goes on from there."""
+
+import io
+import json
+from pathlib import Path
+from typing import (
+    Generic,
+)
+
+from prefpipe.files.fingerprint import difference
+from prefpipe.files.outputs import open_alone
+from prefpipe.files.records import DataError, R, parse_row
+
+
+class RowLog(Generic[R]):
+    """Rows done so far, one line each, so that a stopped run goes on where it stood.
+
+    The first line is the fingerprint of what makes rows comparable: a log with rows of another one
+    is refused, never mixed in. A last line cut short by a kill is dropped; any other wrong line
+    raises DataError. Failures are not logged, so the next run tries them again. In memory is one
+    offset a row; the rows stay on disk. Two processes on one log: the second is refused.
+    """
+
+    def __init__(self, path: Path, row_type: type[R], mark: dict[str, str]) -> None:
+        self.path, self._type = path, row_type
+        self._offsets: dict[str, int] = {}
+        self._file = open_alone(path)
+        mark = mark | {"rows": row_type.__name__}
+        header = json.dumps(mark, ensure_ascii=False).encode() + b"\n"
+        self._file.seek(0)
+        first = self._file.readline()
+        if first == header:
+            self._load(len(first))
+            return
+        if first.endswith(b"\n"):
+            was = _parse_mark(first, path)
+            if self._file.read(1):
+                if was.get("rows") != mark["rows"]:
+                    raise DataError(
+                        f"{path}:1: a stopped run of another version of prefpipe; finish it with "
+                        "that one, or start anew with --overwrite"
+                    )
+                changed = difference(was, mark)
+                raise DataError(
+                    f"{path}:1: a stopped run with other settings or input ({changed}); "
+                    "--overwrite starts anew"
+                )
+        # new, or killed in its very first write, or of other settings and without a row
+        self._file.truncate(0)
+        self._append(header)
+
+    def _load(self, start: int) -> None:
+        self._file.seek(start)
+        offset = start
+        for number, line in enumerate(self._file, start=2):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = parse_row(line.decode("utf-8"), self._type)
+            except ValueError as error:
+                raise DataError(f"{self.path}:{number}: {error}") from None
+            self._offsets[row.key] = offset
+            offset += len(line)
+        self._file.truncate(offset)
+
+    def _append(self, data: bytes) -> None:
+        self._file.seek(0, io.SEEK_END)
+        self._file.write(data)
+        self._file.flush()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def add(self, row: R) -> None:
+        """Safe against a kill once this returns."""
+        if row.key in self._offsets:
+            raise ValueError(f"{self.path}: {row.key!r} is done already")
+        self._file.seek(0, io.SEEK_END)
+        self._offsets[row.key] = self._file.tell()
+        self._append(row.model_dump_json().encode() + b"\n")
+
+    def get(self, key: str) -> R:
+        self._file.seek(self._offsets[key])
+        return self._type.model_validate_json(self._file.readline())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def delete(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+
+def _parse_mark(line: bytes, path: Path) -> dict[str, str]:
+    try:
+        mark = json.loads(line)
+    except ValueError:
+        mark = None
+    if not isinstance(mark, dict):
+        raise DataError(f"{path}:1: no resume log of a stage; delete it or name another output")
+    return mark

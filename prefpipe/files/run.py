@@ -1,0 +1,293 @@
+"""One run of one stage: what it reads, emits and leaves out, and the ledger that must add up."""
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import (
+    Any,
+)
+
+from prefpipe.files.fingerprint import difference, fingerprint, input_files, without_inputs
+from prefpipe.files.ids import Places
+from prefpipe.files.outputs import Writer, beside, open_alone, open_writer, write_json
+from prefpipe.files.records import DataError, R, typed_rows
+from prefpipe.files.resume import RowLog
+from prefpipe.rows import Reject, Row
+
+META_VERSION = 1
+
+
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "sentence-transformers",
+    "faiss-cpu",
+)
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What a Run needs to know of the stage and its settings (Stage.open_run fills it in)."""
+
+    stage: str
+    depends_on: dict[str, Any]
+    """The settings that change rows."""
+    settings: dict[str, Any]
+    """All settings, for .meta.json."""
+    limit: int | None
+    overwrite: bool
+    strict: bool
+
+
+class Run(AbstractContextManager["Run"]):
+    """One run of one stage.
+
+        with s.open_run(inputs=[s.input], outputs={s.output: Item}) as run:
+            if run.finished: return
+            for row in run.read(s.input, Preference):
+                run.emit(build_item(row), to=s.output)
+
+    Every row read gets exactly one emit: a row, several rows, or a Reject. Leaving the block
+    renames the outputs into place and prints the closing line; an exception leaves them absent.
+    """
+
+    def __init__(
+        self,
+        facts: StageFacts,
+        *,
+        inputs: Sequence[Path],
+        outputs: Mapping[Path, type[Row]],
+        home: Path | None = None,
+        unit: str = "rows",
+        made: Sequence[Path] = (),
+        follows_input: bool = False,
+    ) -> None:
+        """Check, before any work, that the run may be made: inputs are there, outputs not another's.
+
+        `.meta.json` and `.rejects.jsonl` stand beside the output, under its name; for several outputs
+        in one folder give that as home, and they stand in it under the stage's name. unit: what the
+        closing line calls the rows read. made: files that the stage itself writes, to
+        run.temporary(path). follows_input: outputs of another input are no reason to stop; they are
+        replaced.
+        """
+        self._facts, self.outputs, self._unit = facts, outputs, unit
+        self._made, self._follows_input = made, follows_input
+        self.stage = facts.stage
+        base = home / self.stage if home else next(iter(outputs)).with_suffix("")
+        self.meta_path = base.with_name(base.name + ".meta.json")
+        self.rejects_path = base.with_name(base.name + ".rejects.jsonl")
+        self._log_base = base
+        self.mark = fingerprint(self.stage, facts.depends_on, inputs)
+        self.summary: dict[str, Any] = {}
+        """What else goes into .meta.json."""
+        self.read_count = 0
+        self.kept_count = 0
+        self.written: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()
+        self._inputs = inputs
+        self._writers: dict[Path, Writer] = {}
+        self._logs: list[RowLog[Any]] = []
+        for path in {path.resolve() for path in input_files(inputs)} & {
+            path.resolve() for path in outputs
+        }:
+            raise DataError(f"{path}: is the input; choose another output")
+        self._started = time.monotonic()
+        # from here on, so that the second of two runs has done nothing when it is refused
+        self._lock_path = base.with_name(f".{base.name}.lock")
+        self._lock = open_alone(self._lock_path)
+        self.finished = self._is_finished()
+        if facts.overwrite:
+            for log in base.parent.glob(f".{base.name}.*partial.jsonl"):
+                log.unlink()
+
+    def _is_finished(self) -> bool:
+        if self._facts.overwrite or not self.meta_path.exists():
+            return False  # without a meta file, a run was killed before its end
+        meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
+        if (was := meta.get("fingerprint", {})) != self.mark:
+            if self._follows_input and without_inputs(was) == without_inputs(self.mark):
+                return False
+            changed = difference(was, self.mark)
+            raise SystemExit(
+                f"{self.meta_path}: made with other settings or input ({changed}); "
+                "--overwrite replaces it, or choose another --output"
+            )
+        if not all(path.exists() for path in (*self.outputs, *self._made)):
+            return False
+        print(f"{self.stage}: finished before: {meta['closing_line']}; --overwrite starts anew")
+        return True
+
+    # -- rows in
+
+    def read(self, path: Path, row_type: type[R], limit: int | None = None) -> Iterator[R]:
+        """Rows of a file or folder; a bad line becomes a Reject (with --strict: DataError).
+
+        Raises DataError, with both places, where two rows have the same key.
+        """
+        for place, row in self._checked(path, row_type, limit):
+            self.read_count += 1
+            if isinstance(row, ValueError):
+                self.bad_row(place, row)
+            else:
+                yield row
+
+    def peek(self, path: Path, row_type: type[R], limit: int | None = None) -> Iterator[R]:
+        """The rows that read() will give, without counting them: for a pass before the last."""
+        for _, row in self._checked(path, row_type, limit):
+            if not isinstance(row, ValueError):
+                yield row
+
+    def _checked(
+        self, path: Path, row_type: type[R], limit: int | None
+    ) -> Iterator[tuple[str, R | ValueError]]:
+        places = Places()
+        for place, row in typed_rows(path, row_type, limit or self._facts.limit):
+            if not isinstance(row, ValueError):
+                places.check(row.key, place)
+            elif self._facts.strict:
+                raise DataError(f"{place}: {row}")
+            yield place, row
+
+    def bad_row(self, place: str, error: ValueError) -> None:
+        """A row that could not be read: rejected, or with --strict the end of the run."""
+        if self._facts.strict:
+            raise DataError(f"{place}: {error}")
+        self.emit(Reject(id=place, reason="bad_row", detail=str(error)))
+
+    # -- rows out
+
+    def emit(
+        self, result: Row | Sequence[Row], to: Path | Callable[[Any], Path] | None = None
+    ) -> None:
+        """What became of one row read: a Reject, or rows; to: their output, or each one's."""
+        if isinstance(result, Reject):
+            self.left_out[result.reason] += 1
+            self._writer(self.rejects_path, Reject).write(result)
+            return
+        rows = [result] if isinstance(result, Row) else result
+        path = to or next(iter(self.outputs))
+        self.keep(*((path(row) if callable(path) else path, row) for row in rows))
+
+    def keep(self, *rows: tuple[Path, Row]) -> None:
+        """One row read became these (output, row)."""
+        self.kept_count += 1
+        for path, row in rows:
+            self._writer(path, self.outputs[path]).write(row)
+            self.written[path.name] += 1
+
+    def _writer(self, path: Path, row_type: type[Row]) -> Writer:
+        if path not in self._writers:
+            temporary = beside(path, ".tmp")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writers[path] = open_writer(temporary, row_type)
+        return self._writers[path]
+
+    def temporary(self, path: Path) -> Path:
+        """Where the stage itself writes a file of `made`; it is renamed with the outputs."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return beside(path, ".tmp")
+
+    def open_log(self, row_type: type[R], name: str = "") -> RowLog[R]:
+        """The run's resume log; deleted once the outputs are in place."""
+        base = self._log_base
+        path = base.with_name(f".{base.name}.{name}{'.' if name else ''}partial.jsonl")
+        log = RowLog(path, row_type, self.mark)
+        self._logs.append(log)
+        if len(log):
+            print(f"{self.stage}: going on from {len(log)} done before", file=sys.stderr)
+        return log
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if kind is None and not self.finished:
+                self._finish()
+        finally:
+            for path, writer in self._writers.items():
+                with suppress(OSError, ValueError):  # a full disk has been told of already
+                    writer.close()
+                beside(path, ".tmp").unlink(missing_ok=True)
+            for path in self._made:
+                beside(path, ".tmp").unlink(missing_ok=True)
+            for log in self._logs:
+                log.close()
+            self._lock_path.unlink(missing_ok=True)  # while it is held: open_alone looks for that
+            self._lock.close()
+
+    def _finish(self) -> None:
+        lost = self.read_count - self.kept_count - sum(self.left_out.values())
+        if lost:
+            raise AssertionError(f"{self.stage}: {lost} of {self.read_count} rows unaccounted for")
+        if not self.read_count:
+            raise DataError(f"{', '.join(map(str, self._inputs))}: no row to read")
+        if not self.kept_count:
+            self._rename(self.rejects_path)
+            raise SystemExit(
+                f"{self.stage}: not one of {self.read_count} {self._unit} could be used "
+                f"({dict(self.left_out.most_common())}); each with its reason in {self.rejects_path}"
+            )
+        for path, row_type in [*self.outputs.items(), (self.rejects_path, Reject)]:
+            self._writer(path, row_type)
+        self.meta_path.unlink(missing_ok=True)  # until all is in place, the run is not finished
+        self._rename(*self._writers)
+        for path in self._made:
+            os.replace(beside(path, ".tmp"), path)
+        line = self.closing_line()
+        meta = {
+            "version": META_VERSION,
+            "stage": self.stage,
+            "closing_line": line,
+            "counts": {
+                "read": self.read_count,
+                "kept": self.kept_count,
+                "left_out": dict(self.left_out.most_common()),
+                "written": dict(self.written),
+            },
+            **self.summary,
+            "seconds": round(time.monotonic() - self._started, 3),
+            "settings": self._facts.settings,
+            "fingerprint": self.mark,
+            "libraries": library_versions(),
+        }
+        write_json(self.meta_path, meta)
+        for log in self._logs:
+            log.delete()
+        print(line)
+
+    def _rename(self, *paths: Path) -> None:
+        for path in paths:
+            self._writers[path].close()
+        for path in paths:
+            os.replace(beside(path, ".tmp"), path)
+            del self._writers[path]
+
+    def closing_line(self) -> str:
+        """read = kept + left out by reason."""
+        reasons = ", ".join(f"{n} {reason}" for reason, n in self.left_out.most_common())
+        written = ", ".join(f"{n} in {name}" for name, n in self.written.items())
+        home = self.meta_path.parent
+        return (
+            f"{home}: {self.read_count} {self._unit} read = {self.kept_count} kept + "
+            f"{sum(self.left_out.values())} left out ({reasons or 'none'}); "
+            f"written: {written or 'nothing'}"
+        )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that can change a number."""
+    versions = {"python": sys.version.split()[0]}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
