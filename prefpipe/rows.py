@@ -46,7 +46,10 @@ class Row(BaseModel):
     """What every row has. A field that is missing, extra or of another type is an error."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        defer_build=True,  # a stage uses three of them, and --help none
     )
     id: str
     """Stable across stages: the same id is the same question in every file."""

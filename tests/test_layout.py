@@ -1,20 +1,24 @@
 """What holds for every stage and module, whichever are added. A new file is covered unasked."""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import config
 import prefpipe.rows
+from prefpipe.reasons import REASONS
 from prefpipe.settings import Stage
 from tests.examples import ROOT, run_stage, sentence
 
@@ -59,15 +63,229 @@ def options_of(stage: str) -> set[str]:
 
 # ---- who imports whom
 
+FLOORS = [  # a module imports from its own room and from rooms above it in this list, from none below
+    "rows ranges reasons draws screen",
+    "files languages",
+    "templates questions near_duplicates verdicts formats",
+    "chat judge judgment_pairs ratings ratings_report translations",
+    "models",
+    "llm",
+    "compare",
+    "evaluation",
+    "rag training",
+    "settings",
+]
+FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}
+PROGRAMS = [
+    *STAGES,
+    ROOT / "config.py",
+    *MODULES,
+    *sorted((ROOT / "embedded").rglob("*.py")),
+    *sorted((ROOT / "benchmarks").rglob("*.py")),
+]
+each_program = pytest.mark.parametrize("path", PROGRAMS, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of this project that a file imports anywhere in it, also under TYPE_CHECKING: a circle
+    of types is a circle."""
+    known = {module_of(p) for p in PROGRAMS} | {"tests"}
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.add(full if full in known else node.module)
+    return {name for name in names if name in known or name.partition(".")[0] == "tests"}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
 
 @each_module
-def test_the_package_imports_no_stage_and_no_config(path):
-    assert not imported(path) & (STAGE_NAMES | {"config"})
+def test_a_module_imports_only_from_its_own_room_and_the_floors_above(path):
+    module = module_of(path)
+    if module == "prefpipe":
+        return
+    own = room_of(module)
+    for name in imported_modules(path):
+        if name == "config":
+            # the constants: `settings` reads them, so that no other room depends on a user's edits
+            assert own == "settings", f"{module} imports config"
+        elif name.startswith("prefpipe."):
+            room = room_of(name)
+            assert room == own or FLOOR[room] < FLOOR[own], f"{module} imports {name}"
+        else:
+            raise AssertionError(f"{module} imports {name}, which is no part of the package")
+
+
+def test_every_room_stands_on_a_floor():
+    rooms = {room_of(module_of(path)) for path in MODULES if module_of(path) != "prefpipe"}
+    assert rooms == set(FLOOR)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {module_of(path): imported_modules(path) - {module_of(path)} for path in PROGRAMS}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the circle
+
+
+@each_program
+def test_nothing_that_runs_imports_the_tests(path):
+    assert not {name for name in imported_modules(path) if name.split(".")[0] == "tests"}
+
+
+def test_no_command_of_the_documents_and_scripts_runs_the_tests():
+    for path in [ROOT / "pipeline.sh", *DOCUMENTS]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"-m tests\.(?!campaign)", text), path
 
 
 @each_stage
 def test_no_stage_imports_a_stage(path):
     assert not imported(path) & (STAGE_NAMES - {path.stem})
+
+
+@each_module
+def test_no_function_of_the_package_takes_settings(path):
+    """Plain values say what a function depends on; only `settings` knows how they are read."""
+    if room_of(f"{module_of(path)}.") == "settings":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = node.args
+            for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
+                kind = ast.unparse(argument.annotation) if argument.annotation else ""
+                assert argument.arg not in ("s", "settings"), node.name
+                assert not re.search(r"Settings\b|\w*Stage\b", kind), f"{node.name}: {kind}"
+
+
+# ---- sizes and names
+
+
+def lines_of(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").split("\n")) - 1
+
+
+@each_stage
+def test_no_stage_is_longer_than_200_lines(path):
+    assert lines_of(path) <= 200
+
+
+def test_the_median_stage_has_at_most_150_lines():
+    assert statistics.median(map(lines_of, STAGES)) <= 150
+
+
+def test_config_is_what_a_user_edits():
+    assert lines_of(ROOT / "config.py") <= 150
+    tree = ast.parse((ROOT / "config.py").read_text(encoding="utf-8"))
+    assert not [node for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+@each_module
+def test_no_module_is_longer_than_300_lines(path):
+    assert lines_of(path) <= 300 or path.name == "rows.py"  # read like a table
+
+
+def test_no_two_files_share_a_name():
+    names = [path.stem for path in PROGRAMS if not path.stem.startswith("__")]
+    assert not sorted({name for name in names if names.count(name) > 1})
+
+
+def test_no_word_of_a_stages_settings_is_the_name_of_a_constant_twice():
+    """A path stands in config.py and nowhere else: stages take it from there."""
+    own = {
+        node.value
+        for path in [*STAGES, *MODULES]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    paths = {value for name, value in vars(config).items() if name.isupper()}
+    shown = {str(p) for p in paths if isinstance(p, str | Path) and "/" in str(p)}
+    assert not own & (shown - {str(ROOT), str(config.PROFILES)})
+
+
+@each_program
+def test_a_docstring_begins_with_a_noun_or_a_verb(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for node in ast.walk(tree):
+        if isinstance(node, kinds) and (words := ast.get_docstring(node)):
+            assert not words.startswith("Of "), words.split("\n")[0]
+
+
+@each_module
+def test_functions_are_typed(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [a.arg for a in arguments if not a.annotation and a.arg not in ("self", "cls")]
+            assert not bare, f"{node.name}: {bare}"
+
+
+@each_module
+def test_the_package_imports_where_there_is_no_posix(path):
+    """Windows has no fcntl, resource, pwd, ...; os.fork and os.pread are POSIX only, too."""
+    assert not imported(path) & {"fcntl", "resource", "pwd", "grp", "termios", "pty"}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("os", "fork"), ("os", "pread")}
+
+
+# ---- reasons
+
+REASON_ARGUMENT = {"Reject": 1, "Failure": 1, "Unreadable": 0, "Unscorable": 0}
+"""Where the reason stands in a call, where it has no name."""
+
+
+def reasons_written(path: Path) -> Iterator[str]:
+    """Every reason that is spelled out in a file: reason="...", or as a positional argument."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        values = [keyword.value for keyword in node.keywords if keyword.arg == "reason"]
+        called = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
+        at = REASON_ARGUMENT.get(called)
+        if at is not None and len(node.args) > at:
+            values.append(node.args[at])
+        for value in values:
+            for part in ast.walk(value):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value:
+                    yield part.value
+
+
+@each_program
+def test_every_reason_stands_in_the_table_of_reasons(path):
+    assert not {reason for reason in reasons_written(path) if reason not in REASONS}
+
+
+def test_every_reason_of_the_table_has_a_sentence_and_is_written_somewhere():
+    words = {
+        node.value
+        for path in [*STAGES, *MODULES]
+        if path.name != "reasons.py"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    for reason, meaning in REASONS.items():
+        assert re.fullmatch(r"[a-z0-9_]+", reason), reason
+        assert meaning[0].isupper() and meaning.endswith("."), reason
+        assert reason in words or reason.endswith("_document"), reason
+
+
+def test_the_data_readme_has_the_table_of_reasons():
+    text = (ROOT / "data/README.md").read_text(encoding="utf-8")
+    for reason, meaning in REASONS.items():
+        assert f"| `{reason}` | {meaning} |" in text, "python -m prefpipe.reasons prints the table"
 
 
 # ---- help and settings

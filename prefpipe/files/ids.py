@@ -8,8 +8,6 @@ from typing import (
     Generic,
 )
 
-import numpy as np
-
 from prefpipe.files.records import DataError, R, read_rows
 
 
@@ -75,6 +73,7 @@ class Places:
         return None if first == here else f"{list(self._files)[first & 1023]}:{first >> 10}"
 
     def _sort_in(self) -> None:
+        import numpy as np  # here: it takes a third of the time in which --help answers
 
         self._hashes.extend(self._recent)
         self._firsts.extend(self._recent.values())

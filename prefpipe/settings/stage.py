@@ -46,6 +46,7 @@ class Stage(BaseSettings):
         frozen=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),
+        defer_build=True,  # only the class of this run is ever built
     )
 
     seed: int = config.SEED
