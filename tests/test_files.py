@@ -262,6 +262,53 @@ def test_the_second_of_two_runs_at_once_is_refused(tmp_path):
     assert read_jsonl(out) == read_jsonl(source)
 
 
+def test_overwrite_deletes_the_log_of_its_own_output_and_no_other(tmp_path):
+    """An output x.judge.jsonl beside x.jsonl, and a name that a glob would read as a pattern."""
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
+    for name in ("x", "x.judge", "x[1]"):
+        with (
+            pytest.raises(KeyboardInterrupt),
+            Settings().open_run(inputs=[source], outputs={tmp_path / f"{name}.jsonl": Note}) as run,
+        ):
+            run.open_log(Note).add(Note(id="a", text=name))
+            raise KeyboardInterrupt
+    for name, left in (("x", 0), ("x.judge", 1), ("x[1]", 0)):
+        settings = Settings(overwrite=name != "x.judge")
+        with (
+            pytest.raises(KeyboardInterrupt),
+            settings.open_run(inputs=[source], outputs={tmp_path / f"{name}.jsonl": Note}) as run,
+        ):
+            assert len(run.open_log(Note)) == left
+            raise KeyboardInterrupt
+
+
+def test_a_finished_run_takes_a_log_away_that_a_kill_left_behind(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
+    out = tmp_path / "out.jsonl"
+    copy_notes(Settings(), source, out)
+    (tmp_path / ".out.partial.jsonl").write_text("{}\n")
+    assert copy_notes(Settings(), source, out).finished
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
+    (tmp_path / "elsewhere").write_text("mine")
+    (tmp_path / ".out.tmp.jsonl").symlink_to(tmp_path / "elsewhere")
+    copy_notes(Settings(), source, tmp_path / "out.jsonl")
+    assert (tmp_path / "elsewhere").read_text() == "mine"
+    assert read_jsonl(tmp_path / "out.jsonl") == read_jsonl(source)
+
+
+def test_a_log_of_other_row_types_is_refused_as_another_versions(tmp_path):
+    path = tmp_path / ".log.jsonl"
+    log = RowLog(path, Note, {"stage": "s"})
+    log.add(Note(id="a", text="t"))
+    log.close()
+    with pytest.raises(DataError, match="another version of prefpipe"):
+        RowLog(path, Reject, {"stage": "s"})
+
+
 # ---- a run: the ledger
 
 
@@ -599,6 +646,14 @@ def test_places_tell_the_first_of_two(tmp_path):
     assert places.seen_at("a", "x/train.jsonl:3") is None
     assert places.seen_at("b", "x/validation.jsonl:3") is None
     assert places.seen_at("a", "x/validation.jsonl:900000") == "x/train.jsonl:3"
+
+
+def test_places_in_more_files_than_a_thousand(tmp_path):
+    places = Places()
+    for number in range(3000):
+        assert places.seen_at(f"id {number}", f"part-{number}.jsonl:{number % 7 + 1}") is None
+    assert places.seen_at("id 1", "more.jsonl:1") == "part-1.jsonl:2"
+    assert places.seen_at("id 2999", "more.jsonl:2") == "part-2999.jsonl:4"
 
 
 def test_places_of_many_ids_are_those_of_a_plain_dict(monkeypatch):

@@ -8,7 +8,7 @@ RowLog, from which a killed run goes on.
 
 from typing import Any
 
-from prefpipe.files.fingerprint import difference, fingerprint, hash_path
+from prefpipe.files.fingerprint import difference, fingerprint, hash_path, library_versions
 from prefpipe.files.ids import Aligned, Places
 from prefpipe.files.outputs import beside, open_alone, write_json, write_rows, write_text
 from prefpipe.files.records import (
@@ -22,7 +22,7 @@ from prefpipe.files.records import (
     read_rows,
 )
 from prefpipe.files.resume import RowLog
-from prefpipe.files.run import Run, StageFacts, library_versions
+from prefpipe.files.run import Run, StageFacts
 
 
 def open_run(settings: Any, **options: Any) -> Run:

@@ -1,8 +1,11 @@
-"""What makes two runs comparable: a hash of each input, and the settings that change rows."""
+"""What makes two runs comparable: a hash of each input, the settings that change rows; and, for a
+reader of .meta.json, the versions of the libraries."""
 
 import hashlib
+import importlib.metadata
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import (
@@ -69,3 +72,25 @@ def difference(old: dict[str, str], new: dict[str, str]) -> str:
         for k in changed[:4]
     ]
     return "; ".join(shown) + ("; ..." if len(changed) > 4 else "")
+
+
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "sentence-transformers",
+    "faiss-cpu",
+)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that can change a number."""
+    versions = {"python": sys.version.split()[0]}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -43,6 +43,10 @@ class Aligned(Generic[R]):
         raise DataError(f"{self._path}: id {id!r} {what}; make the file again from these items")
 
 
+_FILE_BITS = 24  # of a place; the other 39 of a signed 64-bit number are its line
+_FILES = 1 << _FILE_BITS
+
+
 class Places:
     """Where each id was seen first. In memory are 16 bytes an id.
 
@@ -61,7 +65,7 @@ class Places:
     def seen_at(self, id: str, place: str) -> str | None:
         """The earlier place (`path:line`) of the id; None: this is the first."""
         path, _, line = place.rpartition(":")
-        here = int(line) << 10 | self._files.setdefault(path, len(self._files))
+        here = int(line) << _FILE_BITS | self._files.setdefault(path, len(self._files))
         key = hash(id)
         at = bisect_left(self._hashes, key)
         if at < len(self._hashes) and self._hashes[at] == key:
@@ -70,7 +74,11 @@ class Places:
             first = self._recent.setdefault(key, here)
             if len(self._recent) == self._RECENT:
                 self._sort_in()
-        return None if first == here else f"{list(self._files)[first & 1023]}:{first >> 10}"
+        return (
+            None
+            if first == here
+            else f"{list(self._files)[first & _FILES - 1]}:{first >> _FILE_BITS}"
+        )
 
     def _sort_in(self) -> None:
         import numpy as np  # here: it takes a third of the time in which --help answers

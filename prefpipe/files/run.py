@@ -1,6 +1,6 @@
 """One run of one stage: what it reads, emits and leaves out, and the ledger that must add up."""
 
-import importlib.metadata
+import glob
 import json
 import os
 import sys
@@ -14,7 +14,13 @@ from typing import (
     Any,
 )
 
-from prefpipe.files.fingerprint import difference, fingerprint, input_files, without_inputs
+from prefpipe.files.fingerprint import (
+    difference,
+    fingerprint,
+    input_files,
+    library_versions,
+    without_inputs,
+)
 from prefpipe.files.ids import Places
 from prefpipe.files.outputs import Writer, beside, open_alone, open_writer, write_json
 from prefpipe.files.records import DataError, R, typed_rows
@@ -22,17 +28,6 @@ from prefpipe.files.resume import RowLog
 from prefpipe.rows import Reject, Row
 
 META_VERSION = 1
-
-
-_LIBRARIES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "sentence-transformers",
-    "faiss-cpu",
-)
 
 
 @dataclass(frozen=True)
@@ -106,9 +101,6 @@ class Run(AbstractContextManager["Run"]):
         self._lock_path = base.with_name(f".{base.name}.lock")
         self._lock = open_alone(self._lock_path)
         self.finished = self._is_finished()
-        if facts.overwrite:
-            for log in base.parent.glob(f".{base.name}.*partial.jsonl"):
-                log.unlink()
 
     def _is_finished(self) -> bool:
         if self._facts.overwrite or not self.meta_path.exists():
@@ -125,6 +117,9 @@ class Run(AbstractContextManager["Run"]):
         if not all(path.exists() for path in (*self.outputs, *self._made)):
             return False
         print(f"{self.stage}: finished before: {meta['closing_line']}; --overwrite starts anew")
+        name = glob.escape(f".{self._log_base.name}.partial")
+        for log in self._log_base.parent.glob(f"{name}*.jsonl"):  # killed before it deleted them
+            log.unlink()
         return True
 
     # -- rows in
@@ -189,6 +184,7 @@ class Run(AbstractContextManager["Run"]):
         if path not in self._writers:
             temporary = beside(path, ".tmp")
             path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)  # a killed run's; or a link that leads elsewhere
             self._writers[path] = open_writer(temporary, row_type)
         return self._writers[path]
 
@@ -197,10 +193,18 @@ class Run(AbstractContextManager["Run"]):
         path.parent.mkdir(parents=True, exist_ok=True)
         return beside(path, ".tmp")
 
+    def begin_in_place(self) -> None:
+        """From here on the stage replaces files of an earlier run one by one: that one is no finished
+        run any more, whatever becomes of this one."""
+        self.meta_path.unlink(missing_ok=True)
+
     def open_log(self, row_type: type[R], name: str = "") -> RowLog[R]:
         """The run's resume log; deleted once the outputs are in place."""
         base = self._log_base
-        path = base.with_name(f".{base.name}.{name}{'.' if name else ''}partial.jsonl")
+        # the name behind "partial": an output called x.judge.jsonl has a log of its own beside x.jsonl's
+        path = base.with_name(f".{base.name}.partial{'.' if name else ''}{name}.jsonl")
+        if self._facts.overwrite:
+            path.unlink(missing_ok=True)
         log = RowLog(path, row_type, self.mark)
         self._logs.append(log)
         if len(log):
@@ -280,14 +284,3 @@ class Run(AbstractContextManager["Run"]):
             f"{sum(self.left_out.values())} left out ({reasons or 'none'}); "
             f"written: {written or 'nothing'}"
         )
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that can change a number."""
-    versions = {"python": sys.version.split()[0]}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
