@@ -20,7 +20,7 @@ import config
 import prefpipe.rows
 from prefpipe.reasons import REASONS
 from prefpipe.settings import Stage
-from tests.examples import ROOT, run_stage, sentence
+from tests.examples import ROOT, run_stage
 
 STAGES = sorted(p for p in ROOT.glob("*.py") if p.stem != "config")
 MODULES = sorted((ROOT / "prefpipe").rglob("*.py"))
@@ -585,91 +585,3 @@ def test_no_file_names_a_registry_host_or_a_path_of_a_machine():
     ]
     assert not found
     assert "uv.lock" not in listed.stdout.split("\n")
-
-
-# ---- where a value comes from
-
-
-def test_the_command_line_beats_the_environment_beats_dotenv_beats_the_profile(tmp_path):
-    (tmp_path / ".env").write_text("BEST_OF_N_N=5\nBEST_OF_N_TOP_K=6\n")
-    env = {"PROFILE": "conj-qwen2-7b", "BEST_OF_N_N": "4", "BEST_OF_N_SEED": "9"}
-    shown = run_stage("inference_best_of_n", "--n", "3", "--show-settings", cwd=tmp_path, env=env)
-    lines = shown.stdout.strip().split("\n")
-    assert "n = 3    # the command line" in lines
-    assert "seed = 9    # BEST_OF_N_SEED in the environment" in lines
-    assert "top_k = 6    # BEST_OF_N_TOP_K in .env" in lines
-    assert "model = Qwen/Qwen2-7B-Instruct    # profile conj-qwen2-7b" in lines
-    assert "requests_in_flight = 128    # config.py or the script" in lines
-
-
-def test_a_long_option_of_one_letter_works_in_each_spelling(tmp_path):
-    for words in (["--n", "3"], ["--n=3"], ["-n", "3"]):
-        shown = run_stage("inference_best_of_n", *words, "--show-settings", cwd=tmp_path)
-        assert "n = 3    # the command line" in shown.stdout, shown.stderr
-
-
-@pytest.mark.parametrize("where", ["the environment", ".env"])
-def test_e9_a_misspelt_variable_of_the_stages_own_prefix_is_refused(tmp_path, where):
-    """E9: `extra="ignore"` alone would lose it. Variables of other stages are none of its business."""
-    good = {"PREPROCESS_SEED": "1", "OPENAI_API_KEY": "sk-x"}
-    bad = {"BEST_OF_N_TEMPRATURE": "0.5"}
-    env = good | bad if where == "the environment" else good
-    if where == ".env":
-        lines = [f"{name}={value}\n" for name, value in (good | bad).items()]
-        (tmp_path / ".env").write_text("".join(lines))
-    said = sentence(run_stage("inference_best_of_n", "--show-settings", cwd=tmp_path, env=env))
-    assert said == (
-        f"BEST_OF_N_TEMPRATURE in {where} is no setting of inference_best_of_n.py; "
-        "near: BEST_OF_N_TEMPERATURE"
-    )
-
-
-def test_e9_variables_without_a_prefix_set_nothing(tmp_path):
-    """E9: a field named `path` or `n` does not read the shell's own variable."""
-    shown = run_stage(
-        "inference_best_of_n", "--show-settings", cwd=tmp_path, env={"N": "3", "SEED": "4"}
-    )
-    assert "n = 8    # config.py or the script" in shown.stdout
-    assert "seed = 2021    # config.py or the script" in shown.stdout
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--n", "0"], "setting n (from the command line): found '0': Input should be greater"),
-        (["--n", "many"], "setting n (from the command line): found 'many'"),
-        (["--top-p", "0"], "setting top_p (from the command line): found '0'"),
-        (["--temperature", "-1"], "setting temperature (from the command line): found '-1'"),
-        (["--engine", "cloud"], "setting engine (from the command line): found 'cloud'"),
-    ],
-)
-def test_a_wrong_value_is_a_sentence_with_its_origin(tmp_path, options, said):
-    result = run_stage("inference_best_of_n", *options, cwd=tmp_path)
-    assert said in sentence(result)
-
-
-def test_a_wrong_profile_is_a_sentence(tmp_path, monkeypatch):
-    said = sentence(run_stage("accuracy", cwd=tmp_path, env={"PROFILE": "conj-qwen2-70b"}))
-    assert (
-        said.startswith("PROFILE=conj-qwen2-70b: no conj-qwen2-70b.toml") and "there are:" in said
-    )
-    monkeypatch.setattr(config, "PROFILES", tmp_path)
-    monkeypatch.setenv("PROFILE", "mine")
-    for text, error in [
-        ("[inference_bestofn]\nn = 3\n", r"\[inference_bestofn\] is no stage"),
-        ("[inference_best_of_n]\nm = 3\n", r"\[inference_best_of_n\] m is no setting"),
-        ("[inference_best_of_n\n", r"mine\.toml: "),
-    ]:
-        (tmp_path / "mine.toml").write_text(text)
-        with pytest.raises(SystemExit, match=error):
-            settings_of("inference_best_of_n").from_command_line([])
-
-
-def test_a_path_that_cannot_be_written_is_a_sentence(tmp_path):
-    (tmp_path / "a_file").write_text("")
-    sample = ROOT / "embedded/sample/preferences-train.parquet"
-    result = run_stage(
-        "preprocess_dataset", "--input", sample, "--validation-input", "",
-        "--limit", 3, "--output", tmp_path / "a_file/items", cwd=tmp_path,
-    )  # fmt: skip
-    assert sentence(result).endswith("a_file/items: Not a directory")

@@ -7,12 +7,13 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self, TypeVar
 
 from dotenv import dotenv_values
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -32,6 +33,8 @@ _NO_EFFECT = "no effect on rows"
 NoEffectOnRows = Annotated[T, _NO_EFFECT]
 """Type of a setting that changes speed or place, never a row: it is in no fingerprint."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PASSWORD = re.compile(r"(?<=://)[^/@\s'\"]*@")
 _SHORT = re.compile(r"^--([a-z])(=.*)?$")
 """--n 8 as well as -n 8: one-letter settings are options with one dash to the parser."""
 
@@ -59,6 +62,13 @@ class Stage(BaseSettings):
     """Stop at the first bad row instead of writing it to the rejects."""
     show_settings: NoEffectOnRows[bool] = False
     """Print each setting with its value and where it came from, then stop."""
+    debug: NoEffectOnRows[bool] = False
+    """Show the traceback of an unexpected error, too, which else stands in a log file only."""
+
+    @field_validator("*")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        return value.expanduser() if isinstance(value, Path) else value  # no shell does, behind =
 
     @classmethod
     def stage_name(cls) -> str:
@@ -79,7 +89,7 @@ class Stage(BaseSettings):
         facts = StageFacts(
             stage=self.stage_name(),
             depends_on=self.rows_depend_on(),
-            settings=self.model_dump(mode="json"),
+            settings=_without_passwords(self.model_dump(mode="json")),
             limit=self.limit,
             overwrite=self.overwrite,
             strict=self.strict,
@@ -100,6 +110,7 @@ class Stage(BaseSettings):
     @classmethod
     def from_command_line(cls, arguments: list[str] | None = None) -> Self:
         """The settings of this run. Exits with a sentence where one is wrong or misspelt."""
+        _check_dotenv(Path(".env"))
         cls._refuse_misspelt_variables()
         given = sys.argv[1:] if arguments is None else arguments
         description = inspect.getdoc(sys.modules[cls.__module__]) or ""
@@ -126,7 +137,7 @@ class Stage(BaseSettings):
         except SettingsError as error:
             raise SystemExit(f"{cls.stage_name()}: {error}") from None
         if settings.show_settings:
-            for name, value in settings.model_dump().items():
+            for name, value in _without_passwords(settings.model_dump()).items():
                 print(f"{name} = {value!s}    # {cls._origin(name, command_line())}")
             raise SystemExit(0)
         return settings
@@ -134,8 +145,10 @@ class Stage(BaseSettings):
     @classmethod
     def run(cls, main: Callable[[Self], None]) -> NoReturn:
         """Run main on the command line's settings; a person's mistake ends in a sentence."""
+        debug = "--debug" in sys.argv
         try:
             settings = cls.from_command_line()
+            debug = settings.debug
             gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
             main(settings)
         except DataError as error:
@@ -144,13 +157,15 @@ class Stage(BaseSettings):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except OSError as error:
-            if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise  # no path of a person's
+            if error.filename is None and error.errno not in _FULL:
+                raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
             where = f"{error.filename}: " if error.filename else ""
             raise SystemExit(f"{cls.stage_name()}: {where}{error.strerror}") from None
         except KeyboardInterrupt:
             print(f"{cls.stage_name()}: stopped; the same command goes on", file=sys.stderr)
             raise SystemExit(130) from None
+        except Exception as error:
+            raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
         raise SystemExit(0)
 
     @classmethod
@@ -184,6 +199,49 @@ class Stage(BaseSettings):
         if name in ProfileSource(cls)():
             return f"profile {profile_name()}"
         return "config.py or the script"
+
+
+def _check_dotenv(path: Path) -> None:
+    """Exit with a sentence where .env is no UTF-8 text; editors on Windows write UTF-16."""
+    try:
+        path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+
+
+def _without_passwords(value: Any) -> Any:
+    """The same settings, user and password of each URL in them replaced by three stars."""
+    if isinstance(value, dict):
+        return {name: _without_passwords(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_passwords(inner) for inner in value]
+    return _PASSWORD.sub("***@", value) if isinstance(value, str) else value
+
+
+def _without_secrets(text: str) -> str:
+    """The text without passwords in URLs and without the API key, as it is set or as it is sent."""
+    key = os.environ.get("OPENAI_API_KEY") or dotenv_values(".env").get("OPENAI_API_KEY") or ""
+    for secret in filter(None, (key, key.strip(), repr(key)[1:-1])):
+        text = text.replace(secret, "***")
+    return _PASSWORD.sub("***@", text)
+
+
+def _unexpected(stage: str, error: Exception, debug: bool) -> str:
+    """A sentence for an error that nobody foresaw; its traceback goes into a log file."""
+    lines = _without_secrets("".join(traceback.format_exception(error)))
+    if debug:
+        print(lines, file=sys.stderr)
+    path = config.DATA / "errors" / f"{stage}.{os.getpid()}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(lines, encoding="utf-8", errors="replace")
+        where = f"the traceback stands in {path}"
+    except OSError:
+        where = "no log of it could be written"
+    words = " ".join(_without_secrets(str(error)).split())[:200]
+    return f"{stage}: unexpected {type(error).__name__}: {words}; {where}; --debug shows it"
 
 
 def _formatter(description: str) -> Any:
