@@ -13,8 +13,10 @@ command goes on with it. The models stand in config.py (RESPONSE_MODELS) or in a
     uv run generate_responses.py --input "prompts/*.jsonl" --ignore-model "t1\\.4"
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,20 +74,24 @@ OpenEngine = Callable[[Settings], llm.Engine]
 
 
 def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
-    paths = files.matching(s.input)
-    for _ in reading.read_prompts(paths, s.limit):
+    prompts = files.matching(s.input)
+    for _ in reading.read_prompts(prompts, s.limit):
         pass  # two rows of one id stop the stage here, not each model in turn
     names = reading.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
-    engines = Engines(open_engine or _open)
+    chosen = [s.of(model) for model in s.models if model.name in names]
     failed = []
-    for model in s.models:
-        if model.name not in names:
-            continue
-        try:
-            respond(s.of(model), paths, engines)
-        except (SystemExit, DataError) as error:
-            print(f"{model.name}: {error}", file=sys.stderr)
-            failed.append(model.name)
+    for _, neighbours in groupby(chosen, key=engine_key):
+        # Neighbours in the list that have the same model share its engine, loaded where the first of
+        # them has work to do. It is gone, and its memory free, before the next one is loaded.
+        first, *others = neighbours
+        engine = functools.cache(functools.partial(open_engine or open_model, first))
+        for own in (first, *others):
+            (model,) = own.models
+            try:
+                respond(own, prompts, engine)
+            except (SystemExit, DataError) as error:
+                print(f"{model.name}: {error}", file=sys.stderr)
+                failed.append(model.name)
     if failed:
         raise SystemExit(
             f"{s.stage_name()}: {len(failed)} of {len(names)} models did not finish "
@@ -94,30 +100,36 @@ def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
         )
 
 
-def respond(s: Settings, paths: Sequence[Path], engines: "Engines") -> None:
+def engine_key(s: Settings) -> tuple[object, ...]:
+    """What two models' runs must have in common to share an engine."""
+    (model,) = s.models
+    # in batches what each model was asked stands in a folder of its own
+    own = model.name if s.engine == "batch" else ""
+    return model.model, s.engine, tuple(s.base_urls), s.load_in_4bit, own
+
+
+def open_model(s: Settings) -> llm.Engine:
+    return s.open_engine(s.models[0].model)
+
+
+def respond(s: Settings, prompts: Sequence[Path], open_engine: Callable[[], llm.Engine]) -> None:
     """The run of one model."""
     (model,) = s.models
     output = s.output / model.name / "responses.jsonl"
-    inputs = [*paths, *(local_folders(model.model) if s.engine == "local" else ())]
+    inputs = [*prompts, *(local_folders(model.model) if s.engine == "local" else ())]
     with files.open_run(s, inputs=inputs, outputs={output: ModelResponse}, unit="prompts") as run:
         if run.finished:
             return
 
         def requests() -> Iterator[llm.Request]:
-            for _, row in reading.read_prompts(paths, s.limit):
+            for _, row in reading.read_prompts(prompts, s.limit):
                 if isinstance(row, Prompt):
                     yield s.request(request_id(model, row.id), row.prompt)
 
         replies = Replies(run, requests)
-        replies.ask(lambda: engines.of(s), model.name)
-        for place, row in reading.read_prompts(paths, s.limit):
-            run.read_count += 1
-            if isinstance(row, ValueError):
-                run.bad_row(place, row)
-            elif isinstance(row, Reject):
-                run.emit(row)
-            else:
-                run.emit(to_response(row, model, replies))
+        replies.ask(open_engine, model.name)
+        for row in reading.accepted(run, reading.read_prompts(prompts, s.limit)):
+            run.emit(to_response(row, model, replies))
 
 
 def request_id(model: Responder, id: str) -> str:
@@ -131,31 +143,6 @@ def to_response(row: Prompt, model: Responder, replies: Replies) -> ModelRespons
     if isinstance(reply, Reject):
         return reply
     return ModelResponse(id=row.id, prompt=row.prompt, model=model.name, **reply[0].written)
-
-
-class Engines:
-    """The engine of one model at a time; neighbours in the list with the same model share it.
-
-    Not those of the Batch API: what each model was asked stands in a folder of its own.
-    """
-
-    def __init__(self, open_engine: OpenEngine) -> None:
-        self._open = open_engine
-        self._engine: llm.Engine | None = None
-        self._opened: tuple[object, ...] = ()
-
-    def of(self, s: Settings) -> llm.Engine:
-        (model,) = s.models
-        wanted = (model.model, s.engine, tuple(s.base_urls), s.load_in_4bit)
-        if self._engine is None or wanted != self._opened or s.engine == "batch":
-            self._engine = None  # its memory is needed for the next one
-            self._engine = self._open(s)
-            self._opened = wanted
-        return self._engine
-
-
-def _open(s: Settings) -> llm.Engine:
-    return s.open_engine(s.models[0].model)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parse_preferences import Pairs, Settings, choose_pairs, main
+from parse_preferences import Settings, main
 from prefpipe.files import DataError, read_rows
 from prefpipe.rows import SyntheticPair
 from tests.examples import ledger, read_jsonl, run_stage, sentence, write_jsonl

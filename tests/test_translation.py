@@ -22,7 +22,9 @@ from prefpipe.llm import Completion
 from prefpipe.llm.costs import estimate_tokens, find_price
 from prefpipe.rows import Item, Language, Reject
 from prefpipe.settings import Account
-from translation import Settings, embedded_json, english_item, is_mostly_chinese, main
+from prefpipe.languages import is_mostly_chinese
+from prefpipe.translations import embedded_json, english_item
+from translation import Settings, main
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-a-very-secret-key"

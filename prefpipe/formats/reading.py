@@ -11,10 +11,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from prefpipe.files import ENDINGS, DataError, Places, parse_row, read_records
-from prefpipe.rows import Message, Preference, Prompt, Question, Reject, Responses
+from prefpipe.files import ENDINGS, DataError, Places, Run, parse_row, read_records
+from prefpipe.rows import Message, Preference, Prompt, Question, Reject, Responses, Row
+
+R = TypeVar("R", bound=Row)
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -323,6 +325,18 @@ def read_prompts(
                 elif first := places.seen_at(row.id, place):
                     row = Reject(id=row.id, reason="duplicate_row", detail=f"{place}: as {first}")
             yield place, row
+
+
+def accepted(run: Run, rows: Iterable[tuple[str, R | Reject | ValueError]]) -> Iterator[R]:
+    """The rows among these that a run works on; it counts them all, and rejects the others."""
+    for place, row in rows:
+        run.read_count += 1
+        if isinstance(row, ValueError):
+            run.bad_row(place, row)
+        elif isinstance(row, Reject):
+            run.emit(row)
+        else:
+            yield row
 
 
 def select_names(names: Iterable[str], include: str | None, ignore: str | None) -> list[str]:
