@@ -113,8 +113,8 @@ def describe_estimate(
     """
     bound = "at most " if at_most else ""
     tokens = (
-        f"tokens: about {prompt_tokens:,} in the prompts (0.8 a Chinese character, 0.25 any other), "
-        f"{bound or 'about '}{new_tokens:,} new"
+        f"tokens: about {prompt_tokens:,} in the prompts and {bound}{new_tokens:,} new "
+        "(0.8 a Chinese character, 0.25 any other)"
     )
     price = find_price(model, batch=batch)
     if price is None:
@@ -131,9 +131,43 @@ def no_price(model: str) -> str:
 
 
 @dataclass
+class Usage:
+    """What the server has reported so far; tokens of replies that were thrown away are in it."""
+
+    replies: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+
+
+class Spending:
+    """Tokens and money of an engine so far."""
+
+    def __init__(self, model: str, *, batch: bool = False) -> None:
+        self.usage = Usage()
+        self._model, self._batch, self._usd = model, batch, 0.0
+        self._price = find_price(model, batch=batch)
+
+    def add(self, prompt_tokens: int, new_tokens: int) -> None:
+        """One reply more."""
+        self.usage.replies += 1
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.new_tokens += new_tokens
+        if self._price:
+            self._usd += self._price.money(prompt_tokens, new_tokens)
+
+    def describe(self) -> str:
+        used = self.usage
+        return describe_tokens(
+            self._model, used.prompt_tokens, used.new_tokens, batch=self._batch, usd=self._usd
+        )
+
+
+@dataclass
 class Estimate:
     """What is left to submit, before anything is sent."""
 
+    price: Price | None
     requests: int = 0
     submitted: int = 0
     """Requests that are answered already, or under way."""
@@ -141,22 +175,26 @@ class Estimate:
     """By estimate_tokens."""
     new_tokens: int = 0
     """At most: each text as long as it may be."""
-    usd: float | None = None
-    """At most; None: no price of the model is known."""
+    _usd: float = 0.0
 
-    def add(self, price: Price | None, prompt_tokens: int, new_tokens: int) -> None:
-        """One request more."""
+    def add(self, request: Request, samples: int) -> None:
+        """One request more, for so many samples."""
+        tokens = estimate_prompt_tokens(request.messages), samples * request.max_new_tokens
         self.requests += 1
-        self.prompt_tokens += prompt_tokens
-        self.new_tokens += new_tokens
-        if price:
-            self.usd = (self.usd or 0.0) + price.money(prompt_tokens, new_tokens)
+        self.prompt_tokens += tokens[0]
+        self.new_tokens += tokens[1]
+        if self.price:
+            self._usd += self.price.money(*tokens)
+
+    @property
+    def usd(self) -> float | None:
+        """At most; None: no price of the model is known."""
+        return self._usd if self.price else None
 
 
 def estimate(requests: Iterable[Request], model: str) -> Estimate:
-    """What all these requests use at most, sent one by one."""
-    total, price = Estimate(), find_price(model)
+    """What all these requests use at most, each sent by itself."""
+    total = Estimate(find_price(model))
     for request in requests:
-        new_tokens = len(request.samples) * request.max_new_tokens
-        total.add(price, estimate_prompt_tokens(request.messages), new_tokens)
+        total.add(request, len(request.samples))
     return total
