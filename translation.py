@@ -135,7 +135,7 @@ def main(s: Settings) -> None:
         engine = functools.cache(s.open_translator)
         if s.servers():
             tries.ask(engine, s.tries, accept_failures=s.accept_failures)
-        usage = vars(engine().usage) if engine.cache_info().currsize else {}
+        paid = engine() if engine.cache_info().currsize else None
         counts: Counter[str] = Counter()
         for item, is_wanted in first_rows(run.read(s.input, Item), s.max_rows):
             if not is_wanted:
@@ -152,11 +152,12 @@ def main(s: Settings) -> None:
                 f"translation: {counts['untranslated']} Chinese items and no server to translate "
                 "them: set OPENAI_API_KEY or OPENAI_BASE_URL (in .env), or leave --require out"
             )
+        usage = vars(paid.usage) if paid else {}
         run.summary["translation"] = {**counts, "usage_of_last_run": usage}
-        print(describe(s, counts, usage))
+        print(describe(counts, paid.spent() if paid else ""))
 
 
-def describe(s: Settings, counts: Counter[str], usage: dict[str, Any]) -> str:
+def describe(counts: Counter[str], spent: str) -> str:
     """What became of the items, and what this run (not an earlier, stopped one) has used."""
     line = (
         f"{counts['translated']} items translated, {counts['english']} were English, "
@@ -164,10 +165,7 @@ def describe(s: Settings, counts: Counter[str], usage: dict[str, Any]) -> str:
     )
     if counts["untranslated"]:
         line += " (no server: set OPENAI_API_KEY or OPENAI_BASE_URL to translate them)"
-    if usage:
-        tokens = (usage["prompt_tokens"], usage["new_tokens"])
-        line += f"; used {costs.describe_tokens(s.model, *tokens, batch=s.engine == 'batch')}"
-    return line
+    return f"{line}; used {spent}" if spent else line
 
 
 def print_estimate(s: Settings) -> None:

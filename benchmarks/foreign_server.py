@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS, machine, write_results
-from embedded.synthetic import make_items
+from embedded.synthetic import make_exercises
 from prefpipe import verdicts
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.local.local_engine import open_local
@@ -73,7 +73,7 @@ def transformers_serve(*options: str) -> Iterator[str]:
 
 
 def requests(count: int, **options: Any) -> list[Request]:
-    made = zip(range(count), make_items(11), strict=False)
+    made = zip(range(count), make_exercises(11), strict=False)
     return [
         Request(id, ({"role": "user", "content": item.prompt},), max_new_tokens=48, **options)
         for _, (id, item) in made

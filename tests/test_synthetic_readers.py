@@ -1,4 +1,4 @@
-"""The pairs of path D as `datasets`, TRL and our own stages read them."""
+"""The pairs of the synthetic path as `datasets`, TRL and our own stages read them."""
 
 from pathlib import Path
 from typing import Any
