@@ -243,11 +243,11 @@ def test_the_key_of_dot_env_reaches_the_api_and_no_output(tmp_path):
 def test_the_estimate_of_a_server_is_at_its_full_price(capsys):
     settings(ROWS)
     for kind, factor in (("server", 1), ("batch", 2)):
-        rows = [prompt(f"p{i}", prompt="x" * 4000) for i in range(100)]
+        rows = [prompt(f"p{i}", prompt="x" * 4000) for i in range(160)]
         s = settings(rows, engine=kind, step="estimate", model="gpt-4o-mini", max_new_tokens=1000)
         main(s)
-        # 100 * 1000 tokens each way: 0.015 + 0.060 USD
-        assert f"at most about {round(0.075 / factor, 2):.2f} USD" in out(capsys)
+        # 160 * 1000 tokens each way: 0.024 + 0.096 USD
+        assert f"at most about {0.12 / factor:.2f} USD" in out(capsys)
     with pytest.raises(SystemExit, match="costs nothing"):
         main(settings(engine="local", step="estimate"))
 
@@ -292,7 +292,7 @@ ZYGOTE = """
 import os, sys
 import openai
 import annotate_preferences as stage, prefpipe.llm.batch_api.batch_engine
-from prefpipe.llm.server.server_engine import certificates
+from prefpipe.llm.wire import certificates
 certificates()
 for line in sys.stdin:
     child = os.fork()

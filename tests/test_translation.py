@@ -181,7 +181,7 @@ def test_the_estimate_counts_rows_tokens_and_money_and_sends_and_writes_nothing(
     # 第N个问题是什么? has 7 wide and 2 other characters, 回答一号,编号N。 too, 不知道。 has 4 wide
     # ones; the object around them has 48: 18*0.8 + 52*0.25 = 27.4 -> 28 tokens a row
     assert len('{"question": "", "answer_1": "", "answer_2": ""}') == 48
-    assert f"about {5 * 28} new" in out
+    assert f"and {5 * 28} new" in out
     assert "USD for gpt-4o-mini, at the prices of" in out and "nothing was sent" in out
 
 
