@@ -27,7 +27,7 @@ from typing import Literal, get_args
 import config
 from prefpipe import draws, files
 from prefpipe.files import DataError
-from prefpipe.formats import reading
+from prefpipe.formats import prompts
 from prefpipe.ranges import AtLeastTwo, Regex, Share
 from prefpipe.rating_prompts import annotation_prompts, read_criteria
 from prefpipe.rows import AnnotationMix, AnnotationPrompt, ModelResponse, Prompt, Reject
@@ -73,11 +73,11 @@ class Settings(Stage, env_prefix="ANNOTATION_MIX_"):
 
 def main(s: Settings) -> None:
     criteria = read_criteria(s.criteria, s.aspects)
-    prompts = files.matching(s.prompts)
+    paths = files.matching(s.prompts)
     responses = find_responses(s)
     mix_path = s.output / "mix.jsonl" if s.output else config.ANNOTATION_MIX
     asked_path = s.output / "annotation_prompts.jsonl" if s.output else config.ANNOTATION_PROMPTS
-    inputs = [*prompts, *responses.values(), s.criteria, *template_files(s.template, "rate")]
+    inputs = [*paths, *responses.values(), s.criteria, *template_files(s.template, "rate")]
     outputs = {mix_path: AnnotationMix, asked_path: AnnotationPrompt}
     home = mix_path.parent
     with files.open_run(s, inputs=inputs, outputs=outputs, home=home, unit="prompts") as run:
@@ -86,7 +86,7 @@ def main(s: Settings) -> None:
         answers = {name: files.Aligned(path, ModelResponse) for name, path in responses.items()}
         outcomes: Counter[tuple[str, Outcome]] = Counter()
         sizes: Counter[int] = Counter()
-        for row in reading.accepted(run, reading.read_prompts(prompts, s.limit)):
+        for row in prompts.accepted(run, prompts.read_prompts(paths, s.limit)):
             given = {name: response_of(answers[name], responses[name], row) for name in responses}
             mix, became = build_mix(row, given, s)
             outcomes.update(became.items())
@@ -114,7 +114,7 @@ def find_responses(s: Settings) -> dict[str, Path]:
     found = {path.parent.name: path for path in sorted(s.input.glob("*/responses.jsonl"))}
     if not found:
         raise DataError(f"{s.input}: no <model>/responses.jsonl in it; run generate_responses.py")
-    names = reading.select_names(found, s.include_model, s.ignore_model)
+    names = prompts.select_names(found, s.include_model, s.ignore_model)
     if s.on_policy_model is not None and s.on_policy_model not in names:
         raise SystemExit(
             f"on_policy_model: found {s.on_policy_model!r}, wanted one of {', '.join(names)}"

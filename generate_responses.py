@@ -25,7 +25,7 @@ from pydantic import field_validator
 import config
 from prefpipe import files, llm
 from prefpipe.files import DataError
-from prefpipe.formats import reading
+from prefpipe.formats import prompts
 from prefpipe.llm.replies import Replies
 from prefpipe.llm.responders import Responder
 from prefpipe.ranges import Positive, Regex, Temperature
@@ -74,10 +74,10 @@ OpenEngine = Callable[[Settings], llm.Engine]
 
 
 def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
-    prompts = files.matching(s.input)
-    for _ in reading.read_prompts(prompts, s.limit):
+    paths = files.matching(s.input)
+    for _ in prompts.read_prompts(paths, s.limit):
         pass  # two rows of one id stop the stage here, not each model in turn
-    names = reading.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
+    names = prompts.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
     runs = [s.of(responder) for responder in s.models if responder.name in names]
     failed = []
     for _, neighbours in groupby(runs, key=engine_key):
@@ -87,7 +87,7 @@ def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
         engine = functools.cache(functools.partial(open_engine or open_model, group[0]))
         for own in group:
             try:
-                respond(own, prompts, engine)
+                respond(own, paths, engine)
             except (SystemExit, DataError) as error:
                 print(f"{own.models[0].name}: {error}", file=sys.stderr)
                 failed.append(own.models[0].name)
@@ -111,23 +111,23 @@ def open_model(s: Settings) -> llm.Engine:
     return s.open_engine(s.models[0].model)
 
 
-def respond(s: Settings, prompts: Sequence[Path], open_engine: Callable[[], llm.Engine]) -> None:
+def respond(s: Settings, paths: Sequence[Path], open_engine: Callable[[], llm.Engine]) -> None:
     """The run of one model."""
     (responder,) = s.models
     output = s.output / responder.name / "responses.jsonl"
-    inputs = [*prompts, *(local_folders(responder.model) if s.engine == "local" else ())]
+    inputs = [*paths, *(local_folders(responder.model) if s.engine == "local" else ())]
     with files.open_run(s, inputs=inputs, outputs={output: ModelResponse}, unit="prompts") as run:
         if run.finished:
             return
 
         def requests() -> Iterator[llm.Request]:
-            for _, row in reading.read_prompts(prompts, s.limit):
+            for _, row in prompts.read_prompts(paths, s.limit):
                 if isinstance(row, Prompt):
                     yield s.request(request_id(responder, row.id), row.prompt)
 
         replies = Replies(run, requests)
         replies.ask(open_engine, responder.name)
-        for row in reading.accepted(run, reading.read_prompts(prompts, s.limit)):
+        for row in prompts.accepted(run, prompts.read_prompts(paths, s.limit)):
             run.emit(to_response(row, responder, replies))
 
 
