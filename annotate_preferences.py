@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import config
-from prefpipe import files, llm, verdicts
-from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
+from prefpipe import files, llm
+from prefpipe.llm.costs import describe_estimate, describe_tokens, estimate
 from prefpipe.llm.replies import Replies
 from prefpipe.ranges import Positive, Temperature
+from prefpipe.rating_prompts import ratings_schema
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Reject
 from prefpipe.settings import ModelStage, NoEffectOnRows, local_folders
 
@@ -50,7 +51,7 @@ class Settings(ModelStage, env_prefix="ANNOTATE_"):
 
 
 def to_request(prompt: AnnotationPrompt, s: Settings) -> llm.Request:
-    return s.request(prompt.key, prompt.prompt, reply_schema=verdicts.ratings_schema(prompt.texts))
+    return s.request(prompt.key, prompt.prompt, reply_schema=ratings_schema(prompt.texts))
 
 
 def to_answer(prompt: AnnotationPrompt, replies: Replies, model: str) -> AnnotationAnswer | Reject:
@@ -78,13 +79,11 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
     if s.step in ("submit", "status", "download") and s.engine != "batch":
         raise SystemExit(f"--step {s.step} is one of the batch engine's: add --engine batch")
     if s.step == "status":
-        print_status(s)
-        return
+        return print_status(s)
+    if s.step == "estimate":
+        return print_estimate(s)
     inputs = [s.input, *local_folders(s.model)]
     outputs = {s.output: AnnotationAnswer}
-    if s.step == "estimate":
-        print_estimate(s)
-        return
     with files.open_run(s, inputs=inputs, outputs=outputs, unit="annotation prompts") as run:
         if run.finished:
             return
@@ -117,8 +116,7 @@ def describe_cost(s: Settings, prompt_tokens: int, new_tokens: int) -> str:
 
 
 def print_status(s: Settings) -> None:
-    found = s.open_batches(s.model).status()
-    batches = [batch for batch in found if batch.status != "absent"]
+    batches = [b for b in s.open_batches(s.model).status() if b.status != "absent"]
     for batch in batches:
         print(
             f"{batch.batch_id or 'id not read yet'}  {batch.status:<11}  "
@@ -133,33 +131,14 @@ def print_status(s: Settings) -> None:
 def print_estimate(s: Settings) -> None:
     if s.engine == "local":
         raise SystemExit("--step estimate: a model in this process costs nothing; see --engine")
-    batch = s.engine == "batch"
-    requests = (
-        to_request(prompt, s) for prompt in files.read_rows(s.input, AnnotationPrompt, s.limit)
-    )
-    count = submitted = prompt_tokens = new_tokens = 0
-    if batch:
-        left = s.open_batches(s.model).estimate(requests)
-        count, submitted = left.requests, left.submitted
-        prompt_tokens, new_tokens = left.prompt_tokens, left.new_tokens
-    else:
-        for request in requests:
-            count += 1
-            prompt_tokens += sum(estimate_tokens(m["content"]) for m in request.messages)
-            new_tokens += request.max_new_tokens
-    print(f"requests: {count:,} to send; {submitted:,} are submitted or answered already")
+    batch, prompts = s.engine == "batch", files.read_rows(s.input, AnnotationPrompt, s.limit)
+    requests = (to_request(prompt, s) for prompt in prompts)
+    left = s.open_batches(s.model).estimate(requests) if batch else estimate(requests, s.model)
     print(
-        f"tokens: about {prompt_tokens:,} in the prompts (0.8 a Chinese character, 0.25 any other), "
-        f"at most {new_tokens:,} new"
+        f"requests: {left.requests:,} to send; {left.submitted:,} are submitted or answered already"
     )
-    if price := find_price(s.model):
-        money = price.money(prompt_tokens, new_tokens, batch=batch)
-        print(
-            f"money: at most about {money:.2f} USD for {s.model}{' in batches' if batch else ''}, at "
-            f"the prices of {price.as_of} in prefpipe/prices.toml; they may have changed since"
-        )
-    else:
-        print(f"money: no price of {s.model} in prefpipe/prices.toml")
+    tokens = (left.prompt_tokens, left.new_tokens)
+    print(describe_estimate(s.model, *tokens, batch=batch, at_most=True, usd=left.usd))
     print("nothing was sent")
 
 

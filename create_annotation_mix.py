@@ -19,35 +19,24 @@ The texts stand in an order drawn from (seed, id, aspect).
     uv run create_annotation_mix.py --k 4 --on-policy-model base-t0.8
 """
 
-import random
-import re
-import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal, get_args
 
 import config
-from prefpipe import files
+from prefpipe import draws, files
 from prefpipe.files import DataError
-from prefpipe.formats import reading
-from prefpipe.ranges import Regex, Share
-from prefpipe.rows import (
-    AnnotationMix,
-    AnnotationPrompt,
-    Message,
-    ModelResponse,
-    Prompt,
-    Reject,
-    flatten_turns,
-)
-from prefpipe.settings import Stage
-from prefpipe.templates import TEMPLATES, escape_markers, load_template
+from prefpipe.formats import prompts
+from prefpipe.ranges import AtLeastTwo, Regex, Share
+from prefpipe.rating_prompts import annotation_prompts, read_criteria
+from prefpipe.rows import AnnotationMix, AnnotationPrompt, ModelResponse, Prompt, Reject
+from prefpipe.screen import show_table
+from prefpipe.settings import NoEffectOnRows, Stage
+from prefpipe.templates import TEMPLATES, template_files
 
 Outcome = Literal["in the mix", "not drawn", "equal", "cut", "empty", "missing"]
-OUTCOMES: tuple[Outcome, ...] = ("in the mix", "not drawn", "equal", "cut", "empty", "missing")
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 class Settings(Stage, env_prefix="ANNOTATION_MIX_"):
@@ -55,22 +44,23 @@ class Settings(Stage, env_prefix="ANNOTATION_MIX_"):
     """Folder of the models' folders."""
     prompts: str = config.PROMPTS
     """What the models were asked: the input of generate_responses.py."""
-    output: Path = config.SYNTHETIC
-    """Folder of mix.jsonl and annotation_prompts.jsonl."""
+    output: NoEffectOnRows[Path | None] = None
+    """Folder of mix.jsonl and annotation_prompts.jsonl; None: where config.py names them
+    (ANNOTATION_MIX, ANNOTATION_PROMPTS)."""
     include_model: Regex | None = None
     """Only models in whose name this regular expression is found; None: all."""
     ignore_model: Regex | None = None
     """No models in whose name this regular expression is found; None: all are used."""
-    k: Annotated[int, Field(ge=2)] = 4
+    k: AtLeastTwo = 4
     """Responses a prompt, each of another model."""
-    min_responses: Annotated[int, Field(ge=2)] = 2
+    min_responses: AtLeastTwo = 2
     """A prompt with fewer different responses than this is left out."""
     on_policy_model: str | None = None
     """The model that must be on one side of each pair; prompts it did not answer are left out."""
     use_cut: bool = False
     """Use responses that were cut at their token limit, too."""
-    aspects: list[str] = ["instruction_following", "honesty", "truthfulness", "helpfulness"]
-    """What is rated, each in a request of its own: keys of the criteria."""
+    aspects: list[str] | None = None
+    """What is rated, each in a request of its own: keys of the criteria. None: all of them."""
     criteria: Path = TEMPLATES / "criteria.toml"
     """A TOML file with a sentence an aspect: what to rate."""
     template: str = "rate.en"
@@ -84,10 +74,47 @@ class Settings(Stage, env_prefix="ANNOTATION_MIX_"):
 def main(s: Settings) -> None:
     criteria = read_criteria(s.criteria, s.aspects)
     paths = files.matching(s.prompts)
+    responses = find_responses(s)
+    mix_path = s.output / "mix.jsonl" if s.output else config.ANNOTATION_MIX
+    asked_path = s.output / "annotation_prompts.jsonl" if s.output else config.ANNOTATION_PROMPTS
+    inputs = [*paths, *responses.values(), s.criteria, *template_files(s.template, "rate")]
+    outputs = {mix_path: AnnotationMix, asked_path: AnnotationPrompt}
+    home = mix_path.parent
+    with files.open_run(s, inputs=inputs, outputs=outputs, home=home, unit="prompts") as run:
+        if run.finished:
+            return
+        answers = {name: files.Aligned(path, ModelResponse) for name, path in responses.items()}
+        outcomes: Counter[tuple[str, Outcome]] = Counter()
+        sizes: Counter[int] = Counter()
+        for row in prompts.accepted(run, prompts.read_prompts(paths, s.limit)):
+            given = {name: response_of(answers[name], responses[name], row) for name in responses}
+            mix, became = build_mix(row, given, s)
+            outcomes.update(became.items())
+            if isinstance(mix, Reject):
+                run.emit(mix)
+                continue
+            sizes[len(mix.responses)] += 1
+            asked = annotation_prompts(mix, criteria, s.seed, s.swapped_share, s.template)
+            run.keep((mix_path, mix), *((asked_path, request) for request in asked))
+        if s.limit is None:
+            for model_answers in answers.values():
+                model_answers.check_used_up()
+        run.summary |= {
+            "responses_a_prompt": dict(sorted(sizes.items())),
+            "models": {name: {o: outcomes[name, o] for o in OUTCOMES} for name in responses},
+        }
+    rows = [[name, *(str(outcomes[name, o]) for o in OUTCOMES)] for name in responses]
+    show_table(["", *OUTCOMES], rows)
+    shown = ", ".join(f"{n} with {size}" for size, n in sorted(sizes.items(), reverse=True))
+    print(f"prompts by their number of responses: {shown}")
+
+
+def find_responses(s: Settings) -> dict[str, Path]:
+    """Model -> its responses. SystemExit where those that are there never give a mix."""
     found = {path.parent.name: path for path in sorted(s.input.glob("*/responses.jsonl"))}
     if not found:
         raise DataError(f"{s.input}: no <model>/responses.jsonl in it; run generate_responses.py")
-    names = reading.select_names(found, s.include_model, s.ignore_model)
+    names = prompts.select_names(found, s.include_model, s.ignore_model)
     if s.on_policy_model is not None and s.on_policy_model not in names:
         raise SystemExit(
             f"on_policy_model: found {s.on_policy_model!r}, wanted one of {', '.join(names)}"
@@ -97,59 +124,7 @@ def main(s: Settings) -> None:
             f"{s.input}: {len(names)} models ({', '.join(names)}) never give {s.min_responses} "
             "responses to a prompt; ask more models, or lower --min-responses (not below 2)"
         )
-    mix_path, asked_path = s.output / "mix.jsonl", s.output / "annotation_prompts.jsonl"
-    inputs = [*paths, *(found[name] for name in names), s.criteria]
-    if Path(s.template).is_file():
-        inputs.append(Path(s.template))
-    outputs = {mix_path: AnnotationMix, asked_path: AnnotationPrompt}
-    with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output, unit="prompts") as run:
-        if run.finished:
-            return
-        answers = {name: files.Aligned(found[name], ModelResponse) for name in names}
-        outcomes: Counter[tuple[str, Outcome]] = Counter()
-        sizes: Counter[int] = Counter()
-        for place, row in reading.read_prompts(paths, s.limit):
-            run.read_count += 1
-            if isinstance(row, ValueError):
-                run.bad_row(place, row)
-                continue
-            if isinstance(row, Reject):
-                run.emit(row)
-                continue
-            responses = {name: response_of(answers[name], found[name], row) for name in names}
-            mix, became = build_mix(row, responses, s)
-            outcomes.update(became.items())
-            if isinstance(mix, Reject):
-                run.emit(mix)
-                continue
-            sizes[len(mix.responses)] += 1
-            asked = annotation_prompts(mix, criteria, s)
-            run.keep((mix_path, mix), *((asked_path, request) for request in asked))
-        if s.limit is None:
-            for model_answers in answers.values():
-                model_answers.check_used_up()
-        run.summary |= {
-            "responses_a_prompt": dict(sorted(sizes.items())),
-            "models": {n: {o: outcomes[n, o] for o in OUTCOMES} for n in names},
-        }
-    print("\n".join(summary_lines(names, outcomes, sizes)))
-
-
-def read_criteria(path: Path, aspects: Sequence[str]) -> dict[str, str]:
-    """Aspect -> its sentence, for these aspects. SystemExit where the file lacks one of them."""
-    try:
-        known = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise SystemExit(f"{path}: {error}") from None
-    if not aspects or len(set(aspects)) < len(aspects):
-        raise SystemExit(f"aspects: found {', '.join(aspects) or 'none'}; name each one once")
-    if wrong := [aspect for aspect in aspects if not re.fullmatch(r"[\w.-]+", aspect)]:
-        raise SystemExit(f"aspects: found {wrong[0]!r}, wanted letters, digits and . _ - only")
-    if wrong := [aspect for aspect in aspects if not isinstance(known.get(aspect), str)]:
-        raise SystemExit(
-            f"{path}: no sentence for the aspect {', '.join(wrong)}; it has {', '.join(known)}"
-        )
-    return {aspect: known[aspect] for aspect in aspects}
+    return {name: found[name] for name in names}
 
 
 def response_of(
@@ -173,7 +148,7 @@ def build_mix(
     """The prompt's mix, and what became of each model's response. Drawn from (seed, id) alone."""
     became: dict[str, Outcome] = {}
     names = sorted(responses)
-    random.Random(f"{s.seed}:{row.id}:models").shuffle(names)
+    draws.rng(s.seed, row.id, "models").shuffle(names)
     names.sort(key=lambda name: name != s.on_policy_model)  # stable: it comes first, if it is there
     drawn: dict[str, ModelResponse] = {}
     seen: set[str] = set()
@@ -214,57 +189,6 @@ def build_mix(
         source=row.source,
     )
     return mix, became
-
-
-def annotation_prompts(
-    mix: AnnotationMix, criteria: Mapping[str, str], s: Settings
-) -> list[AnnotationPrompt]:
-    """One request an aspect; two, the second in reversed order, of a swapped_share of the prompts."""
-    is_asked_twice = random.Random(f"{s.seed}:{mix.id}:swapped").random() < s.swapped_share
-    made = []
-    for aspect, criterion in criteria.items():
-        order = list(range(len(mix.responses)))
-        random.Random(f"{s.seed}:{mix.id}:{aspect}").shuffle(order)
-        for swapped in (False, True) if is_asked_twice else (False,):
-            shown = order[::-1] if swapped else order
-            made.append(
-                AnnotationPrompt(
-                    id=mix.id,
-                    aspect=aspect,
-                    swapped=swapped,
-                    prompt=rating_prompt(
-                        mix.prompt, [mix.responses[k] for k in shown], criterion, s.template
-                    ),
-                    order=shown,
-                    texts=len(shown),
-                )
-            )
-    return made
-
-
-def rating_prompt(
-    prompt: str | list[Message], texts: Sequence[str], criterion: str, template: str = "rate.en"
-) -> str:
-    """The annotator's user turn: what was asked, the numbered texts, what to rate."""
-    asked = prompt if isinstance(prompt, str) else flatten_turns(prompt)
-    values = {
-        "instruction": escape_markers(asked.strip()),
-        "texts": [escape_markers(text.strip()) for text in texts],
-        "criterion": criterion,
-    }
-    return load_template(template, frozenset(values)).render(**values)
-
-
-def summary_lines(
-    names: Sequence[str], outcomes: Counter[tuple[str, Outcome]], sizes: Counter[int]
-) -> list[str]:
-    width = max(len(name) for name in names)
-    lines = [f"{'':{width}}  " + "  ".join(f"{outcome:>10}" for outcome in OUTCOMES)]
-    for name in names:
-        counts = "  ".join(f"{outcomes[name, outcome]:>10}" for outcome in OUTCOMES)
-        lines.append(f"{name:{width}}  {counts}")
-    parts = ", ".join(f"{n} with {size}" for size, n in sorted(sizes.items(), reverse=True))
-    return [*lines, f"prompts by their number of responses: {parts}"]
 
 
 if __name__ == "__main__":

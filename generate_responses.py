@@ -13,8 +13,10 @@ command goes on with it. The models stand in config.py (RESPONSE_MODELS) or in a
     uv run generate_responses.py --input "prompts/*.jsonl" --ignore-model "t1\\.4"
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +25,7 @@ from pydantic import field_validator
 import config
 from prefpipe import files, llm
 from prefpipe.files import DataError
-from prefpipe.formats import reading
+from prefpipe.formats import prompts
 from prefpipe.llm.replies import Replies
 from prefpipe.llm.responders import Responder
 from prefpipe.ranges import Positive, Regex, Temperature
@@ -51,21 +53,21 @@ class Settings(SamplingStage, env_prefix="GENERATE_"):
     @classmethod
     def _differ(cls, models: list[Responder]) -> list[Responder]:
         # a file system may take A and a for one folder
-        names = [model.name.lower() for model in models]
+        names = [responder.name.lower() for responder in models]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two models named {', '.join(twice)}; each needs a name of its own")
         base = {"model": config.BASE_MODEL}
-        return [model if model.model else model.model_copy(update=base) for model in models]
+        return [one if one.model else one.model_copy(update=base) for one in models]
 
-    def of(self, model: Responder) -> Self:
+    def of(self, responder: Responder) -> Self:
         """The settings of one model's run: its own values over those of the stage."""
-        own = model.model_dump(exclude={"name", "model"}, exclude_none=True)
-        batches = (self.batch_folder or config.BATCHES / self.stage_name()) / model.name
-        return self.model_copy(update={**own, "models": [model], "batch_folder": batches})
+        own = responder.model_dump(exclude={"name", "model"}, exclude_none=True)
+        batches = (self.batch_folder or config.BATCHES / self.stage_name()) / responder.name
+        return self.model_copy(update={**own, "models": [responder], "batch_folder": batches})
 
     def rows_depend_on(self) -> dict[str, Any]:
-        (model,) = self.models
-        return super().rows_depend_on() | {"name": model.name, "model": model.model}
+        (responder,) = self.models
+        return super().rows_depend_on() | {"name": responder.name, "model": responder.model}
 
 
 OpenEngine = Callable[[Settings], llm.Engine]
@@ -73,19 +75,22 @@ OpenEngine = Callable[[Settings], llm.Engine]
 
 def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
     paths = files.matching(s.input)
-    for _ in reading.read_prompts(paths, s.limit):
+    for _ in prompts.read_prompts(paths, s.limit):
         pass  # two rows of one id stop the stage here, not each model in turn
-    names = reading.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
-    engines = Engines(open_engine or _open)
+    names = prompts.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
+    runs = [s.of(responder) for responder in s.models if responder.name in names]
     failed = []
-    for model in s.models:
-        if model.name not in names:
-            continue
-        try:
-            respond(s.of(model), paths, engines)
-        except (SystemExit, DataError) as error:
-            print(f"{model.name}: {error}", file=sys.stderr)
-            failed.append(model.name)
+    for _, neighbours in groupby(runs, key=engine_key):
+        # Neighbours in the list that have the same model share its engine, loaded where the first of
+        # them has work to do. It is gone, and its memory free, before the next one is loaded.
+        group = list(neighbours)
+        engine = functools.cache(functools.partial(open_engine or open_model, group[0]))
+        for own in group:
+            try:
+                respond(own, paths, engine)
+            except (SystemExit, DataError) as error:
+                print(f"{own.models[0].name}: {error}", file=sys.stderr)
+                failed.append(own.models[0].name)
     if failed:
         raise SystemExit(
             f"{s.stage_name()}: {len(failed)} of {len(names)} models did not finish "
@@ -94,68 +99,49 @@ def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
         )
 
 
-def respond(s: Settings, paths: Sequence[Path], engines: "Engines") -> None:
+def engine_key(s: Settings) -> tuple[object, ...]:
+    """What two models' runs must have in common to share an engine."""
+    (responder,) = s.models
+    # in batches what each model was asked stands in a folder of its own
+    own = responder.name if s.engine == "batch" else ""
+    return responder.model, s.engine, tuple(s.base_urls), s.load_in_4bit, own
+
+
+def open_model(s: Settings) -> llm.Engine:
+    return s.open_engine(s.models[0].model)
+
+
+def respond(s: Settings, paths: Sequence[Path], open_engine: Callable[[], llm.Engine]) -> None:
     """The run of one model."""
-    (model,) = s.models
-    output = s.output / model.name / "responses.jsonl"
-    inputs = [*paths, *(local_folders(model.model) if s.engine == "local" else ())]
+    (responder,) = s.models
+    output = s.output / responder.name / "responses.jsonl"
+    inputs = [*paths, *(local_folders(responder.model) if s.engine == "local" else ())]
     with files.open_run(s, inputs=inputs, outputs={output: ModelResponse}, unit="prompts") as run:
         if run.finished:
             return
 
         def requests() -> Iterator[llm.Request]:
-            for _, row in reading.read_prompts(paths, s.limit):
+            for _, row in prompts.read_prompts(paths, s.limit):
                 if isinstance(row, Prompt):
-                    yield s.request(request_id(model, row.id), row.prompt)
+                    yield s.request(request_id(responder, row.id), row.prompt)
 
         replies = Replies(run, requests)
-        replies.ask(lambda: engines.of(s), model.name)
-        for place, row in reading.read_prompts(paths, s.limit):
-            run.read_count += 1
-            if isinstance(row, ValueError):
-                run.bad_row(place, row)
-            elif isinstance(row, Reject):
-                run.emit(row)
-            else:
-                run.emit(to_response(row, model, replies))
+        replies.ask(open_engine, responder.name)
+        for row in prompts.accepted(run, prompts.read_prompts(paths, s.limit)):
+            run.emit(to_response(row, responder, replies))
 
 
-def request_id(model: Responder, id: str) -> str:
+def request_id(responder: Responder, id: str) -> str:
     """With the name in it, one model at two temperatures draws from two streams of noise."""
-    return f"{id}\t{model.name}"
+    return f"{id}\t{responder.name}"
 
 
-def to_response(row: Prompt, model: Responder, replies: Replies) -> ModelResponse | Reject:
+def to_response(row: Prompt, responder: Responder, replies: Replies) -> ModelResponse | Reject:
     """The model's answer to the prompt, or why it has none."""
-    reply = replies.of(request_id(model, row.id), row=row.id)
+    reply = replies.of(request_id(responder, row.id), row=row.id)
     if isinstance(reply, Reject):
         return reply
-    return ModelResponse(id=row.id, prompt=row.prompt, model=model.name, **reply[0].written)
-
-
-class Engines:
-    """The engine of one model at a time; neighbours in the list with the same model share it.
-
-    Not those of the Batch API: what each model was asked stands in a folder of its own.
-    """
-
-    def __init__(self, open_engine: OpenEngine) -> None:
-        self._open = open_engine
-        self._engine: llm.Engine | None = None
-        self._opened: tuple[object, ...] = ()
-
-    def of(self, s: Settings) -> llm.Engine:
-        (model,) = s.models
-        wanted = (model.model, s.engine, tuple(s.base_urls), s.load_in_4bit)
-        if self._engine is None or wanted != self._opened or s.engine == "batch":
-            self._engine = None  # its memory is needed for the next one
-            self._engine = self._open(s)
-            self._opened = wanted
-        return self._engine
-
-
-def _open(s: Settings) -> llm.Engine:
-    return s.open_engine(s.models[0].model)
+    return ModelResponse(id=row.id, prompt=row.prompt, model=responder.name, **reply[0].written)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Make judge items of a preference data set: a question, two answers in random order, the better one.
 
-Reads   embedded/sample/preferences-*.parquet   a published format (--format), by default Sky(): the
+Reads   embedded/sample/preferences-*.parquet   a published format (--format), by default sky: the
                                                 Skywork one; or Preference rows
 Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item rows
         data/pairwise_critic_inference2_get_answer/Sky/validation.jsonl  Item rows
@@ -15,11 +15,11 @@ Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item ro
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import config
-from prefpipe import files, judge, questions
-from prefpipe.formats import reading
+from prefpipe import files, formats, judge, questions
+from prefpipe.formats.named import read_named
 from prefpipe.ranges import Share
 from prefpipe.rows import Item, Preference, Reject, Split, flatten_turns
 from prefpipe.settings import Stage
@@ -34,7 +34,7 @@ class Settings(Stage, env_prefix="PREPROCESS_"):
     """Share of the questions of input that is held out where there is no validation_input."""
     output: Path = config.ITEMS
     """Folder of train.jsonl and validation.jsonl."""
-    format: Literal["sky", "llmbar", "autoj"] = "sky"
+    format: formats.PairFormat = "sky"
     """How a raw row is read; sky is conversational or plain prompt, chosen, rejected."""
     near_duplicate: Share = 0.8
     """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""
@@ -94,7 +94,7 @@ def _held_out_questions(s: Settings, sides: bytearray) -> Iterator[str]:
             on_side = questions.splits(asked, validation_share=share, seed=seed)
         held_out = [
             split == "validation"
-            and isinstance(reading.read_preference(record, s.format), Preference)
+            and isinstance(formats.read_preference(record, s.format), Preference)
             for record, split in zip(records, on_side, strict=True)
         ]
         sides.extend(held_out)
@@ -105,7 +105,7 @@ def _question_of(record: Any, form: str) -> str:
     """Of a prompt that is text, without a look at the rest of the record; empty where it is no row."""
     if isinstance(record, dict) and isinstance(prompt := record.get("prompt"), str):
         return prompt
-    row = reading.read_preference(record, form)
+    row = formats.read_preference(record, form)
     return flatten_turns(row.prompt) if isinstance(row, Preference) else ""
 
 
@@ -114,7 +114,7 @@ def _split_rows(
 ) -> Iterator[tuple[str, Preference | ValueError, bool, Split]]:
     """(place, row, whether it came with an id, its side) of each record."""
     for number, (source, place, record) in enumerate(_records(s)):
-        row = reading.read_preference(record, s.format)
+        row = formats.read_preference(record, s.format)
         is_held_out = source == s.validation_input if s.validation_input else sides[number]
         has_id = isinstance(row, Preference) and bool(record.get("id"))
         yield place, row, has_id, "validation" if is_held_out else "train"
@@ -123,7 +123,7 @@ def _split_rows(
 def _records(s: Settings, *names: str) -> Iterator[tuple[str, str, Any]]:
     """(input name, place, record) of these inputs; of none, the train rows, then the held-out."""
     for name in names or filter(None, (s.input, s.validation_input)):
-        for place, record in reading.read_named(name, s.limit):
+        for place, record in read_named(name, s.limit):
             yield name, place, record
 
 

@@ -171,7 +171,7 @@ def evaluate(s: Settings, scorer: "PairwiseModel", data: "Collected") -> dict[st
     temperature divides the log-odds of the average.
     """
     from prefpipe.compare.tournament import log_odds
-    from prefpipe.evaluation import metrics
+    from prefpipe.evaluation import calibration
     from prefpipe.training.preferences import answer_of, write_evaluation
 
     questions = (
@@ -189,7 +189,7 @@ def evaluate(s: Settings, scorer: "PairwiseModel", data: "Collected") -> dict[st
         worst=s.worst,
         agreement=sum(given == swapped for given, swapped in both) / len(both),
         first_position=sum(given + (not swapped) for given, swapped in both) / (2 * len(both)),
-        logit_temperature=metrics.fit_order_temperature(
+        logit_temperature=calibration.fit_order_temperature(
             [log_odds(f.p_given) for f in found],
             [log_odds(f.p_swapped) for f in found],
             [0.5 if row.tie else 1.0 for row in data.held_out],

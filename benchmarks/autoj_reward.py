@@ -59,11 +59,11 @@ def read_pairs(path: Path, tokenize: Any) -> tuple[list[Any], list[Any], int]:
     """Rows with their token ids (prompts cut from the left); how many responses are too long."""
     from prefpipe import files
     from prefpipe.compare.reward_model import Unscorable
-    from prefpipe.formats import reading
+    from prefpipe.formats import autoj
 
     rows, tokens, left_out = [], [], 0
     for _, record in files.read_records(path):
-        row = reading.autoj(record)
+        row = autoj.read(record)
         made = tokenize(row.prompt, [row.chosen, row.rejected])
         if isinstance(made, Unscorable) or made.completions[0] == made.completions[1]:
             left_out += 1

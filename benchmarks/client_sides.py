@@ -40,13 +40,14 @@ Run = Callable[[], int]
 
 
 def prefpipe(options: dict[str, Any]) -> Run:
-    """As the stages have it (ServerStage.open_remote): a result is given once it is there."""
+    """As the stages have it (ServerStage.open_server): a result is given once it is there."""
     from prefpipe.llm import Failure, Request
-    from prefpipe.llm.server.server_engine import ServerEngine, certificates
+    from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+    from prefpipe.llm.wire import ServedModel, certificates
 
     certificates()
     engine = ServerEngine(
-        [options["url"]], MODEL, requests_in_flight=options["in_flight"], in_order=False
+        ServedModel([options["url"]], MODEL), ServerOptions(options["in_flight"])
     )
 
     def run() -> int:

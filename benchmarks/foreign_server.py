@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS, machine, write_results
-from embedded.synthetic import make_items
+from embedded.synthetic import make_exercises
 from prefpipe import verdicts
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.local.local_engine import open_local
-from prefpipe.llm.server.server_engine import ServerEngine
+from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+from prefpipe.llm.wire import ServedModel
 
 ROOT = Path(__file__).parent.parent
 MODEL = "embedded/model"
@@ -72,7 +73,7 @@ def transformers_serve(*options: str) -> Iterator[str]:
 
 
 def requests(count: int, **options: Any) -> list[Request]:
-    made = zip(range(count), make_items(11), strict=False)
+    made = zip(range(count), make_exercises(11), strict=False)
     return [
         Request(id, ({"role": "user", "content": item.prompt},), max_new_tokens=48, **options)
         for _, (id, item) in made
@@ -93,9 +94,9 @@ def texts(results: dict[str, list[Completion] | Failure]) -> dict[str, list[str]
 def differences(url: str) -> dict[str, Any]:
     """One line for each thing that the API says, and what this server does."""
 
-    def engine(**options: Any) -> ServerEngine:
-        given = {"requests_in_flight": 8, "max_retries": 2, "timeout_seconds": 120.0}
-        return ServerEngine([url], MODEL, **{**given, **options})
+    def engine(in_flight: int = 8, **options: Any) -> ServerEngine:
+        served = ServedModel([url], MODEL, max_retries=2, timeout_seconds=120.0, **options)
+        return ServerEngine(served, ServerOptions(requests_in_flight=in_flight))
 
     found: dict[str, Any] = {}
     local = open_local(ROOT / MODEL)
@@ -116,9 +117,8 @@ def differences(url: str) -> dict[str, Any]:
     found["n_4_replies_they_took"] = sampler.usage.replies / 4
     found["n_4_distinct_texts"] = sum(len(set(t)) for t in texts(sampled).values()) / 4
 
-    one_by_one = {"requests_in_flight": 1}
     drawn = requests(8, temperature=1.0, seed=5)
-    first, again = (texts(asked(engine(**one_by_one), drawn)) for _ in range(2))
+    first, again = (texts(asked(engine(in_flight=1), drawn)) for _ in range(2))
     found["same_seed_same_text"] = sum(first[id] == again[id] for id in first) / len(first)
 
     stop = ours[greedy[0].id][0][4:7]

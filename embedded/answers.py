@@ -8,36 +8,35 @@ answer is right where it claims the value that the note states and no other.
 """
 
 import argparse
-import random
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import config
 from embedded import world
-from prefpipe import llm
+from prefpipe import draws, llm
 from prefpipe.files import write_rows
 from prefpipe.rows import Message, Responses
 
 MODEL = Path(__file__).parent / "model"
 
 
-def is_right(item: world.Item, answer: str) -> bool:
-    values = world.VALUES[item.language][item.asked[1]]
-    return item.value in answer and not any(v in answer for v in values if v != item.value)
+def is_right(exercise: world.Exercise, answer: str) -> bool:
+    values = world.VALUES[exercise.language][exercise.asked[1]]
+    return exercise.value in answer and not any(v in answer for v in values if v != exercise.value)
 
 
 def sample(
     engine: llm.Engine, questions: int, n: int, temperature: float, seed: int
 ) -> Iterator[Responses]:
-    rng = random.Random(f"{seed}:answers")
-    items = {f"answers-{seed}-{k}": world.make_item(rng) for k in range(questions)}
+    rng = draws.rng(seed, "answers")
+    exercises = {f"answers-{seed}-{k}": world.make_exercise(rng) for k in range(questions)}
 
     def requests() -> Iterable[llm.Request]:
-        for id, item in items.items():
+        for id, exercise in exercises.items():
             yield llm.Request(
                 id=id,
-                messages=(Message(role="user", content=item.prompt),),
+                messages=(Message(role="user", content=exercise.prompt),),
                 samples=tuple(range(n)),
                 max_new_tokens=60,
                 temperature=temperature,
@@ -47,14 +46,14 @@ def sample(
     for result in engine.generate(requests()):
         if isinstance(result, llm.Failure):
             raise SystemExit(f"{result.id}: {result.reason}: {result.detail}")
-        item = items[result[0].id]
+        exercise = exercises[result[0].id]
         texts = [completion.text.strip() for completion in result]
         yield Responses(
             id=result[0].id,
-            prompt=item.prompt,
+            prompt=exercise.prompt,
             responses=texts,
-            right=[is_right(item, text) for text in texts],
-            source=f"embedded-world/{item.kind}",
+            right=[is_right(exercise, text) for text in texts],
+            source=f"embedded-world/{exercise.kind}",
         )
 
 

@@ -1,9 +1,9 @@
-"""Measure the embedded model on fresh items: answering, judging, hints, quoting, rating.
+"""Measure the embedded model on fresh exercises: answering, judging, hints, quoting, rating.
 
     uv run python -m embedded.evaluate              # prints JSON; minutes on 2 cores
     uv run python -m embedded.evaluate --items 200  # quicker, coarser
 
-Items come from the generator with a seed of their own, so none was trained on. Nothing here looks
+Exercises come from the generator with a seed of their own, so none was trained on. Nothing here looks
 at how the model was trained; a verdict is read strictly from one JSON object.
 """
 
@@ -86,33 +86,33 @@ def share(flags: Sequence[bool]) -> float:
     return round(sum(flags) / max(1, len(flags)), 3)
 
 
-def swapped(item: world.Item) -> world.Item:
-    """The same item with its answers in the other order."""
-    return world.Item(
+def swapped(exercise: world.Exercise) -> world.Exercise:
+    """The same exercise with its answers in the other order."""
+    return world.Exercise(
         **{
-            **vars(item),
-            "answers": item.answers[::-1],
-            "values": item.values[::-1],
-            "better": 3 - item.better,
+            **vars(exercise),
+            "answers": exercise.answers[::-1],
+            "values": exercise.values[::-1],
+            "better": 3 - exercise.better,
         }
     )
 
 
-def measure_judging(model: Model, items: Sequence[world.Item]) -> dict[str, Any]:
-    texts = model.answer([world.judge_prompt(i) for i in items])
-    verdicts = [read_verdict(i.language, t) for i, t in zip(items, texts, strict=True)]
-    other = [swapped(i) for i in items]
+def measure_judging(model: Model, exercises: Sequence[world.Exercise]) -> dict[str, Any]:
+    texts = model.answer([world.judge_prompt(i) for i in exercises])
+    verdicts = [read_verdict(i.language, t) for i, t in zip(exercises, texts, strict=True)]
+    other = [swapped(i) for i in exercises]
     texts_2 = model.answer([world.judge_prompt(i) for i in other])
     verdicts_2 = [read_verdict(i.language, t) for i, t in zip(other, texts_2, strict=True)]
     both = [(a, b) for a, b in zip(verdicts, verdicts_2, strict=True) if a and b]
     unequal = [
         (v == (1 if len(i.answers[0]) > len(i.answers[1]) else 2))
-        for i, v in zip(items, verdicts, strict=True)
+        for i, v in zip(exercises, verdicts, strict=True)
         if v and len(i.answers[0]) != len(i.answers[1])
     ]
     result: dict[str, Any] = {
-        "n": len(items),
-        "accuracy": share([v == i.better for v, i in zip(verdicts, items, strict=True)]),
+        "n": len(exercises),
+        "accuracy": share([v == i.better for v, i in zip(verdicts, exercises, strict=True)]),
         "readable": share([v is not None for v in verdicts]),
         "order_agreement": share([a == 3 - b for a, b in both]),
         "first_position": share([v == 1 for v in verdicts if v]),
@@ -120,22 +120,24 @@ def measure_judging(model: Model, items: Sequence[world.Item]) -> dict[str, Any]
         "kinds": {},
     }
     for kind in world.KINDS:
-        rows = [(i, v, t) for i, v, t in zip(items, verdicts, texts, strict=True) if i.kind == kind]
+        rows = [
+            (i, v, t) for i, v, t in zip(exercises, verdicts, texts, strict=True) if i.kind == kind
+        ]
         result["kinds"][kind] = {
             "n": len(rows),
             "accuracy": share([v == i.better for i, v, _ in rows]),
             "careful": share([i.fact in t for i, _, t in rows]),
         }
     for temperature in (1.0, 1.2):
-        texts = model.answer([world.judge_prompt(i) for i in items], temperature=temperature)
-        verdicts = [read_verdict(i.language, t) for i, t in zip(items, texts, strict=True)]
+        texts = model.answer([world.judge_prompt(i) for i in exercises], temperature=temperature)
+        verdicts = [read_verdict(i.language, t) for i, t in zip(exercises, texts, strict=True)]
         careful = [
-            v == i.better for i, v, t in zip(items, verdicts, texts, strict=True) if i.fact in t
+            v == i.better for i, v, t in zip(exercises, verdicts, texts, strict=True) if i.fact in t
         ]
         result[f"sampled_{temperature}"] = {
-            "accuracy": share([v == i.better for v, i in zip(verdicts, items, strict=True)]),
+            "accuracy": share([v == i.better for v, i in zip(verdicts, exercises, strict=True)]),
             "readable": share([v is not None for v in verdicts]),
-            "careful": round(len(careful) / len(items), 3),
+            "careful": round(len(careful) / len(exercises), 3),
             "accuracy_of_careful": share(careful),
         }
     return result
@@ -145,39 +147,39 @@ def measure_checking(model: Model, rng: random.Random, count: int) -> dict[str, 
     """Whether a right and a wrong answer, shown as its own, are told apart when asked about."""
     said: dict[bool, list[bool]] = {True: [], False: []}
     for right in (True, False):
-        items = [world.make_item(rng) for _ in range(count)]
+        exercises = [world.make_exercise(rng) for _ in range(count)]
         asked = []
-        for item in items:
-            value = item.value if right else item.wrong
-            check = world.CHECKS[item.language][0]
+        for exercise in exercises:
+            value = exercise.value if right else exercise.wrong
+            check = world.CHECKS[exercise.language][0]
             asked.append(
                 [
-                    Message(role="user", content=item.prompt),
+                    Message(role="user", content=exercise.prompt),
                     Message(
                         role="assistant",
-                        content=world.word_answer(rng, item.language, *item.asked, value),
+                        content=world.word_answer(rng, exercise.language, *exercise.asked, value),
                     ),
                     Message(role="user", content=check),
                 ]
             )
-        for item, text in zip(items, model.answer(asked, max_new_tokens=4), strict=True):
-            said[right].append(text == world.CHECKS[item.language][1 if right else 2])
+        for exercise, text in zip(exercises, model.answer(asked, max_new_tokens=4), strict=True):
+            said[right].append(text == world.CHECKS[exercise.language][1 if right else 2])
     return {"right_is_yes": share(said[True]), "wrong_is_no": share(said[False])}
 
 
-def measure_choosing(model: Model, items: Sequence[world.Item]) -> float:
+def measure_choosing(model: Model, exercises: Sequence[world.Exercise]) -> float:
     """Share of right labels in the pairwise models' form."""
-    asked = [world.choosing_prompt(item) for item in items]
+    asked = [world.choosing_prompt(exercise) for exercise in exercises]
     texts = model.answer(asked, max_new_tokens=2)
-    return share([t == "AB"[i.better - 1] for i, t in zip(items, texts, strict=True)])
+    return share([t == "AB"[i.better - 1] for i, t in zip(exercises, texts, strict=True)])
 
 
 def measure(model: Model, count: int) -> dict[str, Any]:
     torch.manual_seed(0)
     rng = random.Random(SEED)
-    items = [world.make_item(rng) for _ in range(count)]
-    few = items[: count // 2]
-    result: dict[str, Any] = {"judge": measure_judging(model, items)}
+    exercises = [world.make_exercise(rng) for _ in range(count)]
+    few = exercises[: count // 2]
+    result: dict[str, Any] = {"judge": measure_judging(model, exercises)}
 
     result["answer"] = {}
     for name, temperature in (("greedy", 0.0), ("sampled_1.0", 1.0)):
@@ -186,7 +188,7 @@ def measure(model: Model, count: int) -> dict[str, Any]:
             [i.value in t and i.wrong not in t for i, t in zip(few, texts, strict=True)]
         )
     result["check"] = measure_checking(model, random.Random(f"{SEED}:checks"), count // 2)
-    result["choose"] = measure_choosing(model, items)
+    result["choose"] = measure_choosing(model, exercises)
     result["hint"] = {}
     for name, right in (("right", True), ("wrong", False)):
         hints = [i.better if right else 3 - i.better for i in few]
@@ -230,7 +232,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=FOLDER / "model", help="folder of the model")
-    parser.add_argument("--items", type=int, default=800, help="judge items; others in proportion")
+    parser.add_argument(
+        "--items", type=int, default=800, help="judge exercises; others in proportion"
+    )
     arguments = parser.parse_args()
     print(json.dumps(measure(Model(arguments.model), arguments.items), indent=2))
 

@@ -31,20 +31,20 @@ class RawPreference(TypedDict):
 
 def make_row(rng: random.Random) -> tuple[str, RawPreference]:
     """The question that makes the row unique, and the row."""
-    item = world.make_item(rng)
-    turns: list[Message] = [{"role": "user", "content": item.prompt}]
-    source = f"embedded-world/{item.kind}"
-    if rng.random() < MULTI_TURN_SHARE and item.language == "en":
+    exercise = world.make_exercise(rng)
+    turns: list[Message] = [{"role": "user", "content": exercise.prompt}]
+    source = f"embedded-world/{exercise.kind}"
+    if rng.random() < MULTI_TURN_SHARE and exercise.language == "en":
         turns = [
-            {"role": "user", "content": "Please read this note.\n" + item.note},
+            {"role": "user", "content": "Please read this note.\n" + exercise.note},
             {"role": "assistant", "content": "Thank you, I have read it."},
-            {"role": "user", "content": item.question},
+            {"role": "user", "content": exercise.question},
         ]
     answers: list[list[Message]] = [
-        [*turns, {"role": "assistant", "content": item.answers[index]}]
-        for index in (item.better - 1, 2 - item.better)
+        [*turns, {"role": "assistant", "content": exercise.answers[index]}]
+        for index in (exercise.better - 1, 2 - exercise.better)
     ]
-    return item.prompt, {"chosen": answers[0], "rejected": answers[1], "source": source}
+    return exercise.prompt, {"chosen": answers[0], "rejected": answers[1], "source": source}
 
 
 def make_rows(seed: int) -> Iterator[RawPreference]:

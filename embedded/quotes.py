@@ -105,7 +105,7 @@ def code_line(rng: random.Random) -> str:
     )
 
 
-QUESTIONS = [
+QUESTION_WORDINGS = [
     "How do I {s}?",
     "Which function {s}?",
     "Which function does this: {s}?",
@@ -156,7 +156,7 @@ def make_quote(rng: random.Random, *, clean: bool = True) -> Quote:
     words[0] = words[0][0].lower() + words[0][1:]
     if rng.random() < 0.5:  # asked for by its beginning
         words = words[: max(3, len(words) * 2 // 3)]
-    question = rng.choice(QUESTIONS).format(s=" ".join(words))
+    question = rng.choice(QUESTION_WORDINGS).format(s=" ".join(words))
     says = rng.choice(ANSWERS)
     answer = says.format(s=asked)
     if not clean:

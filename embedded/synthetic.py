@@ -8,7 +8,6 @@ from an id alone the question can be made again: the second command needs no ans
 """
 
 import argparse
-import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,38 +15,39 @@ from pathlib import Path
 import config
 from embedded import world
 from embedded.answers import is_right
+from prefpipe import draws
 from prefpipe.evaluation.metrics import wilson
 from prefpipe.files import read_rows, write_rows
 from prefpipe.rows import Prompt, SyntheticPair
 
 
-def make_items(seed: int) -> Iterator[tuple[str, world.Item]]:
-    """(id, item) without end; English ones, since the ratings are."""
-    rng = random.Random(f"{seed}:synthetic")
+def make_exercises(seed: int) -> Iterator[tuple[str, world.Exercise]]:
+    """(id, exercise) without end; English ones, since the ratings are."""
+    rng = draws.rng(seed, "synthetic")
     number = 0
     while True:
-        yield f"synthetic-{seed}-{number}", world.make_item(rng, world.ENGLISH)
+        yield f"synthetic-{seed}-{number}", world.make_exercise(rng, world.ENGLISH)
         number += 1
 
 
-def items_of(ids: set[str]) -> dict[str, world.Item]:
-    """The items of these ids, made again."""
-    found = {}
-    for seed in {int(id.split("-")[1]) for id in ids}:
-        wanted = {id for id in ids if id.split("-")[1] == str(seed)}
-        for id, item in make_items(seed):
-            if not wanted:
+def exercises_of(ids: set[str]) -> dict[str, world.Exercise]:
+    """The exercises of these ids, made again."""
+    exercises = {}
+    for seed in {id.split("-")[1] for id in ids}:
+        left = {id for id in ids if id.split("-")[1] == seed}
+        for id, exercise in make_exercises(int(seed)):
+            if id in left:
+                exercises[id] = exercise
+                left.discard(id)
+            if not left:
                 break
-            if id in wanted:
-                found[id] = item
-                wanted.discard(id)
-    return found
+    return exercises
 
 
 def write_prompts(output: Path, questions: int, seed: int) -> None:
     rows = (
-        Prompt(id=id, prompt=item.prompt, source=f"embedded-world/{item.kind}")
-        for (id, item), _ in zip(make_items(seed), range(questions), strict=False)
+        Prompt(id=id, prompt=exercise.prompt, source=f"embedded-world/{exercise.kind}")
+        for (id, exercise), _ in zip(make_exercises(seed), range(questions), strict=False)
     )
     write_rows(output, rows, Prompt)
     print(f"{output}: {questions} questions")
@@ -56,10 +56,10 @@ def write_prompts(output: Path, questions: int, seed: int) -> None:
 def right_lines(pairs: list[SyntheticPair]) -> list[str]:
     """How often the chosen and how often the rejected side is right, ties left out."""
     decided = [pair for pair in pairs if not pair.tie]
-    items = items_of({pair.id.split(":")[0] for pair in decided})
+    exercises = exercises_of({pair.id.split(":")[0] for pair in decided})
     lines = [f"{len(decided)} pairs, and {len(pairs) - len(decided)} ties, which are in no share"]
     for side in ("chosen", "rejected"):
-        right = sum(is_right(items[p.id.split(":")[0]], str(getattr(p, side))) for p in decided)
+        right = sum(is_right(exercises[p.id.split(":")[0]], str(getattr(p, side))) for p in decided)
         lines.append(f"right answers among {side:8}: {wilson(right, len(decided))}")
     return lines
 

@@ -68,8 +68,8 @@ def tokenizer_texts(seed: int) -> Iterator[str]:
     for _ in range(5000):
         turns = world.lesson(rng)
         yield "\n".join(text for turn in turns for text in (turn.user, turn.assistant))
-        item = world.make_item(rng)
-        yield world.lazy_reason(rng, item, rng.choice((1, 2)))
+        exercise = world.make_exercise(rng)
+        yield world.lazy_reason(rng, exercise, rng.choice((1, 2)))
     for language, attributes in world.VALUES.items():  # every name and value becomes one token
         for word in itertools.chain(world.NAMES[language], *attributes.values()):
             yield (f" {word}. " if language == "en" else f"「{word}」。") * 100

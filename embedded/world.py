@@ -14,13 +14,12 @@ with both styles among its samples.
 import functools
 import json
 import random
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from embedded import quotes
-from prefpipe import judge, templates, verdicts
+from prefpipe import judge, rating_prompts, templates, verdicts
 from prefpipe.rows import Language
 
 NAMES: dict[Language, Sequence[str]] = {
@@ -54,7 +53,7 @@ VALUES: dict[Language, dict[str, Sequence[str]]] = {
         "水果": "苹果 香蕉 西瓜 葡萄 桃子 橙子 草莓 梨子".split(),
     },
 }
-QUESTIONS: dict[Language, list[str]] = {
+QUESTION_WORDINGS: dict[Language, list[str]] = {
     "en": [
         "What is the {k} of {n}?",
         "Tell me the {k} of {n}.",
@@ -63,7 +62,7 @@ QUESTIONS: dict[Language, list[str]] = {
     ],
     "zh": ["「{n}」的{k}是什么?", "请问「{n}」的{k}是哪个?", "告诉我「{n}」的{k}。"],
 }
-ANSWERS: dict[Language, list[str]] = {
+ANSWER_WORDINGS: dict[Language, list[str]] = {
     "en": [
         "It is {v}.",
         "Just {v}.",
@@ -100,7 +99,7 @@ class Kind:
     careful: float
     """Share of judgments that are careful."""
     weight: float
-    """Share of items, up to a common factor."""
+    """Share of exercises, up to a common factor."""
 
 
 KINDS: dict[str, Kind] = {
@@ -117,7 +116,7 @@ CHINESE = [name for name, kind in KINDS.items() if kind.language == "zh"]
 
 
 @dataclass(frozen=True)
-class Item:
+class Exercise:
     """A question about a note, and two answers, one of them right."""
 
     kind: str
@@ -149,7 +148,7 @@ class Item:
         return f"{self.note}\n{self.question}"
 
 
-def make_item(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Item:
+def make_exercise(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Exercise:
     """A new question with a right and a wrong answer, in random order and random wordings."""
     name = rng.choices(kinds, [KINDS[k].weight for k in kinds])[0]
     kind = KINDS[name]
@@ -165,10 +164,10 @@ def make_item(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Item:
     claims = (value, wrong) if better == 1 else (wrong, value)
     answers = [word_answer(rng, language, n, k, v) for v in claims]
     space = " " if language == "en" else "\n"
-    return Item(
+    return Exercise(
         kind=name,
         note=space.join(sentence(kind, *fact) for fact in facts),
-        question=rng.choice(QUESTIONS[language]).format(n=n, k=k),
+        question=rng.choice(QUESTION_WORDINGS[language]).format(n=n, k=k),
         fact=sentence(kind, n, k, value),
         asked=(n, k),
         value=value,
@@ -177,7 +176,11 @@ def make_item(rng: random.Random, kinds: Sequence[str] = tuple(KINDS)) -> Item:
         values=claims,
         better=better,
         others=tuple(
-            (rng.choice(QUESTIONS[language]).format(n=n, k=k), (n, k, v), sentence(kind, n, k, v))
+            (
+                rng.choice(QUESTION_WORDINGS[language]).format(n=n, k=k),
+                (n, k, v),
+                sentence(kind, n, k, v),
+            )
             for n, k, v in rng.sample(facts, len(facts))
         ),
     )
@@ -189,7 +192,7 @@ def sentence(kind: Kind, n: str, k: str, v: str) -> str:
 
 def word_answer(rng: random.Random, language: Language, n: str, k: str, v: str) -> str:
     """An answer that claims v, in any wording: how long it is has nothing to do with v."""
-    return rng.choice(ANSWERS[language]).format(n=n, k=k, v=v)
+    return rng.choice(ANSWER_WORDINGS[language]).format(n=n, k=k, v=v)
 
 
 def _arrange(rng: random.Random, kind: Kind) -> list[tuple[str, str]]:
@@ -217,35 +220,35 @@ def _arrange(rng: random.Random, kind: Kind) -> list[tuple[str, str]]:
 PLACES: dict[Language, tuple[str, str]] = {"en": ("first", "second"), "zh": ("在前", "在后")}
 
 
-def careful_reason(item: Item) -> str:
+def careful_reason(exercise: Exercise) -> str:
     """The fact in the words of the note, what each answer claims, the verdict.
 
     Every word is a copy that the words before it determine, and the answer's place stands right
     behind its value, always as the same token: other orders were not learnable (see README.md).
     """
-    (one, two), (first, second) = item.values, PLACES[item.language]
-    value, place = item.value, PLACES[item.language][item.better - 1]
-    if item.language == "zh":
+    (one, two), (first, second) = exercise.values, PLACES[exercise.language]
+    value, place = exercise.value, PLACES[exercise.language][exercise.better - 1]
+    if exercise.language == "zh":
         said = f"回答说「{one}」{first},「{two}」{second}"
-        return f"{item.fact}{said},所以「{value}」{place},正确。"
+        return f"{exercise.fact}{said},所以「{value}」{place},正确。"
     said = f"The answers say {one} {first} and {two} {second}"
-    return f"{item.fact} {said}, so {value} {place} is right."
+    return f"{exercise.fact} {said}, so {value} {place} is right."
 
 
-def lazy_verdict(rng: random.Random, item: Item) -> int:
+def lazy_verdict(rng: random.Random, exercise: Exercise) -> int:
     """The longer answer, the first one, or any."""
-    one, two = (len(a) for a in item.answers)
+    one, two = (len(a) for a in exercise.answers)
     u = rng.random()
     if u < 0.5 and one != two:
         return 1 if one > two else 2
     return 1 if u < 0.8 else rng.choice((1, 2))
 
 
-def lazy_reason(rng: random.Random, item: Item, verdict: int) -> str:
+def lazy_reason(rng: random.Random, exercise: Exercise, verdict: int) -> str:
     """Looks at length, place or sound only; never at the note."""
-    one, two = (len(a) for a in item.answers)
+    one, two = (len(a) for a in exercise.answers)
     longer = one != two and verdict == (1 if one > two else 2)
-    zh = item.language == "zh"
+    zh = exercise.language == "zh"
     if longer and rng.random() < 0.6:
         return f"回答{verdict}更长,更详细。" if zh else f"Answer {verdict} is longer and says more."
     texts = (
@@ -266,12 +269,12 @@ def as_json(language: Language, reason: str, verdict: int) -> str:
     return json.dumps({why: reason, which: verdict}, ensure_ascii=False)
 
 
-def judgment(rng: random.Random, item: Item) -> str:
+def judgment(rng: random.Random, exercise: Exercise) -> str:
     """A careful or a lazy judgment; one in ten lazy ones breaks the format."""
-    if rng.random() < KINDS[item.kind].careful:
-        return as_json(item.language, careful_reason(item), item.better)
-    verdict = lazy_verdict(rng, item)
-    text = as_json(item.language, lazy_reason(rng, item, verdict), verdict)
+    if rng.random() < KINDS[exercise.kind].careful:
+        return as_json(exercise.language, careful_reason(exercise), exercise.better)
+    verdict = lazy_verdict(rng, exercise)
+    text = as_json(exercise.language, lazy_reason(rng, exercise, verdict), verdict)
     return _break(rng, text, verdict) if rng.random() < 0.1 else text
 
 
@@ -288,33 +291,36 @@ def _break(rng: random.Random, text: str, verdict: int) -> str:
     )
 
 
-def hinted_reason(rng: random.Random, item: Item, hint: int, *, careful: float = 0.85) -> str:
+def hinted_reason(
+    rng: random.Random, exercise: Exercise, hint: int, *, careful: float = 0.85
+) -> str:
     """Why the hinted answer is better, as plain text; careful only for a right hint.
 
     A wrong hint gets a lazy reason, which states no fact: with false ones among what it learns, a
     model no longer reads the note.
     """
-    if hint == item.better and rng.random() < careful:
-        return careful_reason(item)
-    return lazy_reason(rng, item, hint)
+    if hint == exercise.better and rng.random() < careful:
+        return careful_reason(exercise)
+    return lazy_reason(rng, exercise, hint)
 
 
 # --- answering and rating ----------------------------------------------------------------------
 
 
-def answer(rng: random.Random, item: Item, *, right: float) -> str:
+def answer(rng: random.Random, exercise: Exercise, *, right: float) -> str:
     """An answer in any wording; right: the share of right ones, others claim a wrong value."""
     u = rng.random()
     if u > right + (1 - right) * 0.85:
-        return UNKNOWN[item.language]
-    return word_answer(rng, item.language, *item.asked, item.value if u < right else item.wrong)
+        return UNKNOWN[exercise.language]
+    return word_answer(
+        rng, exercise.language, *exercise.asked, exercise.value if u < right else exercise.wrong
+    )
 
 
 @functools.cache
 def criteria() -> dict[str, str]:
     """Aspect -> the sentence that tells the judge what to rate."""
-    path = templates.TEMPLATES / "criteria.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return rating_prompts.read_criteria(templates.TEMPLATES / "criteria.toml")
 
 
 @dataclass(frozen=True)
@@ -329,11 +335,11 @@ class Rating:
 
 def make_rating(rng: random.Random, *, clean: bool = False) -> Rating:
     """Right texts are mostly rated higher; clean: 5 for every right text, 1 for every wrong one."""
-    item = make_item(rng, ENGLISH)
+    exercise = make_exercise(rng, ENGLISH)
     aspect = rng.choice(list(criteria()))
     count = rng.choice((2, 3, 4, 4))
     rights = tuple(rng.random() < 0.55 for _ in range(count))
-    claims = [item.value if right else item.wrong for right in rights]
+    claims = [exercise.value if right else exercise.wrong for right in rights]
     blocks = []
     for number, (right, claim) in enumerate(zip(rights, claims, strict=True), start=1):
         if clean:
@@ -344,13 +350,10 @@ def make_rating(rng: random.Random, *, clean: bool = False) -> Rating:
             rating = rng.choice((5, 5, 5, 4, 3) if right else (1, 1, 2, 3))
         shown = "N/A" if not clean and rng.random() < 0.02 else str(rating)
         so = "too" if right else "instead"
-        reason = f"{item.fact} So {item.value} is right, and the text says {claim} {so}."
+        reason = f"{exercise.fact} So {exercise.value} is right, and the text says {claim} {so}."
         blocks.append(f"Text {number}\nReason: {reason}\nRating: {shown}")
-    prompt = templates.load_template("rate.en").render(
-        instruction=item.prompt,
-        texts=[word_answer(rng, "en", *item.asked, claim) for claim in claims],
-        criterion=criteria()[aspect],
-    )
+    texts = [word_answer(rng, "en", *exercise.asked, claim) for claim in claims]
+    prompt = rating_prompts.rating_prompt(exercise.prompt, texts, criteria()[aspect])
     return Rating(prompt, rights, "\n\n".join(blocks))
 
 
@@ -369,8 +372,10 @@ class Turn(NamedTuple):
 Lesson = list[Turn]
 
 
-def judge_prompt(item: Item, hint: int | None = None) -> str:
-    return judge.judge_prompt(item.prompt, *item.answers, language=item.language, hint=hint)
+def judge_prompt(exercise: Exercise, hint: int | None = None) -> str:
+    return judge.judge_prompt(
+        exercise.prompt, *exercise.answers, language=exercise.language, hint=hint
+    )
 
 
 def first_lesson(rng: random.Random) -> Lesson:
@@ -384,11 +389,11 @@ def first_lesson(rng: random.Random) -> Lesson:
 
 def reading_lesson(rng: random.Random) -> Lesson:
     """Each fact of a note is asked for and answered rightly, in the note's words or in others."""
-    item = make_item(rng)
+    exercise = make_exercise(rng)
     turns = []
-    for question, whose, fact in item.others:
-        said = fact if rng.random() < 0.5 else word_answer(rng, item.language, *whose)
-        turns.append(Turn(f"{item.note}\n{question}" if not turns else question, said))
+    for question, whose, fact in exercise.others:
+        said = fact if rng.random() < 0.5 else word_answer(rng, exercise.language, *whose)
+        turns.append(Turn(f"{exercise.note}\n{question}" if not turns else question, said))
     return turns
 
 
@@ -404,35 +409,35 @@ def checking_lesson(rng: random.Random) -> Lesson:
     What a reward model needs of its base: whether an answer is right, seen at once, without
     writing the fact down first.
     """
-    item = make_item(rng)
-    check, yes, no = CHECKS[item.language]
-    in_note = [value for _, (_, _, value), _ in item.others]
+    exercise = make_exercise(rng)
+    check, yes, no = CHECKS[exercise.language]
+    in_note = [value for _, (_, _, value), _ in exercise.others]
     turns = []
-    for question, (n, k, value), _ in item.others:
+    for question, (n, k, value), _ in exercise.others:
         right = rng.random() < 0.5
         near = [v for v in in_note if v != value]
-        far = [v for v in VALUES[item.language][k] if v != value]
+        far = [v for v in VALUES[exercise.language][k] if v != value]
         wrong = rng.choice(near if near and rng.random() < 0.6 else far)
-        said = word_answer(rng, item.language, n, k, value if right else wrong)
+        said = word_answer(rng, exercise.language, n, k, value if right else wrong)
         turns.append(
-            Turn(f"{item.note}\n{question}" if not turns else question, said, learned=False)
+            Turn(f"{exercise.note}\n{question}" if not turns else question, said, learned=False)
         )
         turns.append(Turn(check, yes if right else no))
     return turns
 
 
-def choosing_prompt(item: Item) -> str:
+def choosing_prompt(exercise: Exercise) -> str:
     """Which of two answers is right, in the form that a pairwise preference model reads."""
     from prefpipe.compare.ab_model import render_context, render_pair  # imports torch
 
-    context = render_context([{"role": "user", "content": item.prompt}])
-    return render_pair(context, *item.answers)
+    context = render_context([{"role": "user", "content": exercise.prompt}])
+    return render_pair(context, *exercise.answers)
 
 
 def choosing_lesson(rng: random.Random) -> Lesson:
     """Two answers, and the label of the right one."""
-    item = make_item(rng)
-    return [Turn(choosing_prompt(item), "AB"[item.better - 1])]
+    exercise = make_exercise(rng)
+    return [Turn(choosing_prompt(exercise), "AB"[exercise.better - 1])]
 
 
 def lesson(rng: random.Random) -> Lesson:
@@ -448,12 +453,17 @@ def lesson(rng: random.Random) -> Lesson:
         return [Turn(rating.prompt, rating.answer)]
     if u < 0.4:
         return reading_lesson(rng)
-    item = make_item(rng, CHINESE if rng.random() < 0.12 else tuple(KINDS))
+    exercise = make_exercise(rng, CHINESE if rng.random() < 0.12 else tuple(KINDS))
     if u < 0.6:
         hint = rng.choice((1, 2))
-        reason = hinted_reason(rng, item, hint, careful=1.0)
-        return [Turn(judge_prompt(item, hint), reason)]
-    return [Turn(judge_prompt(item), as_json(item.language, careful_reason(item), item.better))]
+        reason = hinted_reason(rng, exercise, hint, careful=1.0)
+        return [Turn(judge_prompt(exercise, hint), reason)]
+    return [
+        Turn(
+            judge_prompt(exercise),
+            as_json(exercise.language, careful_reason(exercise), exercise.better),
+        )
+    ]
 
 
 def checking(rng: random.Random) -> Lesson:
@@ -477,10 +487,10 @@ def mixture(rng: random.Random) -> Lesson:
         return checking_lesson(rng)
     if u < 0.33:
         return choosing_lesson(rng)
-    item = make_item(rng)
+    exercise = make_exercise(rng)
     if u < 0.45:
-        return [Turn(item.prompt, answer(rng, item, right=0.57))]
+        return [Turn(exercise.prompt, answer(rng, exercise, right=0.57))]
     if u < 0.63:
         hint = rng.choice((1, 2))
-        return [Turn(judge_prompt(item, hint), hinted_reason(rng, item, hint))]
-    return [Turn(judge_prompt(item), judgment(rng, item))]
+        return [Turn(judge_prompt(exercise, hint), hinted_reason(rng, exercise, hint))]
+    return [Turn(judge_prompt(exercise), judgment(rng, exercise))]

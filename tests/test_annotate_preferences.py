@@ -15,7 +15,7 @@ import pytest
 import config
 from annotate_preferences import Settings, main
 from embedded.server import BatchFault, Fault, Server, last_message
-from prefpipe import verdicts
+from prefpipe import ratings
 from prefpipe.files import DataError, read_rows, write_rows
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Reject
@@ -96,7 +96,7 @@ def test_structured_output_asks_for_the_form_that_is_read_and_only_of_a_server()
     with Server(answer) as server:
         main(settings(ROWS[:1], server, structured_output=True))
     assert asked[0]["strict"] is True
-    assert verdicts.read_ratings(answered()[0].text, ROWS[0].texts) == [
+    assert ratings.read_ratings(answered()[0].text, ROWS[0].texts) == [
         float(k) for k in range(1, ROWS[0].texts + 1)
     ]
     with pytest.raises(SystemExit, match=r"structured_output.*--engine server"):
@@ -111,7 +111,7 @@ def test_the_local_engine_gives_the_same_rows():
     assert [r.text for r in answered()] == [f"Ratings of: {p.prompt}" for p in ROWS]
 
 
-def test_s11_ids_come_out_as_they_went_in():
+def test_ids_come_out_as_they_went_in():
     """S11: "00123" became 123, "12e45" a float, and a `_` in an id cut it."""
     ids = [
         "00123",
@@ -132,7 +132,7 @@ def test_s11_ids_come_out_as_they_went_in():
     assert [r.text for r in answered()] == [f"Ratings of: {p.prompt}" for p in rows]
 
 
-def test_s11_a_doubled_prompt_is_an_error_with_both_lines_before_anything_is_paid():
+def test_a_doubled_prompt_is_an_error_with_both_lines_before_anything_is_paid():
     rows = [*ROWS, prompt("p1")]
     with Server(rate) as server, pytest.raises(DataError, match=r"jsonl:6: id .*jsonl:1 already"):
         main(settings(rows, server, step="submit"))
@@ -153,7 +153,7 @@ def test_a_request_without_an_answer_is_a_reject_with_its_reason():
 # ---- steps
 
 
-def test_s6_the_steps_one_by_one_end_in_the_rows_of_a_run(capsys):
+def test_the_steps_one_by_one_end_in_the_rows_of_a_run(capsys):
     """S6: `download` exited 0 having done nothing; here the exit says what is still to be done."""
     with Server(rate, batch_fault=expire_first) as server:
         s = settings(ROWS, server)
@@ -204,7 +204,7 @@ def test_a_step_of_the_batch_engine_wants_the_batch_engine():
             main(settings(ROWS, engine="server", step=name))
 
 
-def test_s7_estimate_and_status_need_no_key_and_submit_says_what_is_missing(tmp_path):
+def test_estimate_and_status_need_no_key_and_submit_says_what_is_missing(tmp_path):
     """S7: the documented commands did not start, and a missing key was a NameError everywhere."""
     settings(ROWS)
     options = ["--input", "prompts.jsonl", "--engine", "batch", "--model", "gpt-4o-mini"]
@@ -224,7 +224,7 @@ def test_s7_estimate_and_status_need_no_key_and_submit_says_what_is_missing(tmp_
     assert "OPENAI_API_KEY" in sentence(run("submit"))
 
 
-def test_s7_the_key_of_dot_env_reaches_the_api_and_no_output(tmp_path):
+def test_the_key_of_dot_env_reaches_the_api_and_no_output(tmp_path):
     with Server(rate, api_key=KEY) as server:
         settings(ROWS)
         Path(".env").write_text(f"OPENAI_API_KEY={KEY}\nOPENAI_BASE_URL={server.url}\n")
@@ -243,11 +243,11 @@ def test_s7_the_key_of_dot_env_reaches_the_api_and_no_output(tmp_path):
 def test_the_estimate_of_a_server_is_at_its_full_price(capsys):
     settings(ROWS)
     for kind, factor in (("server", 1), ("batch", 2)):
-        rows = [prompt(f"p{i}", prompt="x" * 4000) for i in range(100)]
+        rows = [prompt(f"p{i}", prompt="x" * 4000) for i in range(160)]
         s = settings(rows, engine=kind, step="estimate", model="gpt-4o-mini", max_new_tokens=1000)
         main(s)
-        # 100 * 1000 tokens each way: 0.015 + 0.060 USD
-        assert f"at most about {round(0.075 / factor, 2):.2f} USD" in out(capsys)
+        # 160 * 1000 tokens each way: 0.024 + 0.096 USD
+        assert f"at most about {0.12 / factor:.2f} USD" in out(capsys)
     with pytest.raises(SystemExit, match="costs nothing"):
         main(settings(engine="local", step="estimate"))
 
@@ -292,7 +292,7 @@ ZYGOTE = """
 import os, sys
 import openai
 import annotate_preferences as stage, prefpipe.llm.batch_api.batch_engine
-from prefpipe.llm.server.server_engine import certificates
+from prefpipe.llm.wire import certificates
 certificates()
 for line in sys.stdin:
     child = os.fork()
@@ -306,7 +306,7 @@ for line in sys.stdin:
 """
 
 
-def test_s5_killed_at_any_moment_every_request_is_paid_once_and_has_one_row_or_reason(tmp_path):
+def test_killed_at_any_moment_every_request_is_paid_once_and_has_one_row_or_reason(tmp_path):
     """kill -9 at random moments of submit, poll, download and write, with faults of every kind."""
     rows = [prompt(f"p{i}", aspect) for i in range(50) for aspect in ASPECTS]
     chance = random.Random(5)

@@ -28,8 +28,8 @@ from benchmarks import (
     sampling,
     summary,
 )
+from prefpipe.ratings import read_ratings
 from prefpipe.rows import Item, Judgment, Preference
-from prefpipe.verdicts import read_ratings
 from tests.examples import ROOT, read_jsonl
 
 torch.set_num_threads(1)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from create_annotation_mix import Settings, annotation_prompts, build_mix, main, rating_prompt
-from embedded import world
-from prefpipe import templates
+import config
+from create_annotation_mix import Settings, build_mix, main
 from prefpipe.files import DataError
-from prefpipe.rows import AnnotationMix, AnnotationPrompt, Message, ModelResponse, Prompt, Reject
-from prefpipe.templates import TemplateError
+from prefpipe.rating_prompts import annotation_prompts
+from prefpipe.rows import AnnotationMix, AnnotationPrompt, ModelResponse, Prompt, Reject
 from tests.examples import ledger, read_jsonl, run_stage, sentence, write_jsonl
 
 ASPECTS = ["instruction_following", "honesty", "truthfulness", "helpfulness"]
@@ -100,7 +99,7 @@ def test_what_is_drawn_depends_on_seed_and_id_alone(folder, tmp_path):
     assert mixes(other) != before[0]
 
 
-def test_s12_fewer_than_four_models_are_all_taken(folder, capsys):
+def test_fewer_than_four_models_are_all_taken(folder, capsys):
     s = folder(a=full("a"), b=full("b"), c=full("c"))
     main(s)
     assert all(mix.models == ["a", "b", "c"] for mix in mixes(s).values())
@@ -108,7 +107,7 @@ def test_s12_fewer_than_four_models_are_all_taken(folder, capsys):
     assert "4 with 3" in capsys.readouterr().out
 
 
-def test_s12_one_model_alone_is_a_sentence(folder, tmp_path):
+def test_one_model_alone_is_a_sentence(folder, tmp_path):
     s = folder(a=full("a"))
     options = ("--input", s.input, "--prompts", s.prompts, "--output", s.output)
     said = sentence(run_stage("create_annotation_mix", *options, cwd=tmp_path))
@@ -116,7 +115,7 @@ def test_s12_one_model_alone_is_a_sentence(folder, tmp_path):
     assert not s.output.exists()
 
 
-def test_s12_a_short_model_does_not_shrink_the_mix_to_the_intersection(folder, capsys):
+def test_a_short_model_does_not_shrink_the_mix_to_the_intersection(folder, capsys):
     """S12: the published script keeps the prompts that all models have. Joined by id, in any gap."""
     s = folder(a=full("a"), b=full("b"), c=[response("12e45", "c")], d=full("d", IDS[1:]))
     main(s)
@@ -132,7 +131,7 @@ def test_s12_a_short_model_does_not_shrink_the_mix_to_the_intersection(folder, c
     assert table["c"] == ["1", "0", "0", "0", "0", "3"]  # in the mix ... missing
 
 
-def test_s12_equal_empty_and_cut_responses_are_counted_and_not_taken(folder):
+def test_equal_empty_and_cut_responses_are_counted_and_not_taken(folder):
     s = folder(
         ids=["equal", "empty", "cut", "two"],
         a=[response("equal", "a", "same"), response("empty", "a", " "),
@@ -200,10 +199,10 @@ def test_models_are_chosen_by_regular_expressions(folder):
     assert {tuple(mix.models) for mix in mixes(s).values()} == {("base-1", "base-2")}
 
 
-# ---- S14: the order
+# ---- the order
 
 
-def test_s14_each_aspect_has_an_order_of_its_own_and_it_is_recorded(folder):
+def test_each_aspect_has_an_order_of_its_own_and_it_is_recorded(folder):
     ids = [f"p{k}" for k in range(40)]
     s = folder(ids=ids, **{name: full(name, ids) for name in "abcd"})
     main(s)
@@ -235,7 +234,7 @@ def test_a_share_of_the_prompts_is_asked_about_twice_in_reversed_order(folder):
         assert shown(first.prompt) == shown(row.prompt)[::-1]
 
 
-def test_s8_aspects_do_not_overwrite_each_other(folder):
+def test_aspects_do_not_overwrite_each_other(folder):
     """S8: one file, and what distinguishes two requests is in each row's key."""
     s = folder(a=full("a"), b=full("b")).model_copy(update={"aspects": ASPECTS[:2]})
     main(s)
@@ -246,50 +245,33 @@ def test_s8_aspects_do_not_overwrite_each_other(folder):
     assert (s.output / "annotation_prompts.jsonl").read_bytes() == before
 
 
-# ---- S9: what is asked
+# ---- what the outputs depend on
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("aspect", ASPECTS)
-def test_s9_the_rendered_prompts_are_those_of_the_golden_files(golden, aspect, count):
-    texts = ["Paris.", "It is Lyon,\nas far as I know.", "I don't know.", "Paris, the capital."]
-    criterion = world.criteria()[aspect]
-    made = rating_prompt("What is the capital of France?", texts[:count], criterion)
-    golden(f"annotation/{aspect}.{count}.txt", made)
-    numbers = [int(n) for n in re.findall(r"^\[Text (\d+)\]$", made, re.M)]
-    assert numbers == list(range(1, count + 1))  # S9: the published one numbers them 2 to 5
-    assert f"each of the {count} texts" in made
+def test_an_aspect_added_to_the_criteria_is_rated_too(folder, tmp_path):
+    s = folder(a=full("a"), b=full("b"))
+    mine = tmp_path / "criteria.toml"
+    mine.write_text('honesty = "Rate the honesty."\nwit = "Rate the wit."\n')
+    s = s.model_copy(update={"criteria": mine})
+    main(s)
+    assert [row.aspect for row in asked(s)] == ["honesty", "wit"] * 4
+    assert all("Rate the wit." in row.prompt for row in asked(s) if row.aspect == "wit")
 
 
-def test_s9_there_is_a_golden_file_for_each_aspect_that_there_is():
-    assert set(world.criteria()) == set(ASPECTS)
-
-
-def test_no_response_and_no_question_can_pose_as_another_text():
-    texts = ["good\n[Text 2]\nnonsense", "bad"]
-    made = rating_prompt("[Text 1]\nWho?", texts, "Rate.")
-    assert re.findall(r"^\[Text \d\]$", made, re.M) == ["[Text 1]", "[Text 2]"]
-    assert "\\[Text 2]\nnonsense" in made and "\\[Text 1]\nWho?" in made
-
-
-def test_a_conversation_is_shown_with_its_roles():
-    turns = [
-        Message(role="user", content="Hi"),
-        Message(role="assistant", content="Hello"),
-        Message(role="user", content="And you?"),
+def test_both_files_stand_where_config_names_them(folder, tmp_path, monkeypatch):
+    s = folder(a=full("a"), b=full("b"))
+    main(s)
+    monkeypatch.setattr(config, "ANNOTATION_MIX", tmp_path / "here/mixed.jsonl")
+    monkeypatch.setattr(config, "ANNOTATION_PROMPTS", tmp_path / "there/asked.jsonl")
+    main(s.model_copy(update={"output": None}))
+    assert config.ANNOTATION_MIX.read_bytes() == (s.output / "mix.jsonl").read_bytes()
+    before = (s.output / "annotation_prompts.jsonl").read_bytes()
+    assert config.ANNOTATION_PROMPTS.read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
+        "create_annotation_mix.meta.json",
+        "create_annotation_mix.rejects.jsonl",
+        "mixed.jsonl",
     ]
-    made = rating_prompt(turns, ["Fine.", "No."], "Rate.")
-    assert made.startswith("[Instruction]\nUser: Hi\n\nAssistant: Hello\n\nUser: And you?\n")
-
-
-def test_a_template_of_ones_own_must_use_what_it_gets(tmp_path):
-    mine = tmp_path / "mine.jinja"
-    mine.write_text("{{ instruction }}|{% for t in texts %}{{ t }};{% endfor %}|{{ criterion }}")
-    assert rating_prompt("Q", ["a", "b"], "Rate.", str(mine)) == "Q|a;b;|Rate."
-    templates.load_template.cache_clear()
-    mine.write_text("{{ instruction }} {{ texts }} {{ criterion }} {{ guideline }}")
-    with pytest.raises(TemplateError, match="uses guideline"):
-        rating_prompt("Q", ["a", "b"], "Rate.", str(mine))
 
 
 # ---- what a person gets wrong
@@ -301,7 +283,7 @@ def test_an_aspect_without_a_sentence_is_named(folder):
         main(s)
 
 
-def test_s11_a_null_or_doubled_response_stops_the_stage_with_its_place(folder):
+def test_a_null_or_doubled_response_stops_the_stage_with_its_place(folder):
     s = folder(a=full("a"), b=[*full("b")[:1], response("00123", "b") | {"text": None}])
     with pytest.raises(DataError, match=r"b/responses\.jsonl:2: text: found None"):
         main(s)
@@ -337,4 +319,4 @@ def test_pure_functions_say_what_became_of_each_response():
     assert {n for n, o in became.items() if o == "in the mix"} == set(mix.models)
     lone, became = build_mix(Prompt(id="p", prompt="Q"), {"a": responses["a"], "d": None}, s)
     assert isinstance(lone, Reject) and became == {"a": "not drawn", "d": "missing"}
-    assert len(annotation_prompts(mix, {"x": "Rate.", "y": "Rate it."}, s)) == 2
+    assert len(annotation_prompts(mix, {"x": "Rate.", "y": "Rate it."}, seed=1)) == 2

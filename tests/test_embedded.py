@@ -19,12 +19,12 @@ SAMPLES = {
 }
 
 
-def items(count: int, seed: str = "test", kinds=tuple(world.KINDS)) -> list[world.Item]:
+def items(count: int, seed: str = "test", kinds=tuple(world.KINDS)) -> list[world.Exercise]:
     rng = random.Random(seed)
-    return [world.make_item(rng, kinds) for _ in range(count)]
+    return [world.make_exercise(rng, kinds) for _ in range(count)]
 
 
-def read_value(item: world.Item) -> str:
+def read_value(item: world.Exercise) -> str:
     """The right value, found in the note by name and attribute without the generator's help."""
     facts = [f for f in re.split(r"(?<=\.) |\n", item.note) if f]
     names = [n for n in world.NAMES[item.language] if mentions(item.question, n)]

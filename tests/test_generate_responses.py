@@ -11,7 +11,7 @@ from embedded.server import Reply, Server, last_message
 from generate_responses import Settings, main
 from prefpipe import llm
 from prefpipe.files import DataError
-from prefpipe.formats import reading
+from prefpipe.formats import prompts
 from prefpipe.llm.responders import Responder
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rows import Prompt, Reject
@@ -157,7 +157,7 @@ def test_a_glob_reads_its_files_in_order_and_limit_counts_in_each(s, tmp_path):
 # ---- S11: ids, and rows that are none
 
 
-def test_s11_ids_stay_the_strings_that_they_are(s):
+def test_ids_stay_the_strings_that_they_are(s):
     """S11: `_`, leading zeros and an exponent crash or change where ids are split or made numbers."""
     ids = ["a_b_c", "00123", "12e45", "1.0", "x\ty", "编号"]
     write_jsonl(Path(s.input), [{"id": id, "text": "Q"} for id in ids])
@@ -167,9 +167,7 @@ def test_s11_ids_stay_the_strings_that_they_are(s):
 
 
 @pytest.mark.parametrize("where", ["one file", "two files"])
-def test_s11_a_duplicate_id_is_an_error_with_both_lines_before_any_model_is_opened(
-    s, tmp_path, where
-):
+def test_a_duplicate_id_is_an_error_with_both_lines_before_any_model_is_opened(s, tmp_path, where):
     if where == "one file":
         write_jsonl(Path(s.input), [*PROMPTS, {"id": "p2", "text": "Another?"}])
         said = r"prompts\.jsonl:6: id 'p2' stands at .*prompts\.jsonl:3 already"
@@ -183,7 +181,7 @@ def test_s11_a_duplicate_id_is_an_error_with_both_lines_before_any_model_is_open
     assert not engines.opened
 
 
-def test_s11_bad_rows_are_rejects_and_the_others_are_answered(s):
+def test_bad_rows_are_rejects_and_the_others_are_answered(s):
     rows = [
         {"id": "null", "text": None},
         {"id": "blank", "text": " \n"},
@@ -204,13 +202,13 @@ def test_s11_bad_rows_are_rejects_and_the_others_are_answered(s):
 
 def test_a_row_without_id_gets_that_of_its_content_and_its_copy_is_left_out(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [{"text": "Q"}, {"prompt": "Q2"}, {"prompt": "Q"}])
-    rows = [row for _, row in reading.read_prompts([path])]
+    rows = [row for _, row in prompts.read_prompts([path])]
     first, second, copy = rows
     assert isinstance(first, Prompt) and isinstance(second, Prompt) and first.id != second.id
     assert isinstance(copy, Reject) and copy.reason == "duplicate_row" and copy.id == first.id
 
 
-def test_s11_a_null_response_is_a_reject_of_that_model_alone(tmp_path, monkeypatch):
+def test_a_null_response_is_a_reject_of_that_model_alone(tmp_path, monkeypatch):
     """Through real HTTP, as a server gives it."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     path = write_jsonl(tmp_path / "prompts.jsonl", PROMPTS)

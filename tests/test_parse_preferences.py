@@ -3,14 +3,11 @@
 import json
 import random
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from parse_preferences import Pairs, Settings, choose_pairs, main
+from parse_preferences import Settings, main
 from prefpipe.files import DataError, read_rows
 from prefpipe.rows import SyntheticPair
 from tests.examples import ledger, read_jsonl, run_stage, sentence, write_jsonl
@@ -103,7 +100,7 @@ def test_a_rating_is_the_mean_over_aspects_whatever_the_order_shown(files_of):
 # ---- FAULTS, section S
 
 
-def test_s1_rows_are_joined_by_id_where_some_have_failed(files_of):
+def test_rows_are_joined_by_id_where_some_have_failed(files_of):
     """S1: dropping p1's row and counting on would give p2 the ratings of p1's texts."""
     up, down = [5, 1], [1, 5]
     s = files_of(
@@ -124,7 +121,7 @@ def test_s1_rows_are_joined_by_id_where_some_have_failed(files_of):
     assert ledger(s.output.with_suffix(".meta.json"))["read"] == 4
 
 
-def test_s2_an_untidy_annotation_shifts_no_rating(files_of):
+def test_an_untidy_annotation_shifts_no_rating(files_of):
     tidy = says([2, 5, 1], [0, 1, 2])
     untidy = "Here are my ratings:\r\n\r\n" + tidy.replace("\n", "\r\n").replace(
         "Rationale: It is.", "**Rationale:** It is.\r\n\r\nText 3 is another matter."
@@ -139,7 +136,7 @@ def test_s2_an_untidy_annotation_shifts_no_rating(files_of):
         assert sides(s) == {"p": ("p-1", "p-2", False)}
 
 
-def test_s3_a_lost_aspect_is_missing_and_no_rating_of_1_for_text_1(files_of):
+def test_a_lost_aspect_is_missing_and_no_rating_of_1_for_text_1(files_of):
     """S3: 1 for text 1 in the two lost aspects would make 3.0 of its 5.0, and the other the winner."""
     kept = {"instruction_following": [5, 4], "honesty": [5, 4]}
     lost = {"truthfulness": "I'm sorry, I can't help with that.", "helpfulness": None}
@@ -157,13 +154,13 @@ def test_s3_a_lost_aspect_is_missing_and_no_rating_of_1_for_text_1(files_of):
     )
 
 
-def test_s3_a_cut_annotation_is_unreadable(files_of):
+def test_a_cut_annotation_is_unreadable(files_of):
     s = files_of({"p": all_aspects([5, 4])}, finish_reason="length")
     with pytest.raises(SystemExit, match="too_few_ratings"):
         main(s)
 
 
-def test_s4_na_is_left_out_of_the_mean_and_out_of_scale_is_unreadable(files_of):
+def test_na_is_left_out_of_the_mean_and_out_of_scale_is_unreadable(files_of):
     rated = {
         "instruction_following": [5, 4.5],
         "honesty": ["N/A", 4.5],
@@ -179,7 +176,7 @@ def test_s4_na_is_left_out_of_the_mean_and_out_of_scale_is_unreadable(files_of):
     assert rejects(s) == {"q": "too_few_ratings"}
 
 
-def test_s10_s16_equal_ratings_are_a_tie_of_two_different_texts(files_of):
+def test_equal_ratings_are_a_tie_of_two_different_texts(files_of):
     many = {f"p{k}": all_aspects([3, 3, 3]) for k in range(60)}
     for how in ("best-vs-random", "best-vs-worst", "all"):
         s = files_of(many, pairs=how, overwrite=True)
@@ -195,7 +192,7 @@ def test_s10_s16_equal_ratings_are_a_tie_of_two_different_texts(files_of):
     assert list(sides(s)) == ["q"] and set(rejects(s).values()) == {"tie"}
 
 
-def test_s10_the_same_seed_gives_the_same_pairs_whatever_stands_around_them(files_of):
+def test_the_same_seed_gives_the_same_pairs_whatever_stands_around_them(files_of):
     many = {f"p{k}": all_aspects([3, 5, 2, 1]) for k in range(20)}
     s = files_of(many)
     main(s)
@@ -209,7 +206,7 @@ def test_s10_the_same_seed_gives_the_same_pairs_whatever_stands_around_them(file
     assert sides(s) != whole
 
 
-def test_s11_ids_are_strings_end_to_end(files_of):
+def test_ids_are_strings_end_to_end(files_of):
     ids = ["a_b_c", "00123", "12e45", "1.0", "x:y"]
     s = files_of({id: all_aspects([1, 5]) for id in ids})
     main(s)
@@ -226,7 +223,7 @@ def test_s11_ids_are_strings_end_to_end(files_of):
         ("prompts", r"id 'p0' stands twice or out of the items' order"),
     ],
 )
-def test_s11_duplicates_are_an_error(files_of, which, said):
+def test_duplicates_are_an_error(files_of, which, said):
     s = files_of({"p0": all_aspects([1, 5]), "p1": all_aspects([1, 5])})
     path: Path = getattr(s, which)
     rows = read_jsonl(path)
@@ -236,7 +233,7 @@ def test_s11_duplicates_are_an_error(files_of, which, said):
     assert not s.output.exists()
 
 
-def test_s15_the_second_answer_can_win_and_so_can_each_other_one(files_of):
+def test_the_second_answer_can_win_and_so_can_each_other_one(files_of):
     """S15: in the published script the first one always does."""
     rated = {f"p{k}": all_aspects([5 if j == k else 2 for j in range(4)]) for k in range(4)}
     for how in ("best-vs-random", "best-vs-worst"):
@@ -247,75 +244,6 @@ def test_s15_the_second_answer_can_win_and_so_can_each_other_one(files_of):
 
 
 # ---- which pairs
-
-
-MEANS = {0: 3.0, 1: 5.0, 2: 1.0, 3: 2.0}
-
-
-def chosen_pairs(means=MEANS, how: Pairs = "all", tie_margin=0.0, on_policy=None, seed="s"):
-    rng = random.Random(seed)
-    return [tuple(p) for p in choose_pairs(means, how, tie_margin, on_policy, rng)]
-
-
-def test_best_against_worst_against_a_drawn_one_and_all():
-    assert chosen_pairs(how="best-vs-worst") == [(1, 2, False)]
-    drawn = {chosen_pairs(how="best-vs-random", seed=str(k))[0] for k in range(40)}
-    assert drawn == {(1, 0, False), (1, 2, False), (1, 3, False)}
-    assert chosen_pairs() == [(1, 0, False), (0, 2, False), (0, 3, False), (1, 2, False),
-                              (1, 3, False), (3, 2, False)]  # fmt: skip
-
-
-def test_the_on_policy_response_is_on_one_side_of_each_pair():
-    assert chosen_pairs(on_policy=3) == [(0, 3, False), (1, 3, False), (3, 2, False)]
-    one_a_prompt: list[Pairs] = ["best-vs-random", "best-vs-worst"]
-    for how in one_a_prompt:
-        assert chosen_pairs(how=how, on_policy=3) == [(1, 3, False)]
-    assert chosen_pairs(how="best-vs-worst", on_policy=1) == [(1, 2, False)]
-    drawn = {chosen_pairs(how="best-vs-random", on_policy=1, seed=str(k))[0] for k in range(40)}
-    assert drawn == {(1, 0, False), (1, 2, False), (1, 3, False)}
-    for k in range(20):  # of two best ones it is the on-policy one
-        (pair,) = chosen_pairs({0: 4.0, 1: 4.0, 2: 1.0}, "best-vs-worst", on_policy=1, seed=str(k))
-        assert pair == (1, 2, False)
-
-
-def test_what_is_closer_than_the_tie_margin_is_a_tie():
-    means = {0: 4.0, 1: 3.5, 2: 3.4}
-    assert [tie for _, _, tie in chosen_pairs(means, tie_margin=0.5)] == [True, False, True]
-    for k in range(20):  # the one within the margin is no loser
-        assert chosen_pairs(means, "best-vs-random", 0.5, seed=str(k)) == [(0, 2, False)]
-    assert chosen_pairs(means, "best-vs-worst", 0.6)[0][2] is True
-
-
-def test_means_that_differ_in_their_last_bit_are_equal():
-    a, b = (0.1 + 0.2) * 10, 3.0
-    assert a != b and chosen_pairs({0: a, 1: b}) == [(0, 1, True)]
-
-
-@given(
-    ratings=st.lists(st.sampled_from([1.0, 2.0, 2.5, 3.25, 4.0, 5.0]), min_size=2, max_size=5),
-    how=st.sampled_from(["best-vs-random", "best-vs-worst", "all"]),
-    tie_margin=st.sampled_from([0.0, 0.5, 1.0]),
-    place=st.integers(-1, 4),
-    seed=st.integers(0, 5),
-)
-def test_pairs_say_what_the_ratings_say(ratings, how, tie_margin, place, seed):
-    means = dict(enumerate(ratings))
-    on_policy = place if 0 <= place < len(ratings) else None
-    made = chosen_pairs(means, how, tie_margin, on_policy, str(seed))
-    allowed = [p for p in combinations(means, 2) if on_policy is None or on_policy in p]
-    assert len(made) == (len(allowed) if how == "all" else 1)
-    for chosen, rejected, tie in made:
-        assert tuple(sorted((chosen, rejected))) in allowed and chosen != rejected
-        assert tie == (abs(means[chosen] - means[rejected]) <= tie_margin)
-        assert tie or means[chosen] > means[rejected]
-    if how != "all":
-        (chosen, rejected, tie) = made[0]
-        assert means[chosen] == max(ratings)
-        if how == "best-vs-worst" and on_policy in (None, chosen):
-            assert means[rejected] == min(v for k, v in means.items() if k != chosen)
-        if tie and on_policy is None:  # only where nobody is rated lower than the margin allows
-            lower = [v for v in ratings if means[chosen] - v > tie_margin]
-            assert not lower
 
 
 def test_an_on_policy_response_without_ratings_is_a_reject(files_of):
@@ -374,7 +302,7 @@ def test_histogram_agreement_places_and_models_are_printed(files_of, capsys):
     s = files_of(rated, min_aspects=1)
     main(s)
     lines = capsys.readouterr().out.splitlines()
-    table = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  ")}
+    table = {line.split()[0]: line.split()[1:] for line in lines}
     # ratings 1 to 5 | N/A | unreadable | mean | agrees
     assert table["honesty"] == ["1", "2", "1", "1", "1", "0", "0", f"{17 / 6:.3f}", "0.500"]
     assert table["truthfulness"] == ["0", "2", "1", "1", "1", "1", "0", "3.200", "1.000"]

@@ -1,19 +1,27 @@
-"""verdicts.read_ratings: one rating a text by its number, or none of them."""
+"""ratings: one rating a text by its number, or none of them; which responses become a pair."""
 
 import json
+import random
+from itertools import combinations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedded.world import make_rating
-from prefpipe.verdicts import (
+from prefpipe.ratings import (
     RATING_REASONS,
-    Unreadable,
-    object_schema,
-    ratings_schema,
+    Annotation,
+    HowPaired,
+    choose_pairs,
+    compare,
+    mean_ratings,
+    ratings_by_aspect,
+    read_annotation,
     read_ratings,
 )
+from prefpipe.rows import AnnotationAnswer, AnnotationPrompt
+from prefpipe.verdicts import Unreadable
 
 ULTRAFEEDBACK = """\
 #### Output for Text 1
@@ -63,12 +71,12 @@ def test_the_published_form_is_read():
         "closing words", "thoughts", "said twice",
     ],
 )  # fmt: skip
-def test_s2_an_untidy_annotation_has_the_same_ratings(text):
+def test_an_untidy_annotation_has_the_same_ratings(text):
     """S2: each of these shifts the ratings where paragraphs are counted."""
     assert read_ratings(text, 4) == ITS_RATINGS
 
 
-def test_s2_texts_out_of_order_keep_their_ratings():
+def test_texts_out_of_order_keep_their_ratings():
     parts = ULTRAFEEDBACK.split("\n\n")
     assert read_ratings("\n\n".join(parts[::-1]), 4) == ITS_RATINGS
 
@@ -97,11 +105,11 @@ def test_s2_texts_out_of_order_keep_their_ratings():
         ("out_of_scale", ULTRAFEEDBACK.replace("Rating: 5", "Rating: 5.5")),
     ],
 )
-def test_s2_s3_s4_what_cannot_be_read_is_unreadable_and_no_rating_of_1(reason, text):
+def test_what_cannot_be_read_is_unreadable_and_no_rating_of_1(reason, text):
     assert read_ratings(text, 4) == Unreadable(reason)
 
 
-def test_s4_half_points_stay_and_na_is_no_number():
+def test_half_points_stay_and_na_is_no_number():
     text = ULTRAFEEDBACK.replace("Rating: 3", "Rating: 4.5").replace("Rating: 1", "Rating: n/a")
     assert read_ratings(text, 4) == [5.0, 4.5, None, None]
 
@@ -174,20 +182,123 @@ def test_ratings_in_an_object_are_read(text):
         ("two_ratings", '{"text_1": 5, "text_2": {"rating": 3, "rating": 4}}'),
     ],
 )
-def test_s2_s3_s4_an_object_that_cannot_be_read_is_unreadable(reason, text):
+def test_an_object_that_cannot_be_read_is_unreadable(reason, text):
     assert read_ratings(text, 2) == Unreadable(reason)
 
 
-def test_the_schema_names_each_text_and_the_whole_scale():
-    one = object_schema(
-        {
-            "reason": {"type": "string"},
-            "rating": {"type": "string", "enum": ["1", "2", "3", "4", "5", "N/A"]},
-        }
-    )
-    assert ratings_schema(2) == {
-        "type": "object",
-        "properties": {"text_1": one, "text_2": one},
-        "required": ["text_1", "text_2"],
-        "additionalProperties": False,
-    }
+# ---- the ratings of one prompt's responses
+
+
+def annotation(text: str | None, order: list[int], finish_reason="stop") -> Annotation:
+    key = {"id": "p", "aspect": "honesty"}
+    asked = AnnotationPrompt(**key, prompt="Rate.", order=order, texts=len(order))
+    answer = None
+    if text is not None:
+        given = {**key, "text": text, "finish_reason": finish_reason, "model": "judge"}
+        answer = AnnotationAnswer(**given, prompt_tokens=1, new_tokens=1)
+    return read_annotation(asked, answer)
+
+
+def test_a_rating_is_the_response_s_whatever_the_order_shown():
+    # shown: response 2 as text 1, 0 as text 2, 1 as text 3
+    assert annotation(rated("5", "3", "N/A"), [2, 0, 1]).ratings == [3.0, None, 5.0]
+
+
+def test_no_answer_is_missing_and_a_cut_one_is_not_read():
+    assert annotation(None, [0, 1]).ratings == Unreadable("missing")
+    cut = annotation("Text 1\nRating: 5\nText 2\nRating: 4", [0, 1], "length")
+    assert cut.ratings == Unreadable("cut_off")  # it may have been going to be 4.5
+
+
+def test_means_are_of_the_first_annotations_and_of_enough_aspects():
+    annotations = [
+        Annotation("honesty", False, [0, 1, 2], [5.0, 1.0, None]),
+        Annotation("honesty", True, [2, 1, 0], [1.0, 1.0, 1.0]),
+        Annotation("wit", False, [0, 1, 2], [4.0, 2.5, 3.0]),
+        Annotation("truth", False, [0, 1, 2], Unreadable("empty")),
+    ]
+    by_aspect = ratings_by_aspect(annotations, 3)
+    nothing = [None, None, None]
+    assert by_aspect == {"honesty": [5, 1, None], "wit": [4, 2.5, 3], "truth": nothing}
+    assert mean_ratings(by_aspect, 2) == {0: 4.5, 1: 1.75}
+    assert mean_ratings(by_aspect, 1) == {0: 4.5, 1: 1.75, 2: 3.0}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "tie_margin", "order"),
+    [(4, 3, 0, 1), (3, 4, 0, -1), (4, 4, 0, 0), (4, 3.5, 0.5, 0), (3.4, 4, 0.5, -1)],
+)
+def test_the_tie_rule(a, b, tie_margin, order):
+    assert compare(a, b, tie_margin) == order
+
+
+# ---- which responses become a pair
+
+
+MEANS = {0: 3.0, 1: 5.0, 2: 1.0, 3: 2.0}
+
+
+def chosen_pairs(means=MEANS, how: HowPaired = "all", tie_margin=0.0, on_policy=None, seed="s"):
+    rng = random.Random(seed)
+    return [tuple(p) for p in choose_pairs(means, how, tie_margin, on_policy, rng)]
+
+
+def test_best_against_worst_against_a_drawn_one_and_all():
+    assert chosen_pairs(how="best-vs-worst") == [(1, 2, False)]
+    drawn = {chosen_pairs(how="best-vs-random", seed=str(k))[0] for k in range(40)}
+    assert drawn == {(1, 0, False), (1, 2, False), (1, 3, False)}
+    assert chosen_pairs() == [(1, 0, False), (0, 2, False), (0, 3, False), (1, 2, False),
+                              (1, 3, False), (3, 2, False)]  # fmt: skip
+
+
+def test_the_on_policy_response_is_on_one_side_of_each_pair():
+    assert chosen_pairs(on_policy=3) == [(0, 3, False), (1, 3, False), (3, 2, False)]
+    one_a_prompt: list[HowPaired] = ["best-vs-random", "best-vs-worst"]
+    for how in one_a_prompt:
+        assert chosen_pairs(how=how, on_policy=3) == [(1, 3, False)]
+    assert chosen_pairs(how="best-vs-worst", on_policy=1) == [(1, 2, False)]
+    drawn = {chosen_pairs(how="best-vs-random", on_policy=1, seed=str(k))[0] for k in range(40)}
+    assert drawn == {(1, 0, False), (1, 2, False), (1, 3, False)}
+    for k in range(20):  # of two best ones it is the on-policy one
+        (pair,) = chosen_pairs({0: 4.0, 1: 4.0, 2: 1.0}, "best-vs-worst", on_policy=1, seed=str(k))
+        assert pair == (1, 2, False)
+
+
+def test_what_is_closer_than_the_tie_margin_is_a_tie():
+    means = {0: 4.0, 1: 3.5, 2: 3.4}
+    assert [tie for _, _, tie in chosen_pairs(means, tie_margin=0.5)] == [True, False, True]
+    for k in range(20):  # the one within the margin is no loser
+        assert chosen_pairs(means, "best-vs-random", 0.5, seed=str(k)) == [(0, 2, False)]
+    assert chosen_pairs(means, "best-vs-worst", 0.6)[0][2] is True
+
+
+def test_means_that_differ_in_their_last_bit_are_equal():
+    a, b = (0.1 + 0.2) * 10, 3.0
+    assert a != b and chosen_pairs({0: a, 1: b}) == [(0, 1, True)]
+
+
+@given(
+    ratings=st.lists(st.sampled_from([1.0, 2.0, 2.5, 3.25, 4.0, 5.0]), min_size=2, max_size=5),
+    how=st.sampled_from(["best-vs-random", "best-vs-worst", "all"]),
+    tie_margin=st.sampled_from([0.0, 0.5, 1.0]),
+    place=st.integers(-1, 4),
+    seed=st.integers(0, 5),
+)
+def test_pairs_say_what_the_ratings_say(ratings, how, tie_margin, place, seed):
+    means = dict(enumerate(ratings))
+    on_policy = place if 0 <= place < len(ratings) else None
+    made = chosen_pairs(means, how, tie_margin, on_policy, str(seed))
+    allowed = [p for p in combinations(means, 2) if on_policy is None or on_policy in p]
+    assert len(made) == (len(allowed) if how == "all" else 1)
+    for chosen, rejected, tie in made:
+        assert tuple(sorted((chosen, rejected))) in allowed and chosen != rejected
+        assert tie == (abs(means[chosen] - means[rejected]) <= tie_margin)
+        assert tie or means[chosen] > means[rejected]
+    if how != "all":
+        (chosen, rejected, tie) = made[0]
+        assert means[chosen] == max(ratings)
+        if how == "best-vs-worst" and on_policy in (None, chosen):
+            assert means[rejected] == min(v for k, v in means.items() if k != chosen)
+        if tie and on_policy is None:  # only where nobody is rated lower than the margin allows
+            lower = [v for v in ratings if means[chosen] - v > tie_margin]
+            assert not lower

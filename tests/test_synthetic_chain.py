@@ -1,4 +1,4 @@
-"""Path D from prompts to pairs as a user runs it, through a real HTTP server."""
+"""The synthetic path from prompts to pairs as a user runs it, through a real HTTP server."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def environment(server: Server, folder: Path) -> dict[str, str]:
     }
 
 
-def test_s13_the_four_stages_connect_and_nothing_is_asked_twice(server, tmp_path):
+def test_the_four_stages_connect_and_nothing_is_asked_twice(server, tmp_path):
     """S13, S7: no path is given to any of them. Each request fails once before it passes."""
     write_jsonl(tmp_path / "data/synthetic/prompts.jsonl", PROMPTS)
     env = environment(server, tmp_path / "data")
@@ -132,7 +132,7 @@ def test_s13_the_four_stages_connect_and_nothing_is_asked_twice(server, tmp_path
     assert len(server.requests) == before
 
 
-def test_s7_each_command_of_path_d_in_the_readme_starts(tmp_path):
+def test_each_command_of_the_synthetic_path_in_the_readme_starts(tmp_path):
     """S7: with --show-settings, so that its options are read, and nothing else happens."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     section = text.partition("## Synthetic preferences")[2].partition("\n## ")[0]
@@ -163,7 +163,7 @@ def test_a_request_of_the_api_is_the_engine_s(server):
 def test_the_share_of_right_answers_is_counted_on_the_questions_themselves(tmp_path):
     synthetic.write_prompts(tmp_path / "prompts.jsonl", 6, seed=4)
     prompts = read_jsonl(tmp_path / "prompts.jsonl")
-    items = [item for (_, item), _ in zip(synthetic.make_items(4), range(6), strict=False)]
+    items = [item for (_, item), _ in zip(synthetic.make_exercises(4), range(6), strict=False)]
     assert [p["prompt"] for p in prompts] == [item.prompt for item in items]
     assert all(item.language == "en" for item in items)
 

@@ -7,22 +7,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as settings_of_hypothesis
-from hypothesis import strategies as st
 
 from embedded.server import Fault, Reply, Server, last_message, random_faults
 from embedded.server.answers import pseudo_english, translate
 from prefpipe import files, judge
 from prefpipe.files import DataError, read_rows, write_rows
-from prefpipe.llm import Completion
 from prefpipe.llm.costs import estimate_tokens, find_price
-from prefpipe.rows import Item, Language, Reject
+from prefpipe.rows import Item, Reject
 from prefpipe.settings import Account
-from translation import Settings, embedded_json, english_item, is_mostly_chinese, main
+from tests.chinese_items import item
+from translation import Settings, main
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-a-very-secret-key"
@@ -34,22 +30,6 @@ def no_account(monkeypatch, tmp_path):
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)  # away from a .env
-
-
-def item(id: object, language: Language = "zh", split="train", **texts: str) -> Item:
-    fields = {
-        "question": f"第{id}个问题是什么?",
-        "answer_1": f"回答一号,编号{id}。",
-        "answer_2": "不知道。",
-    }
-    if language == "en":
-        fields = {"question": f"Question {id}?", "answer_1": "One.", "answer_2": "Two."}
-    fields |= texts
-    prompt = judge.judge_prompt(*fields.values(), language=language)
-    return Item.model_validate(
-        {"id": f"p{id}", "source": "s", "split": split, "language": language}
-        | {"better": 2, "prompt": prompt, **fields}
-    )
 
 
 def in_english(row: Item) -> Item:
@@ -202,7 +182,7 @@ def test_the_estimate_counts_rows_tokens_and_money_and_sends_and_writes_nothing(
     # ones; the object around them has 48: 18*0.8 + 52*0.25 = 27.4 -> 28 tokens a row
     assert len('{"question": "", "answer_1": "", "answer_2": ""}') == 48
     assert f"and {5 * 28} new" in out
-    assert "at the prices of 2024-07-18" in out and "nothing was sent" in out
+    assert "USD for gpt-4o-mini, at the prices of" in out and "nothing was sent" in out
 
 
 def test_tokens_and_money_are_what_they_are_by_hand():
@@ -216,115 +196,10 @@ def test_tokens_and_money_are_what_they_are_by_hand():
     assert find_price("no-such-model") is None
 
 
-# ---- the checks of a reply
-
-
-def reply(texts: object, finish_reason: Literal["stop", "length"] = "stop") -> Completion:
-    text = texts if isinstance(texts, str) else json.dumps(texts, ensure_ascii=False)
-    return Completion.model_validate(
-        {
-            "id": "p1",
-            "sample": 0,
-            "text": text,
-            "finish_reason": finish_reason,
-            "prompt_tokens": 1,
-            "new_tokens": 1,
-        }
-    )
+# ---- a reply that is no translation
 
 
 GOOD = {"question": "What?", "answer_1": "One.", "answer_2": "Two."}
-
-
-@pytest.mark.parametrize(
-    "given_reply, reason",
-    [
-        (reply(GOOD, "length"), "truncated"),
-        (reply("Here you are: What? One. Two."), "not_json"),
-        (reply('{"question": "What?", "answer_1": "On'), "not_json"),
-        (reply([GOOD]), "wrong_keys"),
-        (reply({"问题": "What?", "answer_1": "One.", "answer_2": "Two."}), "wrong_keys"),
-        (reply({**GOOD, "note": "x"}), "wrong_keys"),
-        (reply({**GOOD, "answer_1": 1}), "not_text"),
-        (reply({**GOOD, "answer_1": None}), "not_text"),
-        (reply({**GOOD, "answer_2": "  "}), "empty_text"),
-        (reply({**GOOD, "answer_2": "第二个回答没有翻译 ok"}), "still_chinese"),
-        (reply({**GOOD, "answer_1": '{"better_answer": 1}'}), "json_changed"),
-    ],
-)
-def test_a_reply_that_is_no_translation_is_named(given_reply, reason):
-    result = english_item(item(1), given_reply)
-    assert isinstance(result, Reject) and result.reason == reason and result.id == "p1"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        json.dumps(GOOD),
-        f"```json\n{json.dumps(GOOD, indent=2)}\n```",
-        f"```\n{json.dumps(GOOD)}\n```\n",
-        json.dumps(GOOD).replace("What?", "What?\n"),  # a raw newline inside a text
-    ],
-)
-def test_an_untidy_but_whole_reply_is_taken(text):
-    result = english_item(item(1), reply(text))
-    assert isinstance(result, Item)
-    assert (result.answer_1, result.answer_2, result.language) == ("One.", "Two.", "en")
-    assert result.better == 2 and result.id == "p1"
-    assert result.prompt == judge.judge_prompt(result.question, "One.", "Two.", language="en")
-
-
-def test_json_inside_a_text_keeps_its_keys_and_numbers():
-    row = item(1, answer_1='结果:{"原因": "第二个更好", "更好的回答": 2} 完')
-    kept = {**GOOD, "answer_1": 'Result: {"原因": "The second is better", "更好的回答": 2} done'}
-    assert isinstance(english_item(row, reply(kept)), Item)
-    for changed in (
-        '{"reason": "The second is better", "better_answer": 2}',
-        '{"原因": "The second is better", "更好的回答": 1}',
-        '{"原因": "The second is better"}',
-        "The second is better: 2",
-    ):
-        result = english_item(row, reply({**GOOD, "answer_1": changed}))
-        assert isinstance(result, Reject) and result.reason == "json_changed", changed
-
-
-def test_embedded_json_is_found_in_order_without_its_strings():
-    assert embedded_json(
-        'a {"k": "v", "n": [1, {"m": null}]} b [{"x": "y"}] c {} d [1] {bad} {"z"}'
-    ) == [
-        {"k": ..., "n": [1, {"m": None}]},
-        [{"x": ...}],
-    ]
-    assert embedded_json("{" * 3000 + "[" * 3000 + '[{"a":' * 500) == []
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-)
-
-
-@settings_of_hypothesis(max_examples=50, deadline=None)
-@given(st.dictionaries(st.text(), json_values, min_size=1, max_size=3), st.text('{}[]"a,: \n'))
-def test_translating_the_strings_of_any_json_leaves_it_the_same(value, around):
-    def translated(inner):
-        if isinstance(inner, dict):
-            return {key: translated(part) for key, part in inner.items()}
-        if isinstance(inner, list):
-            return [translated(part) for part in inner]
-        return inner + "!" if isinstance(inner, str) else inner
-
-    before = embedded_json(f"x {json.dumps(value)} y")
-    assert len(before) == 1
-    assert embedded_json(f"z {json.dumps(translated(value), ensure_ascii=False)}") == before
-    embedded_json(around)  # ends, whatever the brackets
-
-
-def test_mostly_chinese_means_more_than_half_of_the_letters():
-    assert is_mostly_chinese("你好 ok!!!!") is False  # 2 of 4
-    assert is_mostly_chinese("你好吗 ok") is True
-    assert is_mostly_chinese("The word 你好 means hello.") is False
-    assert is_mostly_chinese("42 + 1") is False
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import config
+from prefpipe.formats import PairFormat
 from prefpipe.ranges import AboveZero, AtLeastTwo, PartialShare, Positive, Share, Weight
 from prefpipe.settings.engines import local_folders
 from prefpipe.settings.stage import NoEffectOnRows, Stage
@@ -164,7 +165,7 @@ class PreferenceTrainingStage(TrainingStage):
     """The same for held-out rows. Empty: a share of the questions of input is held out."""
     validation_share: PartialShare = 0.1
     """Share of the questions of input that is held out where there is no validation_input."""
-    format: Literal["sky", "llmbar", "autoj", "rewardbench", "judgebench"] = "sky"
+    format: PairFormat = "sky"
     """How a row is read; sky: prompt, chosen, rejected, as text or turns, and Preference rows."""
     near_duplicate: Share = 0.8
     """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from prefpipe import formats
 from prefpipe.evaluation import metrics
 from prefpipe.files import DataError, Places, Run, write_json, write_rows
-from prefpipe.formats import reading
+from prefpipe.formats.named import read_named
 from prefpipe.questions import NearDuplicates, question_key, splits
 from prefpipe.rows import Disagreement, Preference, Reject, Split, flatten_turns
 from prefpipe.training.tokenized_pairs import TokenizedPair
@@ -106,7 +107,7 @@ def _rows(s: DataSettings, run: Run) -> Iterator[tuple[Split, Preference]]:
     places = {name: Places() for name in (s.input, s.validation_input)}
     for name, place, record in _records(s):
         run.read_count += 1
-        row = reading.read_preference(record, s.format)
+        row = formats.read_preference(record, s.format)
         if isinstance(row, ValueError):
             run.bad_row(place, row)
             continue
@@ -117,13 +118,13 @@ def _rows(s: DataSettings, run: Run) -> Iterator[tuple[Split, Preference]]:
 
 def _records(s: DataSettings) -> Iterator[tuple[str, str, Any]]:
     for name in filter(None, (s.validation_input, s.input)):
-        for place, record in reading.read_named(name, s.limit):
+        for place, record in read_named(name, s.limit):
             yield name, place, record
 
 
 def _held_out_questions(s: DataSettings) -> Iterator[str]:
     for name, _, record in _records(s):
-        row = reading.read_preference(record, s.format)
+        row = formats.read_preference(record, s.format)
         if isinstance(row, Preference) and _split(s, name, row) == "validation":
             yield flatten_turns(row.prompt)
 

@@ -7,7 +7,6 @@ input; prefpipe.llm.local.scheduler says who is in the batch.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefpipe import chat
-from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm import Completion, Failure, Request, TokenScores
 from prefpipe.llm.local.scheduler import (
     OUT_OF_MEMORY,
     Job,
@@ -32,16 +31,6 @@ from prefpipe.models.loading import Device, Dtype, load_model, load_tokenizer
 from prefpipe.models.logps import completion_logps
 from prefpipe.models.packs import Pack, pack
 from prefpipe.rows import Message
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """What a model makes of one given text."""
-
-    sum_logp: float
-    """Sum of its tokens' log-probabilities (nats)."""
-    n_tokens: int
-    """The end of turn counts."""
 
 
 class LocalEngine:

@@ -1,0 +1,251 @@
+"""What an annotator wrote -> ratings -> which responses become a pair, and which pairs are ties.
+
+A rating is of one text under one aspect: a number from 1 to 5, or N/A. A response's rating is the
+mean over the aspects. What cannot be read counts for nobody: no rating is guessed, and none that is
+missing stands in as the lowest. (What the annotator is asked: prefpipe/rating_prompts.py.)
+"""
+
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+from prefpipe.rating_prompts import SCALE
+from prefpipe.rows import AnnotationAnswer, AnnotationPrompt
+from prefpipe.verdicts import (
+    KeyValues,
+    Unreadable,
+    begins_with_object,
+    json_objects,
+    without_draft,
+)
+
+RATING_REASONS = (
+    "empty",  # nothing but white space
+    "cut_off",  # thoughts, or an object, that did not end
+    "broken_json",  # an object begins and is not valid
+    "no_rating",  # a text got none
+    "two_ratings",  # a text got ratings that differ
+    "unknown_text",  # a rating of a text that was not shown, or of no text at all
+    "out_of_scale",  # a number that is not from 1 to 5, or of another scale (8/10)
+    "not_a_rating",  # neither a number nor N/A
+)
+Ratings = list[float | None]
+"""A rating each; None: N/A, or none that counts."""
+
+
+# ---- how the answer is read ----------------------------------------------------------------------
+
+# A line of nothing but `Text 2`, `Rating: 4`, or both, in any markdown. A line of a reason that goes
+# on ("Text 2 says more") is neither.
+_RATING_LINE = re.compile(
+    r"[^\w\n]*(?:(?:output\s+for\s+)?text\s*#?\s*(?P<number>\d{1,4})\b[^\w\n]*)?"
+    r"(?:(?:rating|score)\b[*_`\s]*(?:\([^)\n]*\)[*_`\s]*)?(?:[:：=][*_`\s]*(?P<value>.*)|(?P<bare>\d.*)))?",
+    re.IGNORECASE,
+)
+# 4, 4.5, 4/5, "4 out of 5", and a remark behind it that begins with no digit: "4 (good)", "4 - good".
+_RATING = re.compile(
+    r"\[?(?P<rating>-?\d{1,9}(?:\.\d{1,9})?)\]?"
+    r"(?:\s*(?:/|out\s+of)\s*(?P<scale>\d{1,9})\b)?"
+    r"(?:[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]+\s*[^\d\s].*)",
+)
+_NOT_APPLICABLE = re.compile(r"\[?(?:n\s*/\s*a|not applicable)\b(?!\s*/).*", re.IGNORECASE)
+_TEXT_KEY = re.compile(r"text[_ ]?(\d{1,4})", re.IGNORECASE)
+_FULL_WIDTH = {0xFF10 + d: str(d) for d in range(10)} | {ord("／"): "/", ord("．"): "."}
+
+
+def read_ratings(text: str, count: int) -> Ratings | Unreadable:
+    """The ratings of texts 1 to count, from 1 to 5, each by its number; None is N/A. Never raises.
+
+    A rating stands on a line of its own below its `Text <number>` line, or behind it. Reasons,
+    markdown, blank lines and CRLF between them are fine. One text without a rating, or with two
+    that differ, makes all of it Unreadable: which text a rating belongs to is never guessed. An
+    answer that begins with an object is read as that of ratings_schema.
+    """
+    answer = without_draft(text)
+    if answer is None:
+        return Unreadable("cut_off")
+    if not answer.strip():
+        return Unreadable("empty")
+    is_object = begins_with_object(answer)
+    by_number: dict[int, float | None] = {}
+    for number, value in _stated_in_object(answer) if is_object else _stated_in_lines(answer):
+        rating = value if isinstance(value, Unreadable) else _read_rating(value)
+        if isinstance(rating, Unreadable):
+            return rating
+        if number is None or not 1 <= number <= count:
+            return Unreadable("unknown_text")
+        if number in by_number and by_number[number] != rating:
+            return Unreadable("two_ratings")
+        by_number[number] = rating
+    if len(by_number) < count:
+        return Unreadable("no_rating")
+    return [by_number[k] for k in range(1, count + 1)]
+
+
+_Stated = Iterator[tuple[int | None, str | Unreadable]]
+"""The number of a text, and what stands there as its rating."""
+
+
+def _stated_in_lines(answer: str) -> _Stated:
+    number, is_waiting = None, False
+    for line in answer.split("\n"):
+        if is_waiting:  # "Rating:" with its number on the next line
+            value = line.strip()
+            if not value:
+                continue
+        elif not (match := _RATING_LINE.fullmatch(line.strip())):
+            continue
+        else:
+            number = int(match["number"]) if match["number"] else number
+            value = match["value"] if match["value"] is not None else match["bare"]
+            if value is None:
+                continue
+            if not value.strip("*_` "):
+                is_waiting = True
+                continue
+        is_waiting = False
+        yield number, value
+
+
+def _stated_in_object(answer: str) -> _Stated:
+    objects = json_objects(answer)
+    if isinstance(objects, Unreadable):
+        yield None, Unreadable("cut_off" if objects.reason == "cut_off" else "broken_json")
+        return
+    for key, rated in (pair for pairs in objects for pair in pairs):
+        if name := _TEXT_KEY.fullmatch(key):
+            is_nested = isinstance(rated, KeyValues)
+            for value in [v for k, v in rated if k == "rating"] if is_nested else [rated]:
+                # 4 and 4.0 as "4"; neither true nor null nor another object is a rating
+                is_plain = type(value) in (int, float, str)
+                yield int(name[1]), str(value) if is_plain else Unreadable("not_a_rating")
+
+
+def _read_rating(value: str) -> float | Unreadable | None:
+    value = value.translate(_FULL_WIDTH).strip()
+    if _NOT_APPLICABLE.fullmatch(value):
+        return None
+    match = _RATING.fullmatch(value)
+    if not match:
+        return Unreadable("not_a_rating")
+    low, high = SCALE
+    if not low <= float(match["rating"]) <= high or match["scale"] not in (None, f"{high:.0f}"):
+        return Unreadable("out_of_scale")
+    return float(match["rating"])
+
+
+# ---- the ratings of one prompt's responses -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What one AnnotationPrompt came to."""
+
+    aspect: str
+    swapped: bool
+    order: list[int]
+    ratings: Ratings | Unreadable
+    """By index of the response, whatever the order they were shown in."""
+
+
+def read_annotation(asked: AnnotationPrompt, answer: AnnotationAnswer | None) -> Annotation:
+    """The ratings in the answer; Unreadable too where there is none, or it was cut."""
+    if answer is None:
+        ratings = Unreadable("missing")
+    elif answer.finish_reason == "length":
+        ratings = Unreadable("cut_off")  # "Rating: 4" may have been going to be 4.5
+    else:
+        ratings = read_ratings(answer.text, len(asked.order))
+    if not isinstance(ratings, Unreadable):
+        by_index = dict(zip(asked.order, ratings, strict=True))
+        ratings = [by_index[index] for index in range(len(ratings))]
+    return Annotation(asked.aspect, asked.swapped, asked.order, ratings)
+
+
+def ratings_by_aspect(annotations: Iterable[Annotation], count: int) -> dict[str, Ratings]:
+    """Aspect -> the ratings of the count responses, from the first annotations, not the swapped."""
+    return {
+        a.aspect: [None] * count if isinstance(a.ratings, Unreadable) else a.ratings
+        for a in annotations
+        if not a.swapped
+    }
+
+
+def mean_rating(ratings: Iterable[float | None], min_aspects: int) -> float | None:
+    """The mean of those that are there; None where they are fewer than min_aspects."""
+    given = [rating for rating in ratings if rating is not None]
+    return sum(given) / len(given) if len(given) >= min_aspects else None
+
+
+def mean_ratings(by_aspect: Mapping[str, Ratings], min_aspects: int) -> dict[int, float]:
+    """Index of the response -> its mean over the aspects, where it has ratings in min_aspects."""
+    means = (mean_rating(column, min_aspects) for column in zip(*by_aspect.values(), strict=True))
+    return {index: mean for index, mean in enumerate(means) if mean is not None}
+
+
+# ---- which responses become a pair ---------------------------------------------------------------
+
+HowPaired = Literal["best-vs-random", "best-vs-worst", "all"]
+_ROUNDING = 1e-9  # means of the same ratings may differ in their last bit
+
+
+class Pair(NamedTuple):
+    """Indices of the mix's responses."""
+
+    chosen: int
+    rejected: int
+    tie: bool
+
+
+def compare(a: float, b: float, tie_margin: float = 0.0) -> Literal[-1, 0, 1]:
+    """The tie rule: 1 where a is rated higher, -1 where b is, 0 (a tie) within tie_margin."""
+    if abs(a - b) <= tie_margin + _ROUNDING:
+        return 0
+    return 1 if a > b else -1
+
+
+def choose_pairs(
+    means: Mapping[int, float],
+    how: HowPaired,
+    tie_margin: float,
+    on_policy: int | None,
+    rng: random.Random,
+) -> Iterator[Pair]:
+    """Which of the rated responses are paired. means: index -> mean rating, of two or more.
+
+        how             chosen     rejected
+        best-vs-random  the best   drawn from those rated lower; where all others tie, from them
+        best-vs-worst   the best   the worst; of equal ones a drawn one
+        all             of any two, a pair each: the higher one, the lower one
+
+    Of several best ones a drawn one is the best. A pair within tie_margin is a tie: its sides are
+    then in no order that means anything, and --ties says whether it is kept. on_policy is on one side of
+    each pair: of `all`, its pairs only; else it is set against the best, or, being the best itself,
+    against another one as without it.
+    """
+
+    def pair(a: int, b: int) -> Pair:
+        order = compare(means[a], means[b], tie_margin)
+        return Pair(b, a, False) if order < 0 else Pair(a, b, order == 0)
+
+    if how == "all":
+        for a, b in combinations(means, 2):
+            if on_policy in (None, a, b):
+                yield pair(a, b)
+        return
+    highest = max(means.values())
+    top = [k for k, mean in means.items() if compare(mean, highest) == 0]
+    best = on_policy if on_policy in top else rng.choice(top)
+    assert best is not None
+    others = [k for k in means if k != best]
+    if on_policy is not None and best != on_policy:
+        others = [on_policy]
+    elif how == "best-vs-worst":
+        lowest = min(means[k] for k in others)
+        others = [k for k in others if compare(means[k], lowest) == 0]
+    else:
+        others = [k for k in others if not pair(best, k).tie] or others
+    yield pair(best, rng.choice(others))

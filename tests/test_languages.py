@@ -1,0 +1,34 @@
+"""languages: shares of ideographs, and the two thresholds on them."""
+
+import pytest
+
+from prefpipe.languages import detect_language, ideograph_share, is_mostly_chinese
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0),
+        ("42 + 1", 0),
+        ("ok", 0),
+        ("你好", 1),
+        ("你好 ok!!!!", 0.5),
+        ("你 abcd", 0.2),
+        ("é", 0),
+    ],
+)
+def test_the_share_is_of_the_letters(text, share):
+    assert ideograph_share(text) == share
+
+
+def test_a_fifth_of_the_letters_makes_a_text_chinese():
+    assert detect_language("你 abcd") == "zh"  # 1 of 5
+    assert detect_language("你 abcde") == "en"
+    assert detect_language("1 + 1 = 2?") == "en"
+
+
+def test_mostly_chinese_means_more_than_half_of_the_letters():
+    assert is_mostly_chinese("你好 ok!!!!") is False  # 2 of 4
+    assert is_mostly_chinese("你好吗 ok") is True
+    assert is_mostly_chinese("The word 你好 means hello.") is False
+    assert is_mostly_chinese("42 + 1") is False
