@@ -71,7 +71,7 @@ def test_each_item_gets_n_judgments_in_the_order_of_the_items(s):
     assert counts == {"read": 6, "kept": 6, "left_out": {}, "written": {"best_of_n.jsonl": 18}}
 
 
-def test_j2_j5_the_settings_that_were_asked_for_reach_the_engine(s):
+def test_the_settings_that_were_asked_for_reach_the_engine(s):
     update = {"temperature": 0.7, "top_p": 0.9, "top_k": 11, "max_new_tokens": 33, "seed": 5}
     for settings in (s, s.model_copy(update=update | {"overwrite": True})):
         engine = ScriptedEngine(answer)
@@ -100,7 +100,7 @@ def test_a_run_killed_half_way_ends_in_the_same_bytes_and_asks_nothing_twice(s, 
     assert not list(tmp_path.glob(".killed*"))
 
 
-def test_j7_an_item_with_some_of_its_samples_is_asked_for_the_others_only(s, tmp_path):
+def test_an_item_with_some_of_its_samples_is_asked_for_the_others_only(s, tmp_path):
     whole = ScriptedEngine(answer)
     main(s, whole)
     killed = s.model_copy(update={"output": tmp_path / "killed.jsonl"})
@@ -223,7 +223,7 @@ def test_another_n_or_a_changed_item_is_never_mixed_in(s):
 
 
 @pytest.mark.parametrize("id", ["00123", "12e45", "a_b", "a\tb", "a\tbest_of_n\t0", "中", " "])
-def test_s11_any_id_comes_back_as_it_was(s, id):
+def test_any_id_comes_back_as_it_was(s, id):
     write_rows(s.input, [item(id), item("a")], Item)
     main(s, ScriptedEngine(answer))
     assert [row["id"] for row in read_jsonl(s.output)] == [id] * 3 + ["a"] * 3
