@@ -21,12 +21,11 @@ from prefpipe.compare.reward_model import (
     RewardModel,
     RewardTokenizer,
     Unscorable,
-    is_causal,
-    max_positions,
-    use_own_pad_token,
 )
 from prefpipe.files import DataError
 from prefpipe.models import trees
+from prefpipe.models.classifiers import is_causal, use_own_pad_token
+from prefpipe.models.loading import max_positions
 from prefpipe.rows import Message
 from prefpipe.templates import TemplateError
 from tests.engine_models import make_model

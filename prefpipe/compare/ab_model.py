@@ -23,11 +23,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe import chat
 from prefpipe.chat import encode
-from prefpipe.compare.reward_model import Unscorable, bare_model, cut_left, max_positions
+from prefpipe.compare.reward_model import Unscorable, cut_left
 from prefpipe.files import DataError, write_json
 from prefpipe.llm.local.scheduler import free_bytes, position_bytes
 from prefpipe.models import trees
-from prefpipe.models.loading import load_model, load_tokenizer
+from prefpipe.models.loading import bare_model, load_model, load_tokenizer, max_positions
 from prefpipe.rows import Message
 
 FORMAT_FILE = "pairwise_format.json"
