@@ -33,12 +33,11 @@ from prefpipe import files, llm, screen, verdicts
 from prefpipe.evaluation import metrics, scoring
 from prefpipe.files import DataError
 from prefpipe.formats import published, reading
-from prefpipe.judge import build_item, swap
+from prefpipe.judge import build_item, item_in_both_orders
 from prefpipe.rows import (
     EvaluatedJudgment,
     Item,
     JudgmentPair,
-    Message,
     PairScore,
     Question,
     Reject,
@@ -213,15 +212,10 @@ def judge_items(
 
     def requests() -> Iterator[llm.Request]:
         for a in asked:
-            swapped = swap(a.item, template=s.template)
-            item = a.item if a.order == "given" else swapped
-            yield llm.Request(
-                id=a.request_id(),
-                messages=(Message(role="user", content=item.prompt),),
-                max_new_tokens=s.max_new_tokens,
-                seed=s.seed,
-                reply_schema=verdicts.judgment_schema(item.language),
-            )
+            ids = (a.request_id(), a.request_id())
+            both = item_in_both_orders(a.item, ids, template=s.template)
+            showing = both[a.order == "swapped"]
+            yield s.request(showing.id, showing.prompt, reply_schema=showing.reply_schema)
 
     def to_row(c: llm.Completion) -> EvaluatedJudgment:
         a = waiting.pop(c.id)

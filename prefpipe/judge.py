@@ -1,17 +1,18 @@
 """What a judge is shown: a preference as a question with two answers, and the prompt that asks about it.
 
-Everything here is a pure function of its rows and of (seed, id). What the judge wrote is read by
-prefpipe/verdicts.py.
+A judge is asked in both orders of the answers (both_orders), since many prefer what stands first.
+Everything here is a pure function of its rows and of (seed, id).
 """
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from prefpipe import draws
 from prefpipe.files import DataError
 from prefpipe.languages import detect_language
 from prefpipe.rows import (
+    Completion,
     Item,
     Language,
     Preference,
@@ -20,10 +21,8 @@ from prefpipe.rows import (
     answer_of,
     flatten_turns,
 )
-
-if TYPE_CHECKING:
-    pass
 from prefpipe.templates import escape_markers, load_template
+from prefpipe.verdicts import Unreadable, judgment_schema, parse_verdict
 
 # Where a judge prompt's question ends. A line of the question's own that says so is escaped.
 _FIRST_ANSWER = re.compile(r"^\[(?:Answer 1|回答1)\]$", re.MULTILINE)
@@ -40,6 +39,7 @@ def judge_prompt(
 ) -> str:
     """The judge's user turn; with a hint (1 or 2), the turn that asks why that answer is better.
 
+    What is written to it is read by verdicts.parse_verdict, or with a hint by read_hinted_reason.
     template: a name or file to use instead of `judge.<language>` (or `guide.<language>`); it gets
     question, answer_1, answer_2 and, for a hinted prompt, hint.
     """
@@ -98,26 +98,67 @@ def _is_equal_but_for_space(first: str, second: str) -> bool:
     return first.split() == second.split()
 
 
-def swap(item: Item, *, template: str | None = None) -> Item:
-    """The same item with its answers the other way round, and the verdict with them.
+class Showing(NamedTuple):
+    """Two answers, a and b, to a question as a judge sees them."""
+
+    id: str
+    """The request's: the caller's name for this order of the answers."""
+    prompt: str
+    language: Language
+    swapped: bool
+    """b stands first."""
+
+    @property
+    def reply_schema(self) -> dict[str, Any]:
+        return judgment_schema(self.language)
+
+
+def both_orders(
+    ids: tuple[str, str],
+    question: str,
+    a: str,
+    b: str,
+    *,
+    language: Language,
+    template: str | None = None,
+) -> tuple[Showing, Showing]:
+    """(a, b) as given, and swapped. Who is asked in both orders has no say by position alone.
+
+    ids: the requests' ids, of the given and of the swapped order.
+    """
+
+    def showing(id: str, first: str, second: str, *, swapped: bool) -> Showing:
+        prompt = judge_prompt(question, first, second, language=language, template=template)
+        return Showing(id, prompt, language, swapped)
+
+    return showing(ids[0], a, b, swapped=False), showing(ids[1], b, a, swapped=True)
+
+
+def item_in_both_orders(
+    item: Item, ids: tuple[str, str], *, template: str | None = None
+) -> tuple[Showing, Showing]:
+    """The item's two answers; the given order is its own prompt.
 
     template: the one its prompt was made with. DataError where that gives another prompt.
     """
-
-    def prompt(answer_1: str, answer_2: str) -> str:
-        language = item.language
-        return judge_prompt(item.question, answer_1, answer_2, language=language, template=template)
-
-    if prompt(item.answer_1, item.answer_2) != item.prompt:
+    answers = (item.question, item.answer_1, item.answer_2)
+    given, swapped = both_orders(ids, *answers, language=item.language, template=template)
+    if given.prompt != item.prompt:
         raise DataError(
             f"item {item.id!r}: its prompt is not the template's; give --template as it was given "
             "to preprocess_dataset.py"
         )
-    return item.model_copy(
-        update={
-            "answer_1": item.answer_2,
-            "answer_2": item.answer_1,
-            "better": None if item.better is None else 3 - item.better,
-            "prompt": prompt(item.answer_2, item.answer_1),
-        }
-    )
+    return given, swapped
+
+
+def verdict(reply: list[Completion] | Reject, showing: Showing) -> int | Unreadable | Reject:
+    """1: a is better, 2: b is, whichever stood first; or why that is not known.
+
+    reply: as Replies.of gives it. A text that cannot be read is no verdict, and not half a win.
+    """
+    if isinstance(reply, Reject):
+        return reply
+    parsed = parse_verdict(reply[0].text)
+    if isinstance(parsed, Unreadable):
+        return parsed
+    return 3 - parsed.better if showing.swapped else parsed.better

@@ -180,9 +180,8 @@ def test_j5_judging_is_greedy_and_in_both_orders_of_the_answers(s, engines):
     for engine in engines.values():
         assert {(r.temperature, r.samples, r.prefill) for r in engine.asked} == {(0.0, (0,), "")}
         prompts = [r.messages[0]["content"] for r in engine.asked]
-        assert prompts == [
-            prompt for made in ITEMS for prompt in (made.prompt, judge.swap(made).prompt)
-        ]
+        shown = [judge.item_in_both_orders(made, ("", "")) for made in ITEMS]
+        assert prompts == [showing.prompt for both in shown for showing in both]
 
 
 def test_a_run_killed_half_way_asks_and_scores_nothing_twice(s, engines, tmp_path):

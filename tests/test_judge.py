@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefpipe.files import DataError
-from prefpipe.judge import build_item, swap
+from prefpipe.judge import Showing, both_orders, build_item, item_in_both_orders, verdict
 from prefpipe.judgment_pairs import build_judgment_pairs
-from prefpipe.rows import CleanJudgment, Item, Message, Preference, Reject, Variant
-from prefpipe.verdicts import parse_verdict
+from prefpipe.rows import CleanJudgment, Completion, Item, Message, Preference, Reject, Variant
+from prefpipe.verdicts import Unreadable, parse_verdict
 from tests.examples import item, judgment, says
 
 LIMITS = {"max_best_of_n": 3, "max_unreadable": 1, "max_hint": 1, "seed": 0}
@@ -80,26 +80,48 @@ def test_a_chinese_question_gets_the_chinese_prompt():
     assert made.language == "zh" and made.prompt.startswith("[问题]\n2加2等于几?")
 
 
-@given(st.text(), st.text(), st.sampled_from([1, 2, None]), st.sampled_from(["en", "zh"]))
-def test_swapping_twice_is_the_item_and_once_turns_the_verdict(first, second, better, language):
-    made = item("a", better=better, answer_1=first, answer_2=second, language=language)
-    swapped = swap(made)
-    assert swap(swapped) == made
-    assert (swapped.answer_1, swapped.answer_2) == (second, first)
-    assert swapped.better == {1: 2, 2: 1, None: None}[better]
-    assert swapped == item(
-        "a", better=swapped.better, answer_1=second, answer_2=first, language=language
-    )
+# ---- a judge asked in both orders
 
 
-def test_an_item_of_another_template_is_not_swapped_in_this_one(tmp_path):
+@given(st.text(), st.text(), st.sampled_from(["en", "zh"]))
+def test_both_orders_are_the_prompts_of_the_item_and_of_the_item_the_other_way_round(
+    a, b, language
+):
+    made = item("a", answer_1=a, answer_2=b, language=language)
+    other = item("a", answer_1=b, answer_2=a, language=language)
+    given, swapped = item_in_both_orders(made, ("x", "y"))
+    assert given == Showing("x", made.prompt, language, swapped=False)
+    assert swapped == Showing("y", other.prompt, language, swapped=True)
+    assert both_orders(("x", "y"), made.question, a, b, language=language) == (given, swapped)
+
+
+def test_an_item_of_another_template_is_not_shown_in_this_one(tmp_path):
     path = tmp_path / "mine.jinja"
     path.write_text("{{ question }}|{{ answer_1 }}|{{ answer_2 }}")
     mine = build_item(preference(), split="train", seed=0, template=str(path))
     assert isinstance(mine, Item)
-    assert swap(mine, template=str(path)).prompt == f"Q?|{mine.answer_2}|{mine.answer_1}"
+    _, swapped = item_in_both_orders(mine, ("x", "y"), template=str(path))
+    assert swapped.prompt == f"Q?|{mine.answer_2}|{mine.answer_1}"
     with pytest.raises(DataError, match="item 'a': its prompt is not the template's; give --temp"):
-        swap(mine)
+        item_in_both_orders(mine, ("x", "y"))
+
+
+def completion(text: str) -> Completion:
+    counts = {"finish_reason": "stop", "prompt_tokens": 1, "new_tokens": 1}
+    return Completion.model_validate({"id": "x", "sample": 0, "text": text, **counts})
+
+
+@pytest.mark.parametrize(("said", "wanted"), [(1, (1, 2)), (2, (2, 1))])
+def test_a_verdict_is_on_a_and_b_whichever_stood_first(said, wanted):
+    showings = both_orders(("x", "y"), "Q?", "a", "b", language="en")
+    assert tuple(verdict([completion(says(said))], showing) for showing in showings) == wanted
+
+
+def test_without_a_text_or_a_readable_one_there_is_no_verdict():
+    given, swapped = both_orders(("x", "y"), "Q?", "a", "b", language="en")
+    failed = Reject(id="x", reason="prompt_too_long")
+    assert verdict(failed, given) == verdict(failed, swapped) == failed
+    assert verdict([completion("Hm.")], swapped) == Unreadable("no_json")
 
 
 # ---- judgments against each other
