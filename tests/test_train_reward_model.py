@@ -104,7 +104,7 @@ def test_a_run_writes_model_curve_report_and_the_worst_pairs(settings, data, cap
     ]
     expected = sorted((m, id) for id, m in margins.items() if m < 0)[:3]
     assert [w["id"] for w in worst] == [id for _, id in expected]
-    assert read(s.output / reward_model.FORMAT_FILE)["temperature"] == report["temperature"]
+    assert read(s.output / RewardFormat.file)["temperature"] == report["temperature"]
 
 
 def test_it_learns_what_is_better(settings):
