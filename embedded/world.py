@@ -423,7 +423,7 @@ def checking_lesson(rng: random.Random) -> Lesson:
 
 def choosing_prompt(item: Item) -> str:
     """Which of two answers is right, in the form that a pairwise preference model reads."""
-    from prefpipe.compare.ab_model import render_context, render_pair  # imports torch
+    from prefpipe.compare.ab_prompt import render_context, render_pair
 
     context = render_context([{"role": "user", "content": item.prompt}])
     return render_pair(context, *item.answers)

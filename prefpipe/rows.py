@@ -101,6 +101,22 @@ class Preference(Row):
     source: str | None = None
     """Where the row comes from: a data set's or a stage's name."""
 
+    @property
+    def fault(self) -> str | None:
+        """The reason why nobody can use the row, judge or trainer; None where there is none."""
+        if not flatten_turns(self.prompt).strip():
+            return "empty_question"
+        chosen, rejected = answer_of(self.chosen), answer_of(self.rejected)
+        if not chosen.strip() or not rejected.strip():
+            return "empty_answer"
+        return "equal_answers" if _are_equal_but_for_space(chosen, rejected) else None
+
+
+def _are_equal_but_for_space(first: str, second: str) -> bool:
+    if first.split(maxsplit=8)[:8] != second.split(maxsplit=8)[:8]:  # most texts differ early
+        return False
+    return first.split() == second.split()
+
 
 class Item(Row):
     """A question with two answers in random order, for a judge."""
