@@ -19,7 +19,7 @@ from typing import Any
 
 import config
 from prefpipe import files, formats, judge, questions
-from prefpipe.formats.named import read_named
+from prefpipe.formats.reading import read_named
 from prefpipe.ranges import Share
 from prefpipe.rows import Item, Preference, Reject, Split, flatten_turns
 from prefpipe.settings import Stage

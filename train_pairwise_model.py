@@ -64,8 +64,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     import transformers
 
     from prefpipe.compare import ab_model
-    from prefpipe.compare.reward_model import max_positions
-    from prefpipe.models.loading import load_model, load_tokenizer
+    from prefpipe.compare import ab_prompt
+    from prefpipe.models.loading import load_model, load_tokenizer, max_positions
     from prefpipe.training import preferences
     from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
@@ -74,7 +74,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     on_cuda = torch.cuda.is_available()
     s.check(on_cuda)
     tokenizer = load_tokenizer(s.model)
-    labels = ab_model.label_ids(tokenizer)
+    labels = ab_prompt.label_ids(tokenizer)
     stopped_at = open_checkpoints(s.output / "checkpoints", run.mark, s.overwrite)
     transformers.set_seed(s.seed)
     bf16 = on_cuda and torch.cuda.is_bf16_supported() if s.bf16 is None else s.bf16
@@ -86,7 +86,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     model.set_attn_implementation(s.attn_implementation)
     limit = min(s.max_length, max_positions(model))
-    tokenize = ab_model.PairwiseTokenizer(tokenizer, limit)
+    tokenize = ab_prompt.PairwiseTokenizer(tokenizer, limit)
     data = preferences.collect(s, run, lambda row: tokenize_pair(row, tokenize))
     trainer = PrefixSharedPairwiseTrainer(
         model,
@@ -105,7 +105,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
 
     scorer, difference = save(s, trainer, limit, data.validation[:CHECKED_PAIRS])
     report = evaluate(s, scorer, data)
-    ab_model.PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
+    ab_prompt.PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
     write_card(s, run, data.counts(), report)
     run.written["loss_curve.csv"] = steps
     run.summary |= {
@@ -132,11 +132,12 @@ def save(
 ) -> "tuple[PairwiseModel, float]":
     """Save, load again, compare log p of the labels; the loaded model, and the largest difference."""
     from prefpipe.compare import ab_model
+    from prefpipe.compare import ab_prompt
     from prefpipe.models.loading import load_model
     from prefpipe.training import preferences, saving
 
     tokenizer = trainer.processing_class
-    own_format = ab_model.PairwiseFormat(limit)
+    own_format = ab_prompt.PairwiseFormat(limit)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     quantized = bool(getattr(model, "is_loaded_in_4bit", False))
     if s.merge_adapter and quantized:

@@ -37,7 +37,8 @@ from transformers import (
 
 from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
 from benchmarks.sampling import EMBEDDED, SMALL, count_tokens
-from prefpipe.compare.ab_model import MAX_BATCH_TOKENS, PairwiseFormat, PairwiseModel, Preferred
+from prefpipe.compare.ab_model import MAX_BATCH_TOKENS, PairwiseModel, Preferred
+from prefpipe.compare.ab_prompt import PairwiseFormat
 from prefpipe.models import trees
 
 RESPONSES = 8

@@ -428,7 +428,7 @@ def checking_lesson(rng: random.Random) -> Lesson:
 
 def choosing_prompt(exercise: Exercise) -> str:
     """Which of two answers is right, in the form that a pairwise preference model reads."""
-    from prefpipe.compare.ab_model import render_context, render_pair  # imports torch
+    from prefpipe.compare.ab_prompt import render_context, render_pair
 
     context = render_context([{"role": "user", "content": exercise.prompt}])
     return render_pair(context, *exercise.answers)

@@ -68,14 +68,10 @@ def build_item(
     A tie stays a tie (better None) and is placed by the same coin. Left out: an empty question or
     answer, and answers that are equal but for white space.
     """
+    if reason := row.fault:
+        return Reject(id=row.id, reason=reason)
     question = flatten_turns(row.prompt)
     chosen, rejected = answer_of(row.chosen), answer_of(row.rejected)
-    if not question.strip():
-        return Reject(id=row.id, reason="empty_question")
-    if not chosen.strip() or not rejected.strip():
-        return Reject(id=row.id, reason="empty_answer")
-    if _is_equal_but_for_space(chosen, rejected):
-        return Reject(id=row.id, reason="equal_answers")
     better = 1 if draws.coin(seed, row.id) else 2
     answer_1, answer_2 = (chosen, rejected) if better == 1 else (rejected, chosen)
     language = detect_language(question)
@@ -90,12 +86,6 @@ def build_item(
         better=None if row.tie else better,
         prompt=judge_prompt(question, answer_1, answer_2, language=language, template=template),
     )
-
-
-def _is_equal_but_for_space(first: str, second: str) -> bool:
-    if first.split(maxsplit=8)[:8] != second.split(maxsplit=8)[:8]:  # most texts differ early
-        return False
-    return first.split() == second.split()
 
 
 class Showing(NamedTuple):

@@ -14,6 +14,13 @@ Language = Literal["en", "zh"]
 Split = Literal["train", "validation"]
 PairType = Literal["best_of_n", "best_of_n_unreadable", "hint"]
 Variant = Literal["best_of_n", "guide", "guide_reverse", "output"]
+"""How a judge was asked.
+
+best_of_n      without a hint, sampled several times
+guide          told that the better answer is better, and asked why
+guide_reverse  told that the worse one is, and asked why
+output         without a hint, greedily
+"""
 
 
 class Message(TypedDict):
@@ -103,6 +110,22 @@ class Preference(Row):
     """True: annotators saw no difference; chosen and rejected are then in no order."""
     source: str | None = None
     """Where the row comes from: a data set's or a stage's name."""
+
+    @property
+    def fault(self) -> str | None:
+        """The reason why nobody can use the row, judge or trainer; None where there is none."""
+        if not flatten_turns(self.prompt).strip():
+            return "empty_question"
+        chosen, rejected = answer_of(self.chosen), answer_of(self.rejected)
+        if not chosen.strip() or not rejected.strip():
+            return "empty_answer"
+        return "equal_answers" if _are_equal_but_for_space(chosen, rejected) else None
+
+
+def _are_equal_but_for_space(first: str, second: str) -> bool:
+    if first.split(maxsplit=8)[:8] != second.split(maxsplit=8)[:8]:  # most texts differ early
+        return False
+    return first.split() == second.split()
 
 
 class Item(Row):
@@ -275,6 +298,13 @@ class Question(Row):
     """One of each, in no order: annotators saw no difference."""
     source: str
     """The benchmark, and its subset where it has one, as `name` or `name/subset`."""
+
+    @property
+    def fault(self) -> str | None:
+        """The reason why no model can be asked; None where there is none."""
+        if not flatten_turns(self.prompt).strip():
+            return "empty_question"
+        return "fewer_than_two_responses" if len(self.right) + len(self.wrong) < 2 else None
 
 
 class ScoredQuestion(Row):

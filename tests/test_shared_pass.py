@@ -7,26 +7,18 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from prefpipe.chat import encode, end_of_turn_id
-from prefpipe.compare.ab_model import (
-    PairwiseFormat,
-    PairwiseModel,
-    PairwiseTokenizer,
-    escape,
-    label_ids,
-    render_context,
-    render_pair,
-)
+from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, escape, label_ids, render_context, render_pair
+from prefpipe.compare.ab_model import PairwiseModel
 from prefpipe.compare.reward_model import (
     RewardFormat,
     RewardModel,
     RewardTokenizer,
     Unscorable,
-    is_causal,
-    max_positions,
-    use_own_pad_token,
 )
 from prefpipe.files import DataError
 from prefpipe.models import trees
+from prefpipe.models.classifiers import is_causal, use_own_pad_token
+from prefpipe.models.loading import max_positions
 from prefpipe.rows import Message
 from prefpipe.templates import TemplateError
 from tests.engine_models import make_model
@@ -175,7 +167,7 @@ def alone(scorer, prompt, response, left_padding=0):
 @pytest.mark.parametrize("tokens", [20, 8192])
 def test_prefix_sharing_padding_side_and_batch_size_change_no_score(share, tokens):
     scorer = reward_model(share_prompts=share, max_batch_tokens=tokens)
-    assert scorer.share_prompts is share
+    assert scorer.shares_prompts is share
     found = [scorable(scores) for scores in scorer.score(QUESTIONS)]
     for (prompt, responses), scores in zip(QUESTIONS, found, strict=True):
         for response, score in zip(responses, scores, strict=True):
@@ -245,9 +237,9 @@ def test_r7_a_long_prompt_is_cut_from_its_left_and_counted_or_left_out_by_name()
     assert isinstance(cutting("Q", ["x" * 90]), Unscorable)
 
 
-def test_an_empty_prompt_has_no_score_but_its_neighbours_do():
+def test_an_empty_question_has_no_score_but_its_neighbours_do():
     found = list(reward_model().score([("Q", ["a", "b"]), (" ", ["a", "b"]), ("Q", ["b", "a"])]))
-    assert isinstance(found[1], Unscorable) and found[1].reason == "empty_prompt"
+    assert isinstance(found[1], Unscorable) and found[1].reason == "empty_question"
     assert scorable(found[0]) == pytest.approx(scorable(found[2])[::-1], abs=1e-5)
 
 
@@ -274,7 +266,7 @@ def test_an_encoder_reads_prompt_and_response_as_a_pair_and_batches_change_nothi
     responses = ["yes", "no it is not", "m"]
     for tokens in (10, 8192):
         scorer = RewardModel(model, tok, RewardFormat(40, True), False, max_batch_tokens=tokens)
-        assert not scorer.share_prompts
+        assert not scorer.shares_prompts
         found = [scorable(scores) for scores in scorer.score([(p, responses) for p in prompts])]
         for prompt, scores in zip(prompts, found, strict=True):
             for response, score in zip(responses, scores, strict=True):
@@ -341,7 +333,7 @@ def test_a_label_of_several_tokens_is_refused_naming_tokenizer_and_tokens(monkey
     tok.name_or_path = "some/model"
     plain = encode
     monkeypatch.setattr(
-        "prefpipe.compare.ab_model.encode",
+        "prefpipe.compare.ab_prompt.encode",
         lambda t, text: [9, 10] if text == "B" else plain(t, text),
     )
     with pytest.raises(DataError, match=r"some/model: the label 'B' must be one token, and is \["):

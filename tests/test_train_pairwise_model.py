@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefpipe.compare import ab_model
+from prefpipe.compare import ab_prompt
 from prefpipe.compare.ab_model import PairwiseModel
 from prefpipe.files import DataError
 from prefpipe.models.loading import load_tokenizer
@@ -143,9 +143,9 @@ def test_rows_whose_responses_leave_no_room_are_left_out_by_name_and_cut_context
 
 
 def test_a_tokenizer_without_the_labels_is_refused_before_any_work(settings, monkeypatch, base):
-    plain = ab_model.encode
+    plain = ab_prompt.encode
     monkeypatch.setattr(
-        ab_model, "encode", lambda t, text: [9, 10] if text == "A" else plain(t, text)
+        ab_prompt, "encode", lambda t, text: [9, 10] if text == "A" else plain(t, text)
     )
     load_tokenizer(base)
     with pytest.raises(DataError, match="the label 'A' must be one token"):

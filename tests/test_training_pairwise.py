@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from prefpipe.compare.ab_model import PairwiseTokenizer, label_ids
+from prefpipe.compare.ab_prompt import PairwiseTokenizer, label_ids
 from prefpipe.rows import Preference, Reject
 from prefpipe.training.ab import (
     PairwiseCollator,

@@ -1,18 +1,11 @@
-"""Pairwise preference models: what they read, and the probability they give.
+"""A/B preference models: the probability that one response to a prompt is better than another.
 
-The format is that of RLHFlow's pair-preference models (Dong et al. 2024; SLiC, Zhao et al. 2023):
-one user turn with the conversation and two responses, answered with one token, A or B.
-
-    [CONTEXT] <turn> user ... <turn> assistant ... [RESPONSE A] ... [RESPONSE B] ...
-
-Training, scoring and ranking get their token ids from PairwiseTokenizer, with the same limit. The
-context is cut from its left where it must be, a response never.
+Both orders of two responses are asked, and what comparisons have in common is computed once
+(prefpipe/models/trees.py). What such a model reads is in prefpipe/compare/ab_prompt.py.
 """
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,157 +14,14 @@ import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from prefpipe import chat
-from prefpipe.chat import encode
-from prefpipe.compare.reward_model import Unscorable, bare_model, cut_left, max_positions
-from prefpipe.files import DataError, write_json
+from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, TokenizedTurns
+from prefpipe.compare.context import Unscorable
 from prefpipe.llm.local.scheduler import free_bytes, position_bytes
 from prefpipe.models import trees
-from prefpipe.models.loading import load_model, load_tokenizer
+from prefpipe.models.loading import bare_model, load_model, load_tokenizer, max_positions
 from prefpipe.rows import Message
 
-FORMAT_FILE = "pairwise_format.json"
-LABELS = ("A", "B")
 MAX_BATCH_TOKENS = 8192
-
-_MARKER = re.compile(r"\\*(?:\[CONTEXT\]|\[RESPONSE [AB]\]|<turn> (?:user|assistant))")
-
-
-@dataclass(frozen=True, slots=True)
-class PairwiseFormat:
-    """What must be the same in training and in use; kept beside the model as FORMAT_FILE."""
-
-    max_length: int
-    """Most tokens of the whole turn, the chat template's own included."""
-    temperature: float = 1.0
-    """Logits are divided by it before the softmax over A and B; fitted on the held-out pairs."""
-
-    def save(self, folder: Path) -> None:
-        write_json(folder / FORMAT_FILE, asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> "PairwiseFormat | None":
-        path = folder / FORMAT_FILE
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
-
-def escape(text: str) -> str:
-    r"""Put a backslash before each marker of the format, so that no response can pose as two.
-
-    A marker that already has backslashes gets one more: different texts stay different.
-    """
-    return _MARKER.sub(r"\\\g<0>", text)
-
-
-def render_context(turns: Sequence[Message]) -> str:
-    """The conversation as the published format writes it: its roles are user and assistant.
-
-    A system turn, which the format does not know, stands before the first user's words.
-    """
-    parts = []
-    system = ""
-    for turn in turns:
-        if turn["role"] == "system":
-            system += f"{turn['content']}\n\n"
-            continue
-        role = "assistant" if turn["role"] == "assistant" else "user"
-        parts.append(f"\n<turn> {role}\n {escape(system + turn['content'])}")
-        system = ""
-    # the line ends are those of transformers' rendering of the published template
-    return "\n" + "".join(parts) + "\n"
-
-
-def render_pair(context: str, response_a: str, response_b: str) -> str:
-    """The user turn."""
-    return f"{_head(context)} {escape(response_a)} [RESPONSE B] {escape(response_b)} \n"
-
-
-def _head(context: str) -> str:
-    return f"[CONTEXT] {context} [RESPONSE A]"
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenized:
-    rows: list[list[int]]
-    shared: int
-    """Tokens that all rows begin with, up to where the first response begins."""
-    tokens_cut: int
-    """Of the context, from its left."""
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    stop = min(len(a), len(b))
-    return next((k for k in range(stop) if a[k] != b[k]), stop)
-
-
-class PairwiseTokenizer:
-    """A prompt and two responses to token ids, up to where the label token is predicted.
-
-    Raises DataError where a label is not one token of its own, or does not follow the rendered text
-    as that token.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self.labels = label_ids(tokenizer)
-
-    def __call__(
-        self,
-        prompt: str | list[Message],
-        responses: Sequence[str],
-        pairs: Sequence[tuple[int, int]],
-    ) -> "Tokenized | Unscorable":
-        """Each pair (index of response A, index of B) as a row; the context is cut alike for all."""
-        turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
-        if not any(turn["content"].strip() for turn in turns):
-            return Unscorable("empty_prompt", "the prompt is empty")
-        context = render_context(turns)
-        rows = self._rows(context, responses, pairs)
-        whole = longest = max(map(len, rows))
-        while longest > self.max_length:
-            context = cut_left(self.tokenizer, context, longest - self.max_length)
-            if context.startswith("["):  # its backslash was cut
-                context = escape(context[:20]) + context[20:]
-            if not context.strip():
-                return Unscorable(
-                    "responses_too_long",
-                    f"both responses leave no room for the context in {self.max_length} tokens",
-                )
-            rows = self._rows(context, responses, pairs)
-            longest = max(map(len, rows))
-        # what all pairs of this context begin with: the turn up to the first response
-        head = self._ids(_head(context))
-        shared = min(_common(head, row) for row in rows)
-        return Tokenized(rows, min(shared, *(len(row) - 1 for row in rows)), whole - longest)
-
-    def _rows(
-        self, context: str, responses: Sequence[str], pairs: Sequence[tuple[int, int]]
-    ) -> list[list[int]]:
-        return [self._ids(render_pair(context, responses[a], responses[b])) for a, b in pairs]
-
-    def _ids(self, text: str) -> list[int]:
-        return chat.prompt_ids(self.tokenizer, [Message(role="user", content=text)])
-
-
-def label_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The tokens A and B as they follow the rendered turn."""
-    found = []
-    for label in LABELS:
-        ids = encode(tokenizer, label)
-        if len(ids) != 1:
-            tokens = tokenizer.convert_ids_to_tokens(ids)
-            raise DataError(
-                f"{tokenizer.name_or_path}: the label {label!r} must be one token, and is {tokens}; "
-                "take a model whose tokenizer has it as one"
-            )
-        found.append(ids[0])
-    if found[0] == found[1]:
-        raise DataError(f"{tokenizer.name_or_path}: A and B are the same token, {found[0]}")
-    chat.render(tokenizer, [Message(role="user", content="x")])  # the answer follows, or raises
-    return found[0], found[1]
-
-
-# ---- models --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +53,7 @@ class PairwiseModel:
         self.model = model.eval()
         self.tokenize = PairwiseTokenizer(tokenizer, pairwise_format.max_length)
         self.temperature = pairwise_format.temperature
-        self.share_prompts = share_prompts and trees.can_share(bare_model(model))
+        self.shares_prompts = share_prompts and trees.can_share(bare_model(model))
         self.max_batch_tokens = max_batch_tokens
 
     @classmethod
@@ -239,10 +89,9 @@ class PairwiseModel:
         tokens = 0
         for prompt, responses, pairs in questions:
             both = [order for a, b in pairs for order in ((a, b), (b, a))]
-            made = self.tokenize(prompt, responses, both) if both else Tokenized([], 0, 0)
-            rows = made if isinstance(made, Unscorable) else made.rows
-            window.append(rows)
-            tokens += 0 if isinstance(rows, Unscorable) else sum(map(len, rows))
+            turns = self.tokenize(prompt, responses, both) if both else None
+            window.append(turns if isinstance(turns, Unscorable) else turns.rows if turns else [])
+            tokens += sum(map(len, turns.rows)) if isinstance(turns, TokenizedTurns) else 0
             if tokens >= 16 * self.max_batch_tokens:
                 yield from self._compare_window(window, cache)
                 window, tokens = [], 0
@@ -251,13 +100,13 @@ class PairwiseModel:
     def _compare_window(
         self, window: list[list[list[int]] | Unscorable], cache: trees.Cache | None
     ) -> Iterator[list[Preferred] | Unscorable]:
-        rows = [row for made in window if not isinstance(made, Unscorable) for row in made]
-        read = iter(self.label_logps(rows, cache))
-        for made in window:
-            if isinstance(made, Unscorable):
-                yield made
+        rows = [row for turns in window if not isinstance(turns, Unscorable) for row in turns]
+        logps = iter(self.label_logps(rows, cache))
+        for turns in window:
+            if isinstance(turns, Unscorable):
+                yield turns
             else:
-                yield [self._preferred(next(read), next(read)) for _ in range(len(made) // 2)]
+                yield [self._preferred(next(logps), next(logps)) for _ in range(len(turns) // 2)]
 
     def _preferred(self, given: tuple[float, float], swapped: tuple[float, float]) -> Preferred:
         p_given = _first_of_two(given[0], given[1], self.temperature)
@@ -269,14 +118,15 @@ class PairwiseModel:
         self, rows: Sequence[Sequence[int]], cache: trees.Cache | None = None
     ) -> list[tuple[float, float]]:
         """(log p(A), log p(B)) of the token behind each row."""
-        if not self.share_prompts:
+        if not self.shares_prompts:
             return self._one_by_one(rows)
-        found: dict[int, tuple[float, float]] = {}
+        logps = [(0.0, 0.0)] * len(rows)
         for batch in trees.tree_batches(rows, self.max_batch_tokens):
             run = partial(self._shared, cache)
-            read = trees.in_halves(run, [rows[i] for i in batch], cache)
-            found.update(zip(batch, read, strict=True))
-        return [found[i] for i in range(len(rows))]
+            both = trees.in_halves(run, [rows[i] for i in batch], cache)
+            for i, of_row in zip(batch, both, strict=True):
+                logps[i] = of_row
+        return logps
 
     def new_cache(self) -> trees.Cache:
         """For the keys and values of two or three batches, where a quarter of the free memory suffices."""
@@ -290,12 +140,12 @@ class PairwiseModel:
         return self._read(outputs.logits[0])
 
     def _one_by_one(self, rows: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
-        found = []
+        logps = []
         for row in rows:
             ids = torch.tensor([row], device=self.model.device)
             with torch.inference_mode():
-                found += self._read(self.model(input_ids=ids).logits[:, -1])
-        return found
+                logps += self._read(self.model(input_ids=ids).logits[:, -1])
+        return logps
 
     def _read(self, logits_N_V: torch.Tensor) -> list[tuple[float, float]]:
         a, b = self.tokenize.labels

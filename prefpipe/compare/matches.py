@@ -80,8 +80,7 @@ def pairwise_matches(
         if isinstance(compared, list):
             outcomes |= {match: one.p for match, one in zip(members, compared, strict=True)}
         else:
-            reject = Reject(id=id, reason=compared.reason, detail=compared.detail)
-            outcomes |= dict.fromkeys(members, reject)
+            outcomes |= dict.fromkeys(members, compared.reject(id))
     return [outcomes[match] for match in matches]
 
 

@@ -5,34 +5,32 @@ a decoder, or what an encoder's own head pools. Training, evaluation and ranking
 from RewardTokenizer, with the same limit; a response is never cut.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from prefpipe import chat
-from prefpipe.chat import completion_ids, encode, end_of_turn_id
-from prefpipe.files import write_json
-from prefpipe.models import trees
-from prefpipe.models.loading import Dtype, load_model, load_tokenizer
-from prefpipe.rows import Message, flatten_turns
-from prefpipe.templates import TemplateError
+from prefpipe.compare.context import SavedFormat, Unscorable, cut_left
+from prefpipe.models import packs, trees
+from prefpipe.models.classifiers import load_classifier
+from prefpipe.models.loading import bare_model, max_positions
+from prefpipe.rows import Message, as_turns, flatten_turns
 
-FORMAT_FILE = "reward_format.json"
 MAX_BATCH_TOKENS = 8192
 _WINDOW = 64
 """Batches that are collected and sorted by length, where prompts are not shared."""
 
 
 @dataclass(frozen=True, slots=True)
-class RewardFormat:
-    """What must be the same in training and in use; kept beside the model as FORMAT_FILE."""
+class RewardFormat(SavedFormat):
+    """The limits of a reward model, and the scale of its scores."""
+
+    file: ClassVar[str] = "reward_format.json"
 
     max_length: int
     """Most tokens of prompt and response together."""
@@ -41,26 +39,11 @@ class RewardFormat:
     temperature: float | None = None
     """Margins divided by it are calibrated log-odds, on the held-out pairs; None: not fitted."""
 
-    def save(self, folder: Path) -> None:
-        write_json(folder / FORMAT_FILE, asdict(self))
-
-    @classmethod
-    def load(cls, folder: Path) -> "RewardFormat | None":
-        path = folder / FORMAT_FILE
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
-
 
 @dataclass(frozen=True, slots=True)
-class Unscorable:
-    """Why a prompt's responses have no scores."""
+class TokenizedResponses:
+    """The responses to one prompt, all behind the same copy of it."""
 
-    reason: str
-    """snake_case: too_long, empty_prompt."""
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenized:
     prompt_ids: list[int]
     """Empty for an encoder: its prompt stands in each response's row."""
     completions: list[list[int]]
@@ -72,7 +55,7 @@ class Tokenized:
 class RewardTokenizer:
     """A prompt and its responses to token ids.
 
-    A decoder reads its chat template (prefpipe.prompts), an encoder prompt and response as a pair
+    A decoder reads its chat template (prefpipe.chat), an encoder prompt and response as a pair
     of texts. All responses of one call are behind the same prompt: where it must be cut, it is cut
     for the longest of them, so that they are compared in one context.
     """
@@ -82,50 +65,38 @@ class RewardTokenizer:
 
     def __call__(
         self, prompt: str | list[Message], responses: Sequence[str]
-    ) -> Tokenized | Unscorable:
-        turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
+    ) -> TokenizedResponses | Unscorable:
+        turns = as_turns(prompt)
         if not any(turn["content"].strip() for turn in turns):
-            return Unscorable("empty_prompt", "the prompt is empty")
-        made = (
-            self._decoder(turns, responses) if self.is_causal else self._encoder(turns, responses)
-        )
-        if made is None:
-            return Unscorable(
-                "too_long",
-                f"prompt and response have more than {self.format.max_length} tokens"
-                + (", the response alone nearly as many" if self.format.cut_prompt else ""),
-            )
-        return made
-
-    def _decoder(self, turns: list[Message], responses: Sequence[str]) -> Tokenized | None:
-        completions = [completion_ids(self.tokenizer, response) for response in responses]
-        room = self.format.max_length - max(map(len, completions))
-        whole = ids = chat.prompt_ids(self.tokenizer, turns)
-        while len(ids) > room:
-            shorter = self._cut(turns, len(ids) - room)
-            if shorter is None:
-                return None
-            turns = shorter
-            ids = chat.prompt_ids(self.tokenizer, turns)
-        return Tokenized(ids, completions, len(whole) - len(ids))
-
-    def _encoder(self, turns: list[Message], responses: Sequence[str]) -> Tokenized | None:
-        def rows(turns: list[Message]) -> list[list[int]]:
-            text = flatten_turns(turns)
-            return [
-                self.tokenizer(text, response, verbose=False)["input_ids"] for response in responses
-            ]  # pyright: ignore
-
-        made = rows(turns)
-        whole = longest = max(map(len, made))
+            return Unscorable("empty_question", "the prompt is empty")
+        own = self._own_ids(responses) if self.is_causal else None
+        prompt_ids, completions = self._behind(turns, responses, own)
+        longest = whole = len(prompt_ids) + max(map(len, completions))
         while longest > self.format.max_length:
             shorter = self._cut(turns, longest - self.format.max_length)
             if shorter is None:
-                return None
+                return Unscorable(
+                    "too_long",
+                    f"prompt and response have more than {self.format.max_length} tokens"
+                    + (", the response alone nearly as many" if self.format.cut_prompt else ""),
+                )
             turns = shorter
-            made = rows(turns)
-            longest = max(map(len, made))
-        return Tokenized([], made, whole - longest)
+            prompt_ids, completions = self._behind(turns, responses, own)
+            longest = len(prompt_ids) + max(map(len, completions))
+        return TokenizedResponses(prompt_ids, completions, whole - longest)
+
+    def _own_ids(self, responses: Sequence[str]) -> list[list[int]]:
+        return [chat.completion_ids(self.tokenizer, response) for response in responses]
+
+    def _behind(
+        self, turns: list[Message], responses: Sequence[str], own: list[list[int]] | None
+    ) -> tuple[list[int], list[list[int]]]:
+        """Prompt and completions; own: a decoder's, which no cut of the prompt changes."""
+        if own is not None:
+            return chat.prompt_ids(self.tokenizer, turns), own
+        prompt = flatten_turns(turns)
+        rows: Any = [self.tokenizer(prompt, text, verbose=False)["input_ids"] for text in responses]
+        return [], rows
 
     def _cut(self, turns: list[Message], over: int) -> list[Message] | None:
         """The turns without the oldest ones, or the last turn without its first `over` tokens.
@@ -145,105 +116,6 @@ class RewardTokenizer:
         return [*kept, Message(role=rest[0]["role"], content=text)] if text.strip() else None
 
 
-def cut_left(tokenizer: Tokenizer, text: str, tokens: int) -> str:
-    """The text without its first tokens; a character that was cut in two goes, too."""
-    ids = encode(tokenizer, text)[tokens:]
-    decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return str(decoded).lstrip("\ufffd")
-
-
-# ---- models --------------------------------------------------------------------------------------
-
-
-def is_causal(model: PreTrainedModel) -> bool:
-    """Whether a token's state is blind to later tokens; asked of the model itself, with 3 tokens."""
-    backbone = model.base_model
-    ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=model.device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        first, second = backbone(input_ids=ids).last_hidden_state[:, 0]
-    model.train(was_training)
-    return bool((first - second).abs().max() <= 1e-3 * first.abs().max())
-
-
-def max_positions(model: PreTrainedModel) -> int:
-    """Tokens that a row may have. RoBERTa's first positions are not for tokens."""
-    config = model.config.get_text_config()
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
-        return config.max_position_embeddings - config.pad_token_id - 1
-    return config.max_position_embeddings
-
-
-def use_own_pad_token(tokenizer: Tokenizer, model: PreTrainedModel) -> None:
-    """Make pad a token that never ends a response, in tokenizer and model alike.
-
-    transformers reads the score at the last token that is no pad token: where pad is the end of
-    turn, that is one too early. Any other special token will do, since padding is masked; where the
-    tokenizer has none, [PAD] is added.
-    """
-    last = end_of_turn_id(tokenizer)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == last:
-        known = [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
-        found = (t for t in known if t and tokenizer.convert_tokens_to_ids(t) != last)
-        tokenizer.pad_token = next(found, None) or "[PAD]"
-        embeddings = model.get_input_embeddings().weight
-        assert isinstance(embeddings, torch.Tensor)
-        if len(tokenizer) > embeddings.shape[0]:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-
-
-def load_classifier(
-    name: str | Path,
-    *,
-    chat_template: Path | None = None,
-    dtype: Dtype = "auto",
-    load_in_4bit: bool | None = None,
-    for_training: bool = False,
-) -> tuple[PreTrainedModel, Tokenizer, bool]:
-    """A model with one score as output, its tokenizer, and whether it is a decoder.
-
-    name: a folder or hub name of a reward model or of a backbone (then the score's head is new:
-    seed torch first), or of a LoRA adapter. chat_template: for a decoder whose tokenizer has none.
-    """
-    tokenizer = load_tokenizer(name)
-    with suppress_seqcls_warning():
-        model = load_model(
-            name,
-            auto_class=AutoModelForSequenceClassification,
-            num_labels=1,
-            dtype=dtype,
-            load_in_4bit=load_in_4bit,
-            for_training=for_training,
-        )
-    if model.config.is_encoder_decoder:
-        raise SystemExit(f"{name}: an encoder-decoder has no place for one score; take a decoder")
-    bare = bare_model(model)
-    causal = is_causal(bare)
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
-    if causal and not tokenizer.chat_template:
-        raise TemplateError(
-            f"{name}: the tokenizer has no chat template; give one with --chat-template FILE.jinja"
-        )
-    if causal:
-        use_own_pad_token(tokenizer, bare)
-    return model, tokenizer, causal
-
-
-def bare_model(model: Any) -> PreTrainedModel:
-    """The model inside PEFT's wrapper, where there is one."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-def head_name(model: PreTrainedModel) -> str:
-    """The attribute that holds the score's layer: what an adapter must save with it."""
-    for name in ("score", "classifier"):
-        if isinstance(getattr(model, name, None), torch.nn.Module):
-            return name
-    raise SystemExit(f"{type(model).__name__}: no head found that an adapter could keep; use full")
-
 
 class RewardModel:
     """Scores the responses to a prompt, each prompt computed once."""
@@ -261,7 +133,7 @@ class RewardModel:
         self.model = model.eval()
         self.tokenize = RewardTokenizer(tokenizer, reward_format, is_causal)
         bare = bare_model(model)
-        self.share_prompts = (
+        self.shares_prompts = (
             share_prompts
             and is_causal
             and trees.can_share(bare)
@@ -296,7 +168,7 @@ class RewardModel:
         self, questions: Iterable[tuple[str | list[Message], Sequence[str]]]
     ) -> Iterator[list[float] | Unscorable]:
         """For each prompt and its responses their rewards, in order; streams."""
-        window: list[Tokenized | Unscorable] = []
+        window: list[TokenizedResponses | Unscorable] = []
         for prompt, responses in questions:
             window.append(self.tokenize(prompt, responses))
             if len(window) == _WINDOW:
@@ -305,36 +177,35 @@ class RewardModel:
         yield from self._score_window(window)
 
     def _score_window(
-        self, window: list[Tokenized | Unscorable]
+        self, window: list[TokenizedResponses | Unscorable]
     ) -> Iterator[list[float] | Unscorable]:
         rows = [
-            [*made.prompt_ids, *completion]
-            for made in window
-            if isinstance(made, Tokenized)
-            for completion in made.completions
+            [*tokens.prompt_ids, *completion]
+            for tokens in window
+            if isinstance(tokens, TokenizedResponses)
+            for completion in tokens.completions
         ]
         scores = iter(self.score_rows(rows))
-        for made in window:
-            if isinstance(made, Unscorable):
-                yield made
+        for tokens in window:
+            if isinstance(tokens, Unscorable):
+                yield tokens
             else:
-                yield [next(scores) for _ in made.completions]
+                yield [next(scores) for _ in tokens.completions]
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """Rewards of whole rows of token ids, prompt and response together."""
+        if self.shares_prompts:
+            run, batches = self._shared, trees.tree_batches(rows, self.max_batch_tokens)
+        else:
+            # rows of about one length together: little is spent on padding
+            order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+            run = self._padded
+            batches = trees.in_batches(((len(rows[i]), i) for i in order), self.max_batch_tokens)
         scores = [0.0] * len(rows)
-        if self.share_prompts:
-            for batch in trees.tree_batches(rows, self.max_batch_tokens):
-                found = trees.in_halves(self._shared, [rows[i] for i in batch])
-                for i, score in zip(batch, found, strict=True):
-                    scores[i] = score
-            return scores
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        sized = ((len(rows[i]), i) for i in order)
-        for batch in trees.in_batches(sized, self.max_batch_tokens):
-            found = trees.in_halves(self._padded, [rows[i] for i in batch])
-            for i, score in zip(batch, found, strict=True):
-                scores[i] = score
+        for batch in batches:
+            rewards = trees.in_halves(run, [rows[i] for i in batch])
+            for i, reward in zip(batch, rewards, strict=True):
+                scores[i] = reward
         return scores
 
     def _shared(self, rows: list[Sequence[int]]) -> list[float]:
@@ -347,11 +218,8 @@ class RewardModel:
             return head(outputs.last_hidden_state[0, last])[:, 0].float().tolist()
 
     def _padded(self, rows: list[Sequence[int]]) -> list[float]:
-        pad, device = self.tokenize.tokenizer.pad_token_id, self.model.device
-        longest = max(map(len, rows))
-        ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], device=device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        mask = (torch.arange(longest, device=device) < lengths[:, None]).long()
+        ids, mask = packs.pad_right(rows, self.tokenize.tokenizer.pad_token_id)
+        device = self.model.device
         with torch.inference_mode():
-            logits = self.model(input_ids=ids, attention_mask=mask).logits
+            logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         return logits[:, 0].float().tolist()

@@ -9,7 +9,7 @@ from prefpipe.files import DataError, Places, Run, data_files, parse_row, read_r
 from prefpipe.formats import FORMATS
 from prefpipe.formats.reading import to_question
 from prefpipe.judge import build_item
-from prefpipe.rows import Item, Preference, Question, Reject, Row, flatten_turns
+from prefpipe.rows import Item, Preference, Question, Reject, Row
 
 Kind = Literal["judge", "dpo", "reward", "pairwise"]
 R = TypeVar("R", bound=Row)
@@ -65,11 +65,10 @@ def questions(measured: Measured, run: Run) -> Iterator[Question | Reject]:
             yield _question_of(row)
         elif isinstance(row, Reject):
             yield row
+        elif reason := row.fault:
+            yield Reject(id=row.id, reason=reason, detail=place)
         else:
-            question = to_question(row) if isinstance(row, Preference) else row
-            is_pair = isinstance(row, Preference)
-            reason = _unfit(question, is_pair=is_pair)
-            yield Reject(id=row.id, reason=reason, detail=place) if reason else question
+            yield to_question(row) if isinstance(row, Preference) else row
 
 
 def _question_of(item: Item) -> Question:
@@ -83,19 +82,6 @@ def _question_of(item: Item) -> Question:
         tie=item.better is None,
         source=item.source,
     )
-
-
-def _unfit(question: Question, *, is_pair: bool) -> str | None:
-    """Why no model can be asked; None: it can."""
-    if not flatten_turns(question.prompt).strip():
-        return "empty_question"
-    if len(question.right) + len(question.wrong) < 2:
-        return "fewer_than_two_responses"
-    if is_pair and not (question.right[0].strip() and question.wrong[0].strip()):
-        return "empty_answer"
-    if is_pair and question.right[0].split() == question.wrong[0].split():
-        return "equal_answers"
-    return None
 
 
 def _rows(

@@ -118,6 +118,19 @@ def load_model(
     return model.eval()  # pyright: ignore[reportReturnType]
 
 
+def bare_model(model: Any) -> "PreTrainedModel":
+    """The model inside PEFT's wrapper, where there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def max_positions(model: "PreTrainedModel") -> int:
+    """Tokens that a row may have. RoBERTa's first positions are not for tokens."""
+    config = model.config.get_text_config()
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
+        return config.max_position_embeddings - config.pad_token_id - 1
+    return config.max_position_embeddings
+
+
 def _from_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(name, trust_remote_code=False, **options)

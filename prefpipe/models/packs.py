@@ -94,6 +94,14 @@ def stack(packs: Sequence[Pack], pad_token_id: int) -> dict[str, Tensor]:
     }
 
 
+def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of their own, one under another: token ids and attention mask, both int64 (B, T)."""
+    longest = max(map(len, rows))
+    ids = [[*row, *[pad_token_id] * (longest - len(row))] for row in rows]
+    lengths = torch.tensor([len(row) for row in rows])
+    return torch.tensor(ids), (torch.arange(longest) < lengths[:, None]).long()
+
+
 def branch_mask(segments_B_T: Tensor) -> Tensor:
     """True where a query may look (B, 1, T, T): no later key, only the prompt or its own branch.
 

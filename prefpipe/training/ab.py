@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from prefpipe.compare.ab_model import PairwiseTokenizer
+from prefpipe.compare.ab_prompt import PairwiseTokenizer
 from prefpipe.compare.reward_model import Unscorable
 from prefpipe.models.packs import IGNORED
 from prefpipe.rows import Preference, Reject

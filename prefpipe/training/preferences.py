@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from prefpipe import formats
 from prefpipe.evaluation import metrics
 from prefpipe.files import DataError, Places, Run, write_json, write_rows
-from prefpipe.formats.named import read_named
+from prefpipe.formats.reading import read_named
 from prefpipe.questions import NearDuplicates, question_key, splits
 from prefpipe.rows import Disagreement, Preference, Reject, Split, flatten_turns
 from prefpipe.training.tokenized_pairs import TokenizedPair

@@ -1,0 +1,154 @@
+"""What an A/B preference model reads: a conversation and two responses, in one user turn.
+
+The format is that of RLHFlow's pair-preference models (Dong et al. 2024; SLiC, Zhao et al. 2023);
+it is answered with one token, A or B.
+
+    [CONTEXT] <turn> user ... <turn> assistant ... [RESPONSE A] ... [RESPONSE B] ...
+
+Training, scoring and ranking get their token ids from PairwiseTokenizer, with the same limit. The
+context is cut from its left where it must be, a response never.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from prefpipe import chat
+from prefpipe.chat import encode
+from prefpipe.compare.context import SavedFormat, Unscorable, cut_left
+from prefpipe.files import DataError
+from prefpipe.rows import Message, as_turns
+
+LABELS = ("A", "B")
+
+# A marker of the format, with the backslashes that already stand before it.
+_MARKER = re.compile(r"\\*(?:\[CONTEXT\]|\[RESPONSE [AB]\]|<turn> (?:user|assistant))")
+
+
+@dataclass(frozen=True, slots=True)
+class PairwiseFormat(SavedFormat):
+    """The limits and the temperature of an A/B model."""
+
+    file: ClassVar[str] = "pairwise_format.json"
+
+    max_length: int
+    """Most tokens of the whole turn, the chat template's own included."""
+    temperature: float = 1.0
+    """Logits are divided by it before the softmax over A and B; fitted on the held-out pairs."""
+
+
+
+def escape(text: str) -> str:
+    r"""Put a backslash before each marker of the format, so that no response can pose as two.
+
+    A marker that already has backslashes gets one more: different texts stay different.
+    """
+    return _MARKER.sub(r"\\\g<0>", text)
+
+
+def render_context(turns: Sequence[Message]) -> str:
+    """The conversation as the published format writes it: its roles are user and assistant.
+
+    A system turn, which the format does not know, stands before the first user's words.
+    """
+    parts = []
+    system = ""
+    for turn in turns:
+        if turn["role"] == "system":
+            system += f"{turn['content']}\n\n"
+            continue
+        role = "assistant" if turn["role"] == "assistant" else "user"
+        parts.append(f"\n<turn> {role}\n {escape(system + turn['content'])}")
+        system = ""
+    # the line ends are those of transformers' rendering of the published template
+    return "\n" + "".join(parts) + "\n"
+
+
+def render_pair(context: str, response_a: str, response_b: str) -> str:
+    """The user turn."""
+    return f"{_head(context)} {escape(response_a)} [RESPONSE B] {escape(response_b)} \n"
+
+
+def _head(context: str) -> str:
+    return f"[CONTEXT] {context} [RESPONSE A]"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTurns:
+    """Several comparisons in one context, each order of two responses as a turn of its own."""
+
+    rows: list[list[int]]
+    shared: int
+    """Tokens that all rows begin with, up to where the first response begins."""
+    tokens_cut: int
+    """Of the context, from its left."""
+
+
+class PairwiseTokenizer:
+    """A prompt and two responses to token ids, up to where the label token is predicted.
+
+    Raises DataError where a label is not one token of its own, or does not follow the rendered text
+    as that token.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.labels = label_ids(tokenizer)
+
+    def __call__(
+        self,
+        prompt: str | list[Message],
+        responses: Sequence[str],
+        pairs: Sequence[tuple[int, int]],
+    ) -> TokenizedTurns | Unscorable:
+        """Each pair (index of response A, index of B) as a row; the context is cut alike for all."""
+        turns = as_turns(prompt)
+        if not any(turn["content"].strip() for turn in turns):
+            return Unscorable("empty_question", "the prompt is empty")
+        context = render_context(turns)
+        rows = self._rows(context, responses, pairs)
+        whole = longest = max(map(len, rows))
+        while longest > self.max_length:
+            context = cut_left(self.tokenizer, context, longest - self.max_length)
+            if context.startswith("["):  # its backslash was cut
+                context = escape(context[:20]) + context[20:]
+            if not context.strip():
+                return Unscorable(
+                    "responses_too_long",
+                    f"both responses leave no room for the context in {self.max_length} tokens",
+                )
+            rows = self._rows(context, responses, pairs)
+            longest = max(map(len, rows))
+        # what all pairs of this context begin with: the turn up to the first response
+        shared = len(os.path.commonprefix([self._ids(_head(context)), *rows]))
+        return TokenizedTurns(rows, min(shared, *(len(row) - 1 for row in rows)), whole - longest)
+
+    def _rows(
+        self, context: str, responses: Sequence[str], pairs: Sequence[tuple[int, int]]
+    ) -> list[list[int]]:
+        return [self._ids(render_pair(context, responses[a], responses[b])) for a, b in pairs]
+
+    def _ids(self, text: str) -> list[int]:
+        return chat.prompt_ids(self.tokenizer, [Message(role="user", content=text)])
+
+
+def label_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The tokens A and B as they follow the rendered turn."""
+    labels = []
+    for label in LABELS:
+        ids = encode(tokenizer, label)
+        if len(ids) != 1:
+            tokens = tokenizer.convert_ids_to_tokens(ids)
+            raise DataError(
+                f"{tokenizer.name_or_path}: the label {label!r} must be one token, and is {tokens}; "
+                "take a model whose tokenizer has it as one"
+            )
+        labels.append(ids[0])
+    if labels[0] == labels[1]:
+        raise DataError(f"{tokenizer.name_or_path}: A and B are the same token, {labels[0]}")
+    chat.render(tokenizer, [Message(role="user", content="x")])  # the answer follows, or raises
+    return labels[0], labels[1]

@@ -1,0 +1,47 @@
+"""What both kinds of preference model read alike: a context cut from its left, within saved limits."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from prefpipe.chat import encode
+from prefpipe.files import write_json
+from prefpipe.rows import Reject
+
+
+@dataclass(frozen=True)
+class SavedFormat:
+    """What must be the same in training and in use; a JSON file beside the model's weights."""
+
+    file: ClassVar[str]
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / self.file, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self | None:
+        """None for a model of another's making, which has no such file."""
+        path = folder / cls.file
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+@dataclass(frozen=True, slots=True)
+class Unscorable:
+    """Why a prompt's responses have no scores; a Reject once the caller says of which row."""
+
+    reason: str
+    """snake_case: empty_question, too_long, responses_too_long."""
+    detail: str
+
+    def reject(self, id: str) -> Reject:
+        return Reject(id=id, reason=self.reason, detail=self.detail)
+
+
+def cut_left(tokenizer: Tokenizer, text: str, tokens: int) -> str:
+    """The text without its first tokens; a character that was cut in two goes, too."""
+    ids = encode(tokenizer, text)[tokens:]
+    decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return str(decoded).lstrip("\ufffd")
