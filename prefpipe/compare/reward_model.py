@@ -21,6 +21,7 @@ from prefpipe.files import write_json
 from prefpipe.models import trees
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import bare_model, max_positions
+from prefpipe.models.memory import in_halves
 from prefpipe.rows import Message, flatten_turns
 
 FORMAT_FILE = "reward_format.json"
@@ -231,14 +232,14 @@ class RewardModel:
         scores = [0.0] * len(rows)
         if self.share_prompts:
             for batch in trees.tree_batches(rows, self.max_batch_tokens):
-                found = trees.in_halves(self._shared, [rows[i] for i in batch])
+                found = in_halves(self._shared, [rows[i] for i in batch])
                 for i, score in zip(batch, found, strict=True):
                     scores[i] = score
             return scores
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         sized = ((len(rows[i]), i) for i in order)
         for batch in trees.in_batches(sized, self.max_batch_tokens):
-            found = trees.in_halves(self._padded, [rows[i] for i in batch])
+            found = in_halves(self._padded, [rows[i] for i in batch])
             for i, score in zip(batch, found, strict=True):
                 scores[i] = score
         return scores

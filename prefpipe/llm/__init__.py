@@ -43,11 +43,7 @@ class Request:
     top_p: float = 1.0
     top_k: int = 0
     """0: all tokens."""
-    stop: tuple[str, ...] = ()
-    """The text ends before the first of these; the chat template's end of turn always ends it."""
     seed: int = 0
-    prefill: str = ""
-    """Text the answer starts with; it is part of the completion's text."""
     reply_schema: Mapping[str, Any] | None = None
     """JSON schema of the answer, where it is an object: what an engine with structured_output tells
     its server. No engine relies on it; the stage's parser reads the text either way."""
@@ -61,6 +57,16 @@ class Failure:
     reason: str
     """snake_case: prompt_too_long, ..."""
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What a model makes of one given text."""
+
+    sum_logp: float
+    """Sum of its tokens' log-probabilities (nats)."""
+    n_tokens: int
+    """The end of turn counts."""
 
 
 class Engine(Protocol):
