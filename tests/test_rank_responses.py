@@ -11,7 +11,7 @@ import rank_responses
 from prefpipe import llm
 from prefpipe.compare.matches import Contest, judge_matches, pairwise_matches
 from prefpipe.compare.tournament import Match
-from prefpipe.models.trees import PrefixCache
+from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Reject, Responses
 from prefpipe.verdicts import render_judgment
 from rank_responses import (

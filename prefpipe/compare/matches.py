@@ -13,7 +13,7 @@ from prefpipe.rows import Message, Reject
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel
-    from prefpipe.models.trees import PrefixCache
+    from prefpipe.models.prefix_cache import PrefixCache
 
 
 class Contest(NamedTuple):

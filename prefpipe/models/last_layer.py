@@ -17,61 +17,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefpipe.models.attention import Layout, Prefill, Segment, shared_prefix_attention
+from prefpipe.models.attention import Layout
 from prefpipe.models.loading import bare_model
+from prefpipe.models.memory import is_out_of_memory
+
+Forward = Callable[..., Tensor]
 
 
 def cut_last_layer(model: Any) -> None:
     """Make the model's last layer leave out what no layout asks for. A second call does nothing.
 
-    model: a causal LM, a classifier or their backbone; adapters that come later are run, too. It is left as it is where its layers are not found, where that changes a
-    number (a layer may mix tokens in other ways than by attention), or on a GPU (not measured there).
+    model: a causal LM, a classifier or their backbone; adapters that come later are run, too. It is
+    left as it is where its layers are not found, or on a GPU (not measured there). Whether the cut
+    layer gives the same numbers (it may mix tokens in other ways than by attention) is seen at its
+    first use, and if not it runs whole.
     """
     backbone: Any = bare_model(model).base_model
     layers = getattr(backbone, "layers", None)
-    if not layers or hasattr(layers[-1], "is_cut") or backbone.device.type != "cpu":
-        return
-    layer = layers[-1]
-    whole, before = layer.forward, layer.__dict__.get("forward")
-    try:
-        want = _outputs(backbone)
-        layer.forward = functools.partial(_forward, whole)
-        off = (_outputs(backbone) - want).norm() / want.norm()
-        layer.is_cut = bool(off < (1e-4 if want.dtype == torch.float32 else 0.02))
-    except (RuntimeError, TypeError, ValueError, AttributeError):
-        layer.is_cut = False  # it does not take a layout at all; whoever gives one will be told
-    if not layer.is_cut:
-        layer.__dict__.pop("forward", None)
-        if before is not None:
-            layer.forward = before
+    if layers and not hasattr(layers[-1], "is_cut") and backbone.device.type == "cpu":
+        layer = layers[-1]
+        layer.is_cut = None
+        layer.forward = functools.partial(_forward, layer, layer.forward)
 
 
-@torch.no_grad()
-def _outputs(backbone: Any) -> Tensor:
-    """Last hidden states of two short rows' last tokens, in eval mode."""
-    ids = torch.arange(7)[None] % backbone.config.get_text_config().vocab_size
-    layout = Prefill([Segment(0, 3), Segment(3, 7)], keep=torch.tensor([2, 6]))
-    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        with shared_prefix_attention(backbone):
-            outputs = backbone(
-                input_ids=ids, position_ids=positions, use_cache=False, layout=layout
-            )
-        return outputs.last_hidden_state[0, layout.keep]
-    finally:
-        backbone.train(was_training)
-
-
-def _forward(
-    whole: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **options: Any
-) -> Any:
+def _forward(layer: Any, whole: Forward, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
     """What `whole`, the layer's own forward, gives at the layout's positions; the others' as they came."""
     layout: Layout | None = options.get("layout")
     if layout is None or layout.keep is None:
         return whole(hidden_states, *args, **options)
+    if layer.is_cut is None:
+        layer.is_cut = _gives_the_same(layer, whole, layout.keep, hidden_states, *args, **options)
+    run = functools.partial(_cut, whole) if layer.is_cut else whole
+    return run(hidden_states, *args, **options)
+
+
+@torch.no_grad()
+def _gives_the_same(
+    layer: Any, whole: Forward, keep: Tensor, hidden_states: Tensor, *args: Any, **options: Any
+) -> bool:
+    was_training = layer.training
+    layer.eval()  # dropout would make a difference
+    try:
+        want = whole(hidden_states, *args, **options)[:, keep].float()
+        cut = _cut(whole, hidden_states, *args, **options)[:, keep].float()
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        return False  # the layer takes other arguments, or gives something else, than a decoder's
+    finally:
+        layer.train(was_training)
+    tolerance = 1e-4 if hidden_states.dtype == torch.float32 else 0.02
+    return bool((cut - want).norm() <= tolerance * want.norm())
+
+
+def _cut(
+    whole: Forward, hidden_states: Tensor, *args: Any, layout: Layout, **options: Any
+) -> Tensor:
     keep, tokens = layout.keep, hidden_states.shape[1]
+    assert keep is not None
 
     def kept(value: Any) -> Any:
         """Arguments that have a row a token (1, N, ...), such as cos and sin of its position."""
@@ -82,15 +85,16 @@ def _forward(
 
     # 1) Every token's key and value.
     try:
-        whole(hidden_states, *args, **{**options, "layout": _UpToAttention()})
+        whole(hidden_states, *args, layout=_UpToAttention(), **options)
     except _KeysAndValues as reached:
         key, value = reached.args
     else:
         raise ValueError("the last layer does not call prefpipe's attention")
     # 2) The layer on the tokens that are asked for, whose queries attend to these.
     args, options = kept(args), {name: kept(given) for name, given in options.items()}
-    options["layout"] = _AttendTo(layout, key, value)
-    return hidden_states.index_copy(1, keep, whole(hidden_states[:, keep], *args, **options))
+    attend_to = _AttendTo(layout, key, value)
+    out = whole(hidden_states[:, keep], *args, layout=attend_to, **options)
+    return hidden_states.index_copy(1, keep, out)
 
 
 class _KeysAndValues(Exception):

@@ -9,7 +9,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedModel
 
 from prefpipe.models.kv_store import kv_shape
-from prefpipe.models.trees import PrefixCache
+from prefpipe.models.prefix_cache import PrefixCache
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -8,7 +8,6 @@ earlier passes began with is not computed again, either: so a knockout reads eac
 the first of two. Source: the radix attention of Zheng et al. 2024 (SGLang).
 """
 
-import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,60 +18,13 @@ from transformers import PreTrainedModel
 
 from prefpipe.models.attention import Prefill, RowKV, Segment, shared_prefix_attention
 from prefpipe.models.last_layer import cut_last_layer
+from prefpipe.models.prefix_cache import PrefixCache, common_tokens
 from prefpipe.models.reordered_weights import reordered
 
 MIN_SHARED_TOKENS = 16
 """A common beginning that is shorter is computed again for each: a segment has its cost, too."""
 
 T = TypeVar("T")
-
-
-def common_tokens(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
-    """How many tokens both begin with; the first `start` are known to be equal."""
-    stop = min(len(a), len(b))
-    return next((k for k in range(start, stop) if a[k] != b[k]), stop)
-
-
-@dataclass
-class PrefixCache:
-    """Keys and values of the sequences that one model has read, for those that begin alike."""
-
-    max_tokens: int
-    """Once that many are kept, no further pass is."""
-    tokens: int = 0
-    _known: list[tuple[tuple[int, ...], Segment]] = field(default_factory=list)
-    """Sequences in order, each with the segment where it ends."""
-
-    def find(self, ids: Sequence[int]) -> tuple[int, Segment | None]:
-        """How many tokens it begins with are kept, its last one left out, and where they end."""
-        sequence = tuple(ids)
-        place = bisect.bisect(self._known, sequence, key=lambda known: known[0])
-        near = self._known[max(0, place - 1) : place + 1]  # those that have most in common with it
-        have, known, segment = max(
-            ((common_tokens(ids, known, 0), known, segment) for known, segment in near),
-            key=lambda found: found[0],
-            default=(0, (), None),
-        )
-        have = min(have, len(ids) - 1)
-        stop = len(known)
-        while segment is not None and have:
-            start = stop - (segment.stop - segment.start)
-            if start < have:
-                end = segment.start + have - start
-                return have, Segment(segment.start, end, segment.parent, segment.row_kv)
-            segment, stop = segment.parent, start
-        return 0, None
-
-    def add(self, sequences: Sequence[Sequence[int]], tree: "Tree") -> None:
-        """Sequences of a pass whose tree was kept."""
-        self.tokens += len(tree.ids)
-        made = ((tuple(ids), end) for ids, end in zip(sequences, tree.ends, strict=True))
-        self._known = sorted([*self._known, *made], key=lambda known: known[0])
-
-    def give_up(self) -> None:
-        """Forget all, and keep nothing more."""
-        self.tokens = self.max_tokens = 0
-        self._known = []
 
 
 @dataclass
@@ -102,7 +54,7 @@ def tree_of(
     What the cache has of a sequence is no part of the tree; the first new segment stands behind it.
     """
     nowhere = Segment(0, 0)
-    is_kept = cache is not None and cache.tokens < cache.max_tokens
+    is_kept = cache is not None and cache.is_open
     tree = Tree(ends=[nowhere] * len(sequences), row_kv=RowKV() if is_kept else None)
     order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
 
@@ -187,7 +139,7 @@ def run_tree(
             **options,
         )
     if cache is not None and tree.row_kv is not None:
-        cache.add(sequences, tree)
+        cache.add(len(tree.ids), sequences, tree.ends)
     return outputs, last
 
 

@@ -15,8 +15,8 @@ from prefpipe.models.attention import Layout, Prefill, Segment, shared_prefix_at
 from prefpipe.models.decode import Decode
 from prefpipe.models.kv_store import KVStore
 from prefpipe.models.last_layer import cut_last_layer
+from prefpipe.models.prefix_cache import common_tokens
 from prefpipe.models.reordered_weights import reordered
-from prefpipe.models.trees import common_tokens
 
 MIN_SHARED_TOKENS = 32
 """A common beginning that is shorter is read again for each prompt."""
