@@ -131,9 +131,9 @@ def end_of_turn_id(tokenizer: "Tokenizer") -> int:
     raise TemplateError(f"{tokenizer.name_or_path}: no token ends the assistant's turn")
 
 
-def _apply(tokenizer: "Tokenizer", messages: Sequence[Mapping[str, str]], **options: Any) -> str:
-    turns = [dict(turn) for turn in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+def _apply(tokenizer: "Tokenizer", turns: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    messages = [dict(turn) for turn in turns]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
 
 def _takes_system(tokenizer: "Tokenizer") -> bool:
@@ -151,5 +151,5 @@ def _wants_bos(tokenizer: "Tokenizer") -> bool:
     """Whether its template or its own post-processor puts a BOS first."""
     plain: Any = tokenizer("x")["input_ids"]
     text = _apply(tokenizer, [{"role": "user", "content": "x"}])
-    bos = tokenizer.bos_token
-    return plain[:1] == [tokenizer.bos_token_id] or (bool(bos) and text.startswith(bos))
+    bos = str(tokenizer.bos_token or "")
+    return plain[:1] == [tokenizer.bos_token_id] or (bos != "" and text.startswith(bos))

@@ -59,7 +59,7 @@ def hidden_states(model: Any, packs: Sequence[Pack]) -> Tensor:
 @torch.inference_mode()
 def _logits(model: Any, hidden_N_H: Tensor, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(positions, their logits in float32), some at a time: all of them may not fit."""
-    inner = bare_model(model)
+    inner: Any = bare_model(model)
     config, head = inner.config.get_text_config(), inner.get_output_embeddings()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) is not None:

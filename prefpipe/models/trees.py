@@ -3,8 +3,8 @@
 The sequences are laid out as a tree: n responses behind one prompt, both orders of a comparison
 behind one context, all opponents of one response behind it. Each piece is a segment of one long
 row that attends to its ancestors and itself (prefpipe.models.attention); its positions go on where
-they end. So each sequence gets what it would get alone, to rounding. With a PrefixCache, what sequences of
-earlier passes began with is not computed again, either: so a knockout reads each response once as
+they end. So each sequence gets what it would get alone, to rounding. With a PrefixCache, what sequences
+of earlier passes began with is not computed again, either: so a knockout reads each response once as
 the first of two. Source: the radix attention of Zheng et al. 2024 (SGLang).
 """
 
@@ -65,9 +65,10 @@ def tree_of(
         tree.segments.append(Segment(at, at + len(part), parent, tree.row_kv))
         return tree.segments[-1]
 
-    def place(members: list[int], start: int, parent: Segment | None) -> None:
+    def grow(members: list[int], start: int, parent: Segment | None) -> None:
         """Sequences that are equal up to `start`, in sorted order."""
         while members:
+            # 1) The members that have enough in common with the first one, and how much all of them have.
             first = sequences[members[0]]
             run = [members[0]]
             shared = len(first)
@@ -79,6 +80,7 @@ def tree_of(
                 else:
                     break
             members = members[len(run) :]
+            # 2) That is a segment; what differs grows behind it.
             if shared == len(sequences[run[-1]]) == len(first):  # all equal
                 segment = add(first[start:], start, parent)
                 for i in run:
@@ -87,11 +89,12 @@ def tree_of(
             # a sequence that ends where the others go on keeps a token of its own
             shared = min(shared, min(len(sequences[i]) for i in run) - 1)
             segment = add(first[start:shared], start, parent)
-            place(run, shared, segment)
+            grow(run, shared, segment)
 
     if cache is None:
-        place(order, 0, None)
+        grow(order, 0, None)
         return tree
+    # those that begin with the same kept tokens grow behind these together
     groups: dict[tuple[int, ...], tuple[Segment | None, list[int]]] = {}
     for i in order:
         have, segment = cache.find(sequences[i])
@@ -99,7 +102,7 @@ def tree_of(
             have, segment = 0, None
         groups.setdefault(tuple(sequences[i][:have]), (segment, []))[1].append(i)
     for known, (segment, members) in groups.items():
-        place(members, len(known), segment)
+        grow(members, len(known), segment)
     return tree
 
 

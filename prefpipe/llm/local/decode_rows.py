@@ -67,13 +67,11 @@ class DecodeRows:
     def of(cls, jobs: Sequence[Job], first_slot: int, ways: list[Sampling]) -> "DecodeRows":
         """The samples that the jobs lack, before their first token. New ways to draw join `ways`."""
         samples = [(slot, job.request, s) for slot, job in enumerate(jobs) for s in job.missing]
-        shape = len(samples), max((r.max_new_tokens for _, r, _ in samples), default=0)
-        rows = cls(
-            *(np.zeros(len(samples), dtype=np.int64) for _ in range(3)),
-            np.zeros(shape, dtype=np.int64),
-            np.zeros(shape, dtype=np.float32),
-            *(np.zeros(len(samples), dtype=np.int64) for _ in range(3)),
-        )
+        N, T = len(samples), max((r.max_new_tokens for _, r, _ in samples), default=0)
+        columns = {f.name: np.zeros(N, dtype=np.int64) for f in fields(cls)}
+        columns["tokens"] = np.zeros((N, T), dtype=np.int64)
+        columns["noise"] = np.zeros((N, T), dtype=np.float32)
+        rows = cls(**columns)
         for row, (slot, r, sample) in enumerate(samples):
             if (sampling := Sampling.of(r)) not in ways:
                 ways.append(sampling)
