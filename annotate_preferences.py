@@ -138,7 +138,9 @@ def print_estimate(s: Settings) -> None:
         to_request(prompt, s) for prompt in files.read_rows(s.input, AnnotationPrompt, s.limit)
     )
     left = s.open_batches(s.model).estimate(requests) if batch else estimate(requests, s.model)
-    print(f"requests: {left.requests:,} to send; {left.submitted:,} are submitted or answered already")
+    print(
+        f"requests: {left.requests:,} to send; {left.submitted:,} are submitted or answered already"
+    )
     tokens = (left.prompt_tokens, left.new_tokens)
     print(describe_estimate(s.model, *tokens, batch=batch, at_most=True, usd=left.usd))
     print("nothing was sent")
