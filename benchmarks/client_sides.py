@@ -14,7 +14,6 @@ import importlib.util
 import itertools
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -46,9 +45,7 @@ def prefpipe(options: dict[str, Any]) -> Run:
     from prefpipe.llm.wire import ServedModel, certificates
 
     certificates()
-    engine = ServerEngine(
-        ServedModel([options["url"]], MODEL), ServerOptions(options["in_flight"])
-    )
+    engine = ServerEngine(ServedModel([options["url"]], MODEL), ServerOptions(options["in_flight"]))
 
     def run() -> int:
         characters = 0
@@ -182,6 +179,8 @@ def megabytes(field: str) -> float:
 
 
 def cpu_seconds() -> float:
+    import resource  # Linux, as /proc above
+
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(used.ru_utime + used.ru_stime for used in both)
 

@@ -122,7 +122,7 @@ def differences(url: str) -> dict[str, Any]:
     found["same_seed_same_text"] = sum(first[id] == again[id] for id in first) / len(first)
 
     stop = ours[greedy[0].id][0][4:7]
-    stopped = texts(asked(engine(), [requests(1, stop=(stop,))[0]]))
+    stopped = texts(asked(engine(extra_body={"stop": [stop]}), requests(1)))
     found["stop_is_cut_off_the_text"] = all(stop not in t[0] for t in stopped.values())
     cut = [r for r in asked(engine(), [_shorter(r) for r in requests(4)]).values()]
     found["finish_reason_length_where_cut"] = all(

@@ -13,7 +13,7 @@ from prefpipe.rows import Completion, Message, Reject, as_turns, flatten_turns
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel
-    from prefpipe.models.trees import Cache
+    from prefpipe.models.prefix_cache import PrefixCache
 
 
 class Contest(NamedTuple):
@@ -65,7 +65,7 @@ def pairwise_matches(
     contests: Contests,
     matches: Sequence[Match],
     *,
-    cache: "Cache | None" = None,
+    cache: "PrefixCache | None" = None,
 ) -> list[Outcome]:
     """The model's P(first is better); the matches of one prompt are computed behind one copy of it."""
     by_id: dict[str, list[Match]] = {}
