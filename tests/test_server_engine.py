@@ -1,7 +1,6 @@
 """prefpipe.llm.server.server_engine against a real HTTP server: what is asked, what is retried, what is paid."""
 
 import asyncio
-import json
 import logging
 import signal
 import subprocess
@@ -152,7 +151,7 @@ def test_an_error_of_the_callers_requests_comes_through_and_ends_the_thread():
 # ---- what is asked
 
 
-def test_j5_the_settings_that_were_asked_for_reach_the_server():
+def test_the_settings_that_were_asked_for_reach_the_server():
     asked = Request(
         id="a",
         messages=({"role": "system", "content": "s"}, {"role": "user", "content": "u"}),
@@ -227,7 +226,7 @@ def test_max_tokens_is_renamed_for_models_that_want_another_name():
 @pytest.mark.parametrize(
     "choices, asked", [(8, [8]), (3, [8, 5, 2]), (1, [8, 7, 6, 5, 4, 3, 2, 1])]
 )
-def test_e3_missing_choices_are_asked_for_again_and_none_is_paid_twice(choices, asked):
+def test_missing_choices_are_asked_for_again_and_none_is_paid_twice(choices, asked):
     made = iter(range(100))
     with Server(
         lambda body, sample: f"text {next(made)}", fault=lambda _: Fault(choices=choices)
@@ -619,19 +618,3 @@ def test_the_key_is_sent_and_nowhere_to_be_read(caplog, capfd):
     out, err = capfd.readouterr()
     seen = [str(stop.value), repr(results), repr(used), repr(vars(used)), out, err, caplog.text]
     assert not any(KEY in text for text in seen)
-
-
-# ---- the server as a process
-
-
-def test_the_loopback_server_runs_as_a_command_and_says_at_its_end_what_it_did():
-    command = [sys.executable, "-m", "embedded.server", "--fault", "500:0.3", "--fault", "few:0.3"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        url = process.stdout.readline().strip()
-        asked = (request(i, samples=(0, 1), temperature=1.0) for i in range(40))
-        results = list(engine(url).generate(asked))
-        process.send_signal(signal.SIGINT)
-        stats = json.loads(process.communicate(timeout=20)[0])
-    assert all_texts(results) == {str(i): [f"q{i}"] * 2 for i in range(40)}
-    assert stats["paid"] == 80 and stats["requests"] > 50

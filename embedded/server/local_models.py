@@ -41,6 +41,8 @@ class LocalModels:
 
 def to_request(body: dict[str, Any], sample: int) -> llm.Request:
     """The API's request as the engine's. What the API leaves to the model is what OpenAI takes."""
+    if body.get("stop"):
+        raise ApiError(400, "This server's models end where they end: stop", param="stop")
     temperature = body.get("temperature")
     return llm.Request(
         id=hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest(),

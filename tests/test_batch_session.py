@@ -1,0 +1,200 @@
+"""prefpipe.llm.batch_api.batch_session: every end of a batch, and untidy files of answers."""
+
+import json
+import urllib.request
+from typing import Any
+
+import pytest
+
+from embedded.server import BatchFault, Fault, Reply, Server, last_message
+from tests.batch_helpers import engine, faults, numbered, request, right, sizes, texts
+
+pytestmark = pytest.mark.usefixtures("no_account")
+
+
+# ---- every end of a batch
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["error_file", "no_error_file"])
+@pytest.mark.parametrize("end", ["expired", "cancelled", "completed"])
+def test_finished_rows_of_a_partial_batch_are_kept_and_the_rest_is_submitted_again(end, silent):
+    """S6: the loop never ended on `expired` or `cancelled`, and nobody read the error file."""
+    partly = BatchFault(end=end, answered=0.6, silent=silent)
+    with Server(numbered, batch_fault=faults(partly)) as server:
+        assert texts(engine(server).generate(map(request, range(10)))) == right(10)
+    assert sizes(server) == [10, 4]
+    assert set(server.paid.values()) == {1} and len(server.paid) == 10
+
+
+def test_after_the_stated_number_of_batches_a_request_is_left_out_by_its_reason():
+    def never(call):
+        return BatchFault(end="expired", answered=1 / 3 if call.number == 0 else 0)
+
+    with Server(numbered, batch_fault=never) as server:
+        found = texts(engine(server, tries=2).generate(map(request, range(3))))
+        assert found == {"0": ["q0/0"], "1": "batch_expired", "2": "batch_expired"}
+        assert sizes(server) == [3, 2]
+        # a later run does not try again either, unless it may
+        assert texts(engine(server, tries=2).generate(map(request, range(3)))) == found
+        assert sizes(server) == [3, 2]
+        server.batches._fault = lambda call: None
+        assert texts(engine(server, tries=3).generate(map(request, range(3)))) == right(3)
+    assert sizes(server) == [3, 2, 2] and set(server.paid.values()) == {1}
+
+
+def test_a_line_that_the_server_failed_on_is_sent_again_and_a_bad_one_is_not():
+    def fault(call):
+        if last_message(call.body) == "q1":
+            return Fault(status=500) if call.attempt == 0 else None
+        return Fault(status=400, message="no") if last_message(call.body) == "q2" else None
+
+    with Server(numbered, fault=fault) as server:
+        found = texts(engine(server).generate(map(request, range(4))))
+    assert found == right(4) | {"2": "bad_request"}
+    assert sizes(server) == [4, 1]
+
+
+def test_lines_that_fail_the_validation_are_named_and_the_others_sent_again():
+    bad = BatchFault(invalid_lines=(2, 4), message="Invalid type for 'messages'")
+    with Server(numbered, batch_fault=faults(bad)) as server:
+        found = texts(engine(server).generate(map(request, range(5))))
+    assert found == right(5) | {"1": "bad_request", "3": "bad_request"}
+    assert sizes(server) == [5, 3]
+
+
+def test_a_batch_that_fails_as_a_whole_stops_the_run_and_is_submitted_again_by_the_next():
+    broke = BatchFault(end="failed", code="billing_hard_limit_reached", message="No money.")
+    with Server(numbered, batch_fault=faults(broke)) as server:
+        with pytest.raises(
+            SystemExit, match=r"billing_hard_limit_reached: No money.*nothing of it"
+        ):
+            list(engine(server).generate(map(request, range(3))))
+        assert texts(engine(server).generate(map(request, range(3)))) == right(3)
+    assert sizes(server) == [3, 3] and set(server.paid.values()) == {1}
+
+
+def test_a_full_queue_is_waited_for():
+    full = BatchFault(end="failed", code="token_limit_exceeded", message="Enqueued token limit")
+    with Server(numbered, batch_fault=faults(BatchFault(), full, full)) as server:
+        found = texts(engine(server, requests=2).generate(map(request, range(4))))
+    assert found == right(4) and sizes(server) == [2, 2, 2, 2]
+
+
+def test_a_queue_that_is_always_full_ends_with_a_sentence():
+    full = BatchFault(end="failed", code="token_limit_exceeded", message="Enqueued token limit")
+    with (
+        Server(batch_fault=lambda call: full) as server,
+        pytest.raises(SystemExit, match=r"token_limit_exceeded.*lower batch_requests"),
+    ):
+        list(engine(server, poll_seconds=0.001).generate([request()]))
+
+
+def test_a_batch_that_someone_cancels_goes_through_cancelling():
+    with Server(numbered) as server:
+        used = engine(server)
+        used.submit(map(request, range(4)))
+        batch_id = next(iter(server.batches.batches))
+        http(server, "POST", f"/v1/batches/{batch_id}/cancel")
+        assert [b.status for b in engine(server).status()] == ["cancelling"]
+        assert texts(engine(server).generate(map(request, range(4)))) == right(4)
+    assert sizes(server) == [4, 2] and set(server.paid.values()) == {1}
+
+
+def http(server: Server, method: str, path: str) -> dict[str, Any]:
+
+    asked = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", method=method)
+    with urllib.request.urlopen(asked) as reply:
+        return json.load(reply)
+
+
+def test_download_says_what_is_not_there_yet_and_gives_what_is():
+    """S6: `download` exited 0 having done nothing."""
+    with Server(numbered, batch_fault=faults(BatchFault(end="expired", answered=0.5))) as server:
+        requests = [request(i) for i in range(4)]
+        with pytest.raises(SystemExit, match="4 requests have no answer yet: 4 are in no batch"):
+            list(engine(server).download(requests))
+        engine(server).submit(requests)
+        with pytest.raises(SystemExit, match=r"0 are in no batch.*'in_progress': 1"):
+            list(engine(server).download(requests))
+        got = []
+        with pytest.raises(SystemExit, match="2 requests have no answer yet: 2 are in no batch"):
+            for _ in range(3):
+                try:
+                    for result in engine(server).download(requests):
+                        got.append(result)
+                except SystemExit as end:
+                    if "under way: none" in str(end):
+                        raise
+        assert texts(got) == {"0": ["q0/0"], "1": ["q1/0"]}
+        assert "2 requests submitted now" in engine(server).submit(requests)
+
+
+# ---- untidy output files
+
+
+def test_duplicate_lines_and_another_order_change_nothing():
+    untidy = BatchFault(duplicate=True, shuffle=True, garbage=6)
+    with Server(numbered, batch_fault=lambda call: untidy) as server:
+        used = engine(server)
+        assert texts(used.generate(map(request, range(20)))) == right(20)
+    assert sizes(server) == [20] and used.usage.replies == 20
+
+
+def test_an_output_that_was_read_garbled_is_read_again():
+    broken = BatchFault(lost=2, garbled_reads=1)
+    with Server(numbered, batch_fault=lambda call: broken) as server:
+        assert texts(engine(server).generate(map(request, range(5)))) == right(5)
+    assert sizes(server) == [5] and server.batches.reads["file-out-0"] == 2
+
+
+def test_a_file_without_a_single_answer_is_read_again_by_the_next_run():
+    """A gateway's page in place of the file must not make paid answers unreadable for good."""
+
+    def page(request, number):
+        html = Fault(body=b"<html>gateway</html>", content_type="text/html")
+        return html if broken and request.path.endswith("/content") else None
+
+    broken = True
+    with Server(numbered, api_fault=page) as server:
+        with pytest.raises(
+            SystemExit, match=r"3 tries; the last.*no line of JSON; nothing is lost"
+        ):
+            list(engine(server, max_retries=2).generate(map(request, range(3))))
+        broken = False
+        assert texts(engine(server).generate(map(request, range(3)))) == right(3)
+    assert sizes(server) == [3]
+
+
+def test_an_answer_that_was_paid_and_cannot_be_read_is_a_reject_and_not_paid_again():
+    with Server(numbered, batch_fault=lambda call: BatchFault(lost=2)) as server:
+        found = texts(engine(server).generate(map(request, range(5))))
+    assert found == right(5) | {"0": "garbled_reply", "1": "garbled_reply"}
+    assert sizes(server) == [5] and set(server.paid.values()) == {1}
+
+
+def test_a_batch_whose_only_answer_was_lost_is_a_reject_too():
+    with Server(numbered, batch_fault=lambda call: BatchFault(lost=1)) as server:
+        for _ in range(2):
+            assert texts(engine(server).generate([request()])) == {"a": "garbled_reply"}
+    assert server.paid == {"qa": 1}
+
+
+def test_garbage_lines_do_not_make_an_unanswered_request_a_lost_one():
+    partly = BatchFault(end="expired", answered=0.5, silent=True, garbage=3)
+    with Server(numbered, batch_fault=faults(partly)) as server:
+        assert texts(engine(server).generate(map(request, range(6)))) == right(6)
+    assert sizes(server) == [6, 3] and set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply(None, refusal="I will not."), "refused"),
+        (Reply(None, "content_filter"), "content_filter"),
+        (Reply("x", "tool_calls"), "garbled_reply"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_choice_without_a_text_is_a_failure_with_its_reason(reply, reason):
+    with Server(lambda body, sample: reply) as server:
+        assert texts(engine(server).generate([request()])) == {"a": reason}
