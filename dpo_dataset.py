@@ -22,11 +22,14 @@ from typing import Any
 import numpy as np
 
 import config
-from prefpipe import chat, files, judge, verdicts
+from prefpipe import chat, files, judge, screen, verdicts
 from prefpipe.questions import question_key
 from prefpipe.ranges import NotNegative
-from prefpipe.rows import JudgmentPair, Reject
+from prefpipe.rows import JudgmentPair, Reject, answer_of
 from prefpipe.settings import Stage
+
+
+QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
 class Settings(Stage, env_prefix="DPO_DATASET_", cli_shortcuts={"as-json": "json"}):
@@ -42,7 +45,7 @@ class Settings(Stage, env_prefix="DPO_DATASET_", cli_shortcuts={"as-json": "json
 
 def problems_of(pair: JudgmentPair) -> Iterator[Reject]:
     """What would spoil the training if this pair were trained on."""
-    chosen, rejected = pair.chosen[-1]["content"], pair.rejected[-1]["content"]
+    chosen, rejected = answer_of(pair.chosen), answer_of(pair.rejected)
     if chosen == rejected:
         yield Reject(id=pair.id, reason="chosen_is_rejected")
     verdict = verdicts.parse_verdict(chosen)
@@ -80,12 +83,12 @@ def summarise(pairs: Iterable[JudgmentPair], tokenizer: Any, *, samples: int) ->
             prompt_lengths[pair.item_id] = len(chat.prompt_ids(tokenizer, pair.prompt))
         lengths["prompt"].append(prompt_lengths[pair.item_id])
         for side, turns in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            lengths[side].append(len(chat.completion_ids(tokenizer, turns[-1]["content"])))
+            lengths[side].append(len(chat.completion_ids(tokenizer, answer_of(turns))))
         if len(shown[pair.pair_type]) < samples:
             shown[pair.pair_type].append(pair.model_dump())
     problems += [Reject(id=id, reason="id_stands_twice") for id, n in ids.items() if n > 1]
-    for what, of in (("item", items), ("question", questions)):
-        leaked = sorted(of["train"] & of["validation"])
+    for what, keys_of in (("item", items), ("question", questions)):
+        leaked = sorted(keys_of["train"] & keys_of["validation"])
         problems += [Reject(id=key, reason=f"{what}_in_train_and_validation") for key in leaked]
     return {
         "pairs": {split: sum(c.values()) for split, c in counts.items()},
@@ -100,8 +103,8 @@ def summarise(pairs: Iterable[JudgmentPair], tokenizer: Any, *, samples: int) ->
 
 
 def _quantiles(values: list[int]) -> dict[str, float]:
-    quantiles = np.quantile(values, [0, 0.5, 0.95, 1])
-    return dict(zip(("min", "median", "p95", "max"), quantiles.tolist(), strict=True))
+    quantiles = np.quantile(values, list(QUANTILES.values()))
+    return dict(zip(QUANTILES, quantiles.tolist(), strict=True))
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -112,15 +115,15 @@ def print_summary(summary: dict[str, Any]) -> None:
             f"{split:<11}{total:>6} pairs of {summary['questions'][split]} questions: {types}; "
             f"the first answer is right in {ones:.2f}"
         )
-    print(f"{'tokens':<11}{'min':>7}{'median':>8}{'p95':>7}{'max':>7}")
-    for name, q in summary["tokens"].items():
-        print(f"{name:<11}{q['min']:>7.0f}{q['median']:>8.0f}{q['p95']:>7.0f}{q['max']:>7.0f}")
+    tokens = summary["tokens"].items()
+    rows = [[name, *(f"{n:.0f}" for n in quantiles.values())] for name, quantiles in tokens]
+    screen.show_table(["tokens", *QUANTILES], rows)
     for pair_type, pairs in summary["samples"].items():
         for pair in pairs:
             print(f"\n--- {pair_type}: {pair['id']} ({pair['split']}), right: {pair['better']}")
             print(pair["prompt"][-1]["content"])
-            print(f"chosen:   {pair['chosen'][-1]['content']}")
-            print(f"rejected: {pair['rejected'][-1]['content']}")
+            print(f"chosen:   {answer_of(pair['chosen'])}")
+            print(f"rejected: {answer_of(pair['rejected'])}")
     print(f"\nproblems: {summary['problems'] or 'none'}")
 
 

@@ -18,21 +18,24 @@ both orders; the loss is -log p of the label token alone. Its probability is the
     uv run train_pairwise_model.py --input my_preferences.jsonl --validation-input ""
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import config
 from prefpipe import files, screen
 from prefpipe.ranges import Positive
-from prefpipe.settings import PreferenceTrainingStage
+from prefpipe.settings import PreferenceTrainingStage, local_folders
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel, Preferred
-    from prefpipe.training.preferences import Collected
-    from prefpipe.training.tokenized_pairs import TokenizedPair
+    from prefpipe.training.preferences import TrainingPairs
 
 CHECKED_PAIRS = 16
+"""Held-out pairs that a saved model must give the same labels' log p when it is loaded again."""
+PANELS = {
+    "loss": ("loss", "eval_loss"),
+    "accuracy of the label": ("mean_token_accuracy", "eval_mean_token_accuracy"),
+}
 
 
 class Settings(PreferenceTrainingStage, env_prefix="PAIRWISE_MODEL_"):
@@ -43,15 +46,13 @@ class Settings(PreferenceTrainingStage, env_prefix="PAIRWISE_MODEL_"):
 
 
 def main(s: Settings) -> None:
-    with files.open_run(s, inputs=s.inputs(), outputs={}, home=s.output, unit="pairs") as run:
+    inputs = [*s.raw_files(), *local_folders(s.model)]
+    with files.open_run(s, inputs=inputs, outputs={}, home=s.output, unit="pairs") as run:
         if run.finished:
-            if not any(s.output.glob("*.safetensors")):
-                raise SystemExit(f"{s.output}: finished, but no weights; --overwrite trains again")
+            s.check_weights()
             return
-        os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         report = train(s, run)
-        from prefpipe.training.preferences import summary_lines
+        from prefpipe.training.held_out_report import summary_lines
 
         print("\n".join(summary_lines(report)))
         print(f"agreement of both orders    {report['agreement']:.3f}")
@@ -60,56 +61,75 @@ def main(s: Settings) -> None:
 
 
 def train(s: Settings, run: files.Run) -> dict[str, Any]:
-    import torch
-    import transformers
+    from prefpipe.training.fit import fit, quiet
 
-    from prefpipe.compare import ab_model
-    from prefpipe.compare import ab_prompt
+    quiet()
+    import transformers
+    from trl.trainer.sft_config import SFTConfig
+
+    from prefpipe.compare.ab_model import PairwiseModel
+    from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, label_ids
     from prefpipe.models.loading import load_model, load_tokenizer, max_positions
-    from prefpipe.training import preferences
+    from prefpipe.training import preferences, saving
     from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
+    from prefpipe.training.card import write_card
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
+    from prefpipe.training.curve import CSV, write_curve
     from prefpipe.training.tokenized_pairs import to_dataset
 
-    on_cuda = torch.cuda.is_available()
-    s.check(on_cuda)
+    s.check()
     tokenizer = load_tokenizer(s.model)
-    labels = ab_prompt.label_ids(tokenizer)
+    labels = label_ids(tokenizer)
     stopped_at = open_checkpoints(s.output / "checkpoints", run.mark, s.overwrite)
     transformers.set_seed(s.seed)
-    bf16 = on_cuda and torch.cuda.is_bf16_supported() if s.bf16 is None else s.bf16
-    model = load_model(
-        s.model,
-        dtype="bfloat16" if bf16 and s.method == "lora" else "float32",
-        load_in_4bit=s.load_in_4bit,
-        for_training=True,
-    )
+    model = load_model(s.model, for_training=True, **s.load_options())
     model.set_attn_implementation(s.attn_implementation)
     limit = min(s.max_length, max_positions(model))
-    tokenize = ab_prompt.PairwiseTokenizer(tokenizer, limit)
-    data = preferences.collect(s, run, lambda row: tokenize_pair(row, tokenize))
+    tokenize = PairwiseTokenizer(tokenizer, limit)
+    pairs = preferences.collect(
+        s.raw_preferences(),
+        run,
+        lambda row: tokenize_pair(row, tokenize),
+        drop_ties=s.ties == "drop",
+    )
     trainer = PrefixSharedPairwiseTrainer(
         model,
-        training_arguments(s, bf16),
-        to_dataset(data.train, tie=data.ties["train"]),
-        to_dataset(data.validation, tie=data.ties["validation"]),
+        SFTConfig(**s.trainer_arguments()),
+        to_dataset(pairs.train, tie=pairs.ties["train"]),
+        to_dataset(pairs.validation, tie=pairs.ties["validation"]),
         processing_class=tokenizer,
         labels=labels,
         prefix_sharing=s.prefix_sharing,
         peft_config=s.adapter("CAUSAL_LM"),
-        callbacks=[TrainingCallback(s.output / "loss_curve.csv", run.stage)],
+        callbacks=[TrainingCallback(s.output, run.stage)],
     )
-    preferences.run_training(trainer, stopped_at, s.early_stopping, run.stage)
-    steps = write_curve(s, trainer.state.log_history)
+    del model  # the trainer's from here on, which lets go of it
+    fit(trainer, stopped_at, s.early_stopping, run.stage)
+    checked = pairs.validation[:CHECKED_PAIRS]
+    loaded, difference = saving.save_and_reload(
+        trainer,
+        s.output,
+        merge=s.merge_adapter,
+        score=lambda model: saving.score_alone(
+            model, checked, lambda logits, _: logits[-1].float().log_softmax(-1)[[*labels]]
+        ),
+    )
+    report = evaluate(s, PairwiseModel(loaded, tokenizer, PairwiseFormat(limit)), pairs)
+    PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
     state = trainer.state
-
-    scorer, difference = save(s, trainer, limit, data.validation[:CHECKED_PAIRS])
-    report = evaluate(s, scorer, data)
-    ab_prompt.PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
-    write_card(s, run, data.counts(), report)
-    run.written["loss_curve.csv"] = steps
+    title = f"pairwise model on {Path(s.model).name}"
+    run.written[CSV] = write_curve(s.output, state.log_history, PANELS, title)
+    names = ("accuracy", "agreement", "ece", "temperature", "ece_scaled", "longer_is_right")
+    write_card(
+        s.output,
+        "pairwise",
+        data={"pairs": s.input, **pairs.counts()},
+        left_out=run.left_out,
+        results={name: report[name] for name in names},
+        settings=s.model_dump(mode="json"),
+    )
     run.summary |= {
-        "pairs": data.counts(),
+        "pairs": pairs.counts(),
         "steps": state.global_step,
         "best_step": state.best_global_step,
         "accuracy": report["accuracy"],
@@ -118,130 +138,38 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     return report
 
 
-def training_arguments(s: Settings, bf16: bool) -> Any:
-    from trl.trainer.sft_config import SFTConfig
-
-    return SFTConfig(**s.trainer_arguments(bf16))
-
-
-# ---- after the training --------------------------------------------------------------------------
-
-
-def save(
-    s: Settings, trainer: Any, limit: int, pairs: "list[TokenizedPair]"
-) -> "tuple[PairwiseModel, float]":
-    """Save, load again, compare log p of the labels; the loaded model, and the largest difference."""
-    from prefpipe.compare import ab_model
-    from prefpipe.compare import ab_prompt
-    from prefpipe.models.loading import load_model
-    from prefpipe.training import preferences, saving
-
-    tokenizer = trainer.processing_class
-    own_format = ab_prompt.PairwiseFormat(limit)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    quantized = bool(getattr(model, "is_loaded_in_4bit", False))
-    if s.merge_adapter and quantized:
-        # The adapter is added to the full-precision base: 4-bit weights would be rounded again.
-        saving.save_model(model, tokenizer, s.output)
-        model, quantized = load_model(s.output, load_in_4bit=False, dtype="bfloat16"), False
-    rows = [[*p.prompt_ids, *rest] for p in pairs for rest in (p.chosen_ids, p.rejected_ids)]
-
-    def label_logps(scorer: "PairwiseModel") -> list[float]:
-        return [value for pair in scorer.label_logps(rows) for value in pair]
-
-    def alone(model: Any) -> "PairwiseModel":
-        return ab_model.PairwiseModel(model, tokenizer, own_format, share_prompts=False)
-
-    expected = label_logps(alone(model))
-    if s.merge_adapter and hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    saving.save_model(model, tokenizer, s.output)
-    own_format.save(s.output)
-    dtype = saving.weight_dtype(model)
-    del model
-    trainer.release()
-    loaded = load_model(s.output, load_in_4bit=quantized, dtype=dtype)
-    difference = preferences.check_scores(expected, label_logps(alone(loaded)), dtype, s.output)
-    return ab_model.PairwiseModel(loaded, tokenizer, own_format), difference
-
-
-def evaluate(s: Settings, scorer: "PairwiseModel", data: "Collected") -> dict[str, Any]:
+def evaluate(s: Settings, scorer: "PairwiseModel", pairs: "TrainingPairs") -> dict[str, Any]:
     """pairwise_eval.json, reliability.png and disagreements.jsonl, of the held-out pairs.
 
     logit_temperature divides the logits of both orders before their probabilities are averaged;
     temperature divides the log-odds of the average.
     """
     from prefpipe.compare.tournament import log_odds
-    from prefpipe.evaluation import calibration
-    from prefpipe.training.preferences import answer_of, write_evaluation
+    from prefpipe.evaluation import metrics
+    from prefpipe.training.held_out_report import both_responses, write_evaluation
 
-    questions = (
-        (row.prompt, [answer_of(row.chosen), answer_of(row.rejected)], [(0, 1)])
-        for row in data.held_out
-    )
-    compared: Any = screen.progress(scorer.compare(questions), len(data.held_out), "held-out pairs")
-    found: list[Preferred] = [preferred for (preferred,) in compared]
-    both = [(f.p_given > 0.5, f.p_swapped > 0.5) for f in found]
+    rows = pairs.held_out
+    questions = ((prompt, responses, [(0, 1)]) for prompt, responses in both_responses(rows))
+    compared: Any = screen.progress(scorer.compare(questions), len(rows), "held-out pairs")
+    answers: list[Preferred] = [preferred for (preferred,) in compared]
+    is_chosen = [(a.p_given > 0.5, a.p_swapped > 0.5) for a in answers]
     return write_evaluation(
         s.output,
         "pairwise",
-        data.held_out,
-        [log_odds(f.p) for f in found],
+        rows,
+        [log_odds(a.p) for a in answers],
         worst=s.worst,
-        agreement=sum(given == swapped for given, swapped in both) / len(both),
-        first_position=sum(given + (not swapped) for given, swapped in both) / (2 * len(both)),
-        logit_temperature=calibration.fit_order_temperature(
-            [log_odds(f.p_given) for f in found],
-            [log_odds(f.p_swapped) for f in found],
-            [0.5 if row.tie else 1.0 for row in data.held_out],
+        agreement=sum(given == swapped for given, swapped in is_chosen) / len(rows),
+        first_position=sum(given + (not swapped) for given, swapped in is_chosen) / (2 * len(rows)),
+        logit_temperature=metrics.fit_order_temperature(
+            [log_odds(a.p_given) for a in answers],
+            [log_odds(a.p_swapped) for a in answers],
+            [0.5 if row.tie else 1.0 for row in rows],
         ),
-        outside_mean=sum(f.outside for f in found) / len(found),
-        outside_max=max(f.outside for f in found),
-        truncated_prompts=data.prompts_cut,
+        outside_mean=sum(a.outside for a in answers) / len(rows),
+        outside_max=max(a.outside for a in answers),
+        truncated_prompts=pairs.prompts_cut,
     )
-
-
-def write_curve(s: Settings, log: list[dict[str, Any]]) -> int:
-    """loss_curve.csv and .png; the number of rows."""
-    from prefpipe.training import curve
-
-    rows = curve.write_csv(s.output / "loss_curve.csv", log)
-    panels = {
-        "loss": ("loss", "eval_loss"),
-        "accuracy of the label": ("mean_token_accuracy", "eval_mean_token_accuracy"),
-    }
-    title = f"pairwise model on {Path(s.model).name}"
-    curve.write_png(s.output / "loss_curve.png", rows, panels, title)
-    return len(rows)
-
-
-def write_card(s: Settings, run: files.Run, counts: dict[str, int], report: dict[str, Any]) -> None:
-    from prefpipe.training.card import model_card
-
-    left_out = ", ".join(f"{n} {reason}" for reason, n in run.left_out.most_common())
-    names = ("accuracy", "agreement", "ece", "temperature", "ece_scaled", "longer_is_right")
-    text = model_card(
-        title=f"A pairwise preference model on {Path(s.model).name}",
-        base=s.model,
-        library="peft" if s.method == "lora" and not s.merge_adapter else "transformers",
-        method="sft",
-        what=(
-            "It reads a conversation and two responses, `[CONTEXT] ... [RESPONSE A] ... "
-            "[RESPONSE B] ...`, in one user turn, and answers with one token, A or B (the format "
-            f"of RLHFlow's pair-preference models). Trained with {s.method} in both orders, "
-            f"weights of the {s.checkpoint} checkpoint."
-        ),
-        data={"pairs": s.input, **counts, "left out": left_out or "none"},
-        results={name: report[name] for name in names},
-        settings=s.model_dump(mode="json"),
-        use=(
-            "Comparing responses to one prompt: softmax over the logits of A and B, the mean of "
-            "both orders. For several responses a tournament, `rank_responses.py --by pairwise`. "
-            "`pairwise_eval.json` and `disagreements.jsonl` show where it was wrong. It inherits "
-            "the base model's licence and limits."
-        ),
-    )
-    files.write_text(s.output / "README.md", text)
 
 
 if __name__ == "__main__":

@@ -104,8 +104,8 @@ def train(which: str, rows: Sequence[Any], tokens: Sequence[Any], folder: str) -
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import RewardTrainer
 
-    from prefpipe.training.collator import PromptGroupSampler
     from prefpipe.training.reward import PrefixSharedRewardTrainer
+    from prefpipe.training.sampler import PromptGroupSampler
 
     kept = [k for k, row in enumerate(rows) if which == "ours_half" or not row.tie]
     columns: dict[str, list[Any]] = {

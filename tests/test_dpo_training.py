@@ -307,8 +307,8 @@ def test_an_item_in_train_and_validation_is_refused(settings, data, tmp_path):
 def test_a_loss_that_is_no_number_is_a_sentence_with_step_and_rows(settings, monkeypatch):
     broken = dpo_training.training_arguments
 
-    def diverging(*args):
-        arguments = broken(*args)
+    def diverging(s, **options):
+        arguments = broken(s, **options)
         arguments.learning_rate, arguments.max_grad_norm = 1e30, 0.0
         return arguments
 

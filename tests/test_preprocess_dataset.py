@@ -221,7 +221,7 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "raw.jsonl: no row to read"),
+        (b"", "no row to read"),
         (b'{"prompt": "p", "chosen": "c"}\n', "not one of 1 rows could be used ({'bad_row': 1})"),
         (b'[{"prompt": "p"}]\n', "raw.jsonl:1: found a JSON array, wanted one object a line"),
         ('{"prompt": "ä"}\n'.encode("latin-1"), "raw.jsonl:1: byte 12 is not UTF-8"),

@@ -5,8 +5,15 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from prefpipe.chat import encode, end_of_turn_id
-from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, escape, label_ids, render_context, render_pair
 from prefpipe.compare.ab_model import PairwiseModel
+from prefpipe.compare.ab_prompt import (
+    PairwiseFormat,
+    PairwiseTokenizer,
+    escape,
+    label_ids,
+    render_context,
+    render_pair,
+)
 from prefpipe.compare.reward_model import (
     RewardFormat,
     RewardModel,

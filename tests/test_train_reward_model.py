@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import train_reward_model
-from prefpipe.compare import reward_model
 from prefpipe.compare.reward_model import RewardFormat, RewardModel
 from prefpipe.files import DataError
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import load_tokenizer
 from prefpipe.training.checkpoints import TrainingCallback
-from prefpipe.training.preferences import check_scores
+from prefpipe.training.saving import check_scores
 from tests.preference_data import row, rows, save_base, write_jsonl
 from tests.test_shared_pass import bert, bert_tokenizer
 from tests.training_models import scorable
@@ -231,9 +230,9 @@ def test_each_row_that_cannot_be_used_is_left_out_by_name(settings, tmp_path):
     main(s)
     meta = read(s.output / "train_reward_model.meta.json")
     assert meta["counts"]["left_out"] == {
-        "chosen_is_rejected": 1,
-        "empty_response": 1,
-        "empty_prompt": 1,
+        "equal_answers": 1,
+        "empty_answer": 1,
+        "empty_question": 1,
         "bad_row": 2,
         "tie": 1,
         "too_long": 1,
@@ -255,8 +254,8 @@ def test_r7_the_split_is_by_prompt_and_nothing_held_out_is_trained_on(settings, 
 
         collect = preferences.collect
 
-        def keep(*arguments):
-            seen["data"] = collect(*arguments)
+        def keep(*arguments, **options):
+            seen["data"] = collect(*arguments, **options)
             return seen["data"]
 
         monkeypatch.setattr(preferences, "collect", keep)

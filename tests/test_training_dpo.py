@@ -9,8 +9,8 @@ from peft import LoraConfig
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from prefpipe.training.collator import PromptGroupSampler
 from prefpipe.training.dpo import PrefixSharedDPOTrainer, ReferenceCache
+from prefpipe.training.sampler import PromptGroupSampler
 from prefpipe.training.tokenized_pairs import to_dataset
 from prefpipe.training.trainer import NotFiniteError
 from tests.training_models import pairs, qwen2, tokenizer

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from prefpipe.compare.reward_model import Unscorable
+from prefpipe.compare.context import Unscorable
 from prefpipe.training.tokenized_pairs import TokenizedPair
 
 T = TypeVar("T")

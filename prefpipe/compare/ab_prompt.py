@@ -9,7 +9,7 @@ Training, scoring and ranking get their token ids from PairwiseTokenizer, with t
 context is cut from its left where it must be, a response never.
 """
 
-import os
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,6 @@ class PairwiseFormat(SavedFormat):
     """Most tokens of the whole turn, the chat template's own included."""
     temperature: float = 1.0
     """Logits are divided by it before the softmax over A and B; fitted on the held-out pairs."""
-
 
 
 def escape(text: str) -> str:
@@ -124,7 +123,8 @@ class PairwiseTokenizer:
             rows = self._rows(context, responses, pairs)
             longest = max(map(len, rows))
         # what all pairs of this context begin with: the turn up to the first response
-        shared = len(os.path.commonprefix([self._ids(_head(context)), *rows]))
+        columns = zip(self._ids(_head(context)), *rows, strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda ids: len({*ids}) == 1, columns))
         return TokenizedTurns(rows, min(shared, *(len(row) - 1 for row in rows)), whole - longest)
 
     def _rows(

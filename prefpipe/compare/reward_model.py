@@ -116,7 +116,6 @@ class RewardTokenizer:
         return [*kept, Message(role=rest[0]["role"], content=text)] if text.strip() else None
 
 
-
 class RewardModel:
     """Scores the responses to a prompt, each prompt computed once."""
 

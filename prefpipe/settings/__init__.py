@@ -8,7 +8,8 @@ A stage derives its own class from the one that fits:
     SamplingStage             the same, with temperature, top_p, top_k
     ModelStage                the same, with one model
     TrainingStage             trains a model
-    PreferenceTrainingStage   the same, on preferences
+    PreferenceStage           reads published preferences
+    PreferenceTrainingStage   trains a model on them
 """
 
 from prefpipe.settings.engines import (
@@ -20,13 +21,14 @@ from prefpipe.settings.engines import (
     local_folders,
 )
 from prefpipe.settings.stage import NoEffectOnRows, Stage
-from prefpipe.settings.training import PreferenceTrainingStage, TrainingStage
+from prefpipe.settings.training import PreferenceStage, PreferenceTrainingStage, TrainingStage
 
 __all__ = [
     "Account",
     "EngineStage",
     "ModelStage",
     "NoEffectOnRows",
+    "PreferenceStage",
     "PreferenceTrainingStage",
     "SamplingStage",
     "ServerStage",

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import config
 from prefpipe.formats import PairFormat
 from prefpipe.ranges import AboveZero, AtLeastTwo, PartialShare, Positive, Share, Weight
-from prefpipe.settings.engines import local_folders
 from prefpipe.settings.stage import NoEffectOnRows, Stage
+from prefpipe.training.preferences import RawPreferences
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -72,13 +72,21 @@ class TrainingStage(Stage):
     early_stopping: Positive | None = None
     """Stop after this many evaluations without a lower held-out loss, and keep the best weights."""
 
+    def check_weights(self) -> None:
+        """Exit with a sentence where a finished run's weights are gone."""
+        if not any(self.output.glob("*.safetensors")):
+            raise SystemExit(f"{self.output}: finished, but no weights; --overwrite trains again")
+
     @property
     def wants_best(self) -> bool:
         """Whether the weights of the lowest held-out loss are saved, so that some must be held out."""
         return self.checkpoint == "best" or self.early_stopping is not None
 
-    def check(self, on_cuda: bool) -> None:
+    def check(self) -> None:
         """Exit with a sentence where the settings cannot work together, or not on this machine."""
+        import torch
+
+        on_cuda = torch.cuda.is_available()
         if self.load_in_4bit and self.method == "full":
             raise SystemExit("load_in_4bit: 4-bit weights cannot be trained; set --method lora")
         if self.load_in_4bit and not on_cuda:
@@ -102,7 +110,22 @@ class TrainingStage(Stage):
         if self.output.resolve() == Path(self.model).resolve():
             raise SystemExit(f"output: {self.output} is the model itself; name another folder")
 
-    def trainer_arguments(self, bf16: bool, *, has_validation: bool = True) -> dict[str, Any]:
+    def uses_bf16(self) -> bool:
+        import torch
+
+        if self.bf16 is None:
+            return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return self.bf16
+
+    def load_options(self) -> dict[str, Any]:
+        """Options of load_model: frozen weights may be rounded, those that are trained may not."""
+        is_frozen = self.method == "lora"
+        return {
+            "dtype": "bfloat16" if self.uses_bf16() and is_frozen else "float32",
+            "load_in_4bit": self.load_in_4bit if is_frozen else False,
+        }
+
+    def trainer_arguments(self, *, has_validation: bool = True) -> dict[str, Any]:
         """What TRL's configurations take, whichever trainer's it is."""
         import torch
 
@@ -119,7 +142,7 @@ class TrainingStage(Stage):
             "max_grad_norm": self.max_grad_norm,
             "max_length": None,
             "activation_checkpointing": self.gradient_checkpointing,
-            "bf16": bf16,
+            "bf16": self.uses_bf16(),
             "seed": self.seed,
             "data_seed": self.seed,
             "logging_steps": 1,
@@ -156,19 +179,42 @@ class TrainingStage(Stage):
         )
 
 
-class PreferenceTrainingStage(TrainingStage):
-    """What both stages take that train a preference model: where the pairs are, which are held out."""
+class PreferenceStage(Stage):
+    """What every stage takes that reads published preferences: where they are, which are held out."""
 
     input: str = config.RAW_TRAIN
     """Preferences: a Parquet, JSONL or CSV file, a folder saved by `datasets`, or a name on the hub."""
     validation_input: str = config.RAW_VALIDATION
     """The same for held-out rows. Empty: a share of the questions of input is held out."""
-    validation_share: PartialShare = 0.1
+    validation_share: Share = 0.1
     """Share of the questions of input that is held out where there is no validation_input."""
     format: PairFormat = "sky"
     """How a row is read; sky: prompt, chosen, rejected, as text or turns, and Preference rows."""
     near_duplicate: Share = 0.8
     """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""
+
+    def raw_preferences(self) -> RawPreferences:
+        return RawPreferences(
+            input=self.input,
+            validation_input=self.validation_input,
+            validation_share=self.validation_share,
+            format=self.format,
+            near_duplicate=self.near_duplicate,
+            seed=self.seed,
+            limit=self.limit,
+        )
+
+    def raw_files(self) -> list[Path]:
+        """What the run depends on, where it is a file or folder here."""
+        names = filter(None, (self.input, self.validation_input))
+        return [path for path in map(Path, names) if path.exists()]
+
+
+class PreferenceTrainingStage(PreferenceStage, TrainingStage):
+    """What both stages take that train a preference model."""
+
+    validation_share: PartialShare = 0.1
+    """Share of the questions of input that is held out where there is no validation_input."""
     ties: Literal["drop", "half"] = "drop"
     """Ties in training: left out, or trained as half a win for each side. Held out, they are kept."""
     worst: Positive = 50
@@ -179,8 +225,3 @@ class PreferenceTrainingStage(TrainingStage):
     """Passes over the training pairs."""
     checkpoint: WhichCheckpoint = "best"
     """Which weights are saved at the end; best: of the lowest held-out loss."""
-
-    def inputs(self) -> list[Path]:
-        """What the run depends on, where it is a file or folder here."""
-        named = [Path(name) for name in (self.input, self.validation_input) if name]
-        return [path for path in named if path.exists()] + local_folders(self.model)

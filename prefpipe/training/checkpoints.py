@@ -12,14 +12,15 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prefpipe import screen
 from prefpipe.files import difference, write_json
-from prefpipe.training.curve import write_csv
+from prefpipe.training.curve import CSV, write_csv
 
 _WHOLE = "whole"
 """An empty file in a checkpoint, written after all others."""
 
 
-def open_checkpoints(folder: Path, mark: dict[str, str], overwrite: bool) -> Path | None:
+def open_checkpoints(folder: Path, fingerprint: dict[str, str], overwrite: bool) -> Path | None:
     """Make the folder this run's; the newest whole checkpoint to go on from, None: from the start.
 
     Exits with a sentence where the folder holds a stopped run of other settings or input.
@@ -32,45 +33,47 @@ def open_checkpoints(folder: Path, mark: dict[str, str], overwrite: bool) -> Pat
             newest = checkpoint
         else:
             shutil.rmtree(checkpoint)
-    mark_path = folder / "fingerprint.json"
-    if newest and mark_path.exists():
-        was = json.loads(mark_path.read_text(encoding="utf-8"))
-        if was != mark:
+    path = folder / "fingerprint.json"
+    if newest and path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before != fingerprint:
+            changed = difference(before, fingerprint)
             raise SystemExit(
-                f"{folder}: a stopped run with other settings or input ({difference(was, mark)}); "
+                f"{folder}: a stopped run with other settings or input ({changed}); "
                 "--overwrite starts anew"
             )
-    write_json(mark_path, mark)
+    write_json(path, fingerprint)
     return newest
 
 
 class TrainingCallback(TrainerCallback):
     """Marks checkpoints as whole, evaluates after the last step, shows progress on a terminal.
 
-    curve: the CSV file that is written with each checkpoint. stage: its name, for messages.
+    folder: the model's; its curve is written with each checkpoint. stage: its name, for messages.
     """
 
-    def __init__(self, curve: Path, stage: str) -> None:
-        self._curve = curve
+    def __init__(self, folder: Path, stage: str) -> None:
+        self._curve = folder / CSV
         self._stage = stage
-        self._bar: Any = None
+        self._bar: screen.Progress[int] | None = None
+        self._steps: Any = iter(())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        import tqdm
-
         if state.global_step:
             at = f"step {state.global_step} of {state.max_steps}"
             print(f"{self._stage}: going on from {at}", file=sys.stderr)
-        self._bar = tqdm.tqdm(
-            total=state.max_steps, initial=state.global_step, desc="steps", disable=None
-        )
+        steps = range(state.global_step, state.max_steps)
+        self._bar = screen.progress(steps, len(steps), "steps")
+        # what is told when a step ends is asked of an iterator: each next() is a step done
+        self._steps = iter(self._bar)
+        next(self._steps, None)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._bar.update()
+        next(self._steps, None)
         if state.global_step == state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
 
@@ -83,7 +86,7 @@ class TrainingCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if self._bar is not None and logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+            self._bar.note(f"loss {logs['loss']:.3f}")
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,4 +98,4 @@ class TrainingCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._bar.close()
+        self._steps.close()

@@ -18,16 +18,13 @@ computed for nothing. Shapes: B pairs, R packs, T tokens of the longest pack, C 
 """
 
 import functools
-import random
 import types
-from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
 
 from prefpipe.models.attention import (
     USED_IN_BOTH_WAYS,
@@ -38,29 +35,30 @@ from prefpipe.models.attention import (
 from prefpipe.models.last_layer import cut_last_layer
 from prefpipe.models.packs import PADDING, PROMPT, Pack, branch_mask, pack, stack
 from prefpipe.models.trees import can_share
+from prefpipe.training.sampler import PAIRS_PER_PACK
 
 FLEX_BLOCK = 128
 """FlexAttention's block: packs are padded to a multiple of it, so that few shapes are compiled."""
 
-_LOOK_AHEAD_GROUPS = 64
+ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+"""What every collator lays out; other columns go through as they are."""
 
 
 @dataclass(frozen=True)
 class PackCollator:
-    """Tokenized pairs (dataset.to_dataset) to the batch that the module's docstring shows.
+    """Tokenized pairs (tokenized_pairs.to_dataset) to the batch that the module's docstring shows.
 
     attention_mask is that of the packs (R, T), for trainers that count tokens; the model does not
     read it. Columns other than the ids go through: numbers as a tensor, the rest as lists.
     """
 
     pad_token_id: int
-    pairs_per_pack: int = 5
+    pairs_per_pack: int = PAIRS_PER_PACK
     with_last: bool = False
     """Run a completion's last token too: for a score that is read there."""
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        rows = [(e["prompt_ids"], e["chosen_ids"]) for e in examples]
-        rows += [(e["prompt_ids"], e["rejected_ids"]) for e in examples]
+        rows = [(e["prompt_ids"], e[side]) for side in ID_COLUMNS[1:] for e in examples]
         length = 1 + max(len(completion) for _, completion in rows)
         input_ids = torch.full((len(rows), length), self.pad_token_id)
         completion_mask = torch.zeros((len(rows), length), dtype=torch.long)
@@ -101,7 +99,7 @@ class PackCollator:
                 groups.append((list(prompt), {}, []))
             _, branches, pairs = groups[g]
             pairs.append(i)
-            for name in ("chosen_ids", "rejected_ids"):
+            for name in ID_COLUMNS[1:]:
                 branches.setdefault(tuple(example[name]), len(branches))
         packs = [
             pack(prompt, list(branches), with_last=self.with_last) for prompt, branches, _ in groups
@@ -109,21 +107,40 @@ class PackCollator:
         places: list[tuple[int, tuple[int, int]]] = [(0, (0, 0))] * (2 * len(examples))
         for g, (_, branches, pairs) in enumerate(groups):
             for i in pairs:
-                chosen, rejected = (tuple(examples[i][k]) for k in ("chosen_ids", "rejected_ids"))
+                chosen, rejected = (tuple(examples[i][k]) for k in ID_COLUMNS[1:])
                 places[i] = g, packs[g].spans[branches[chosen]]
                 places[len(examples) + i] = g, packs[g].spans[branches[rejected]]
         return packs, places
 
 
+def last_token_packs(
+    examples: Sequence[Mapping[str, Any]], pad_token_id: int, pairs_per_pack: int
+) -> dict[str, Any]:
+    """The packs of a batch whose rows are each completion's last token alone, (2B, 1).
+
+    For a loss that reads one position: a reward, the token behind a turn.
+    """
+    packer = PackCollator(pad_token_id, pairs_per_pack, with_last=True)
+    batch = packer([{name: e[name] for name in ID_COLUMNS} for e in examples])
+    last = batch.pop("completion_mask").sum(1, keepdim=True)  # where a row's last token stands
+    one_token = {name: batch[name].gather(1, last) for name in ("input_ids", "pack_index")}
+    return batch | one_token
+
+
+def whole_rows(examples: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Prompt and completion as a row of their own, the chosen ones first (2B): without packs."""
+    return [[*e["prompt_ids"], *e[side]] for side in ID_COLUMNS[1:] for e in examples]
+
+
 def _other_columns(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = {}
-    for name in examples[0].keys() - {"prompt_ids", "chosen_ids", "rejected_ids"}:
+    for name in examples[0].keys() - {*ID_COLUMNS}:
         values = [example[name] for example in examples]
         columns[name] = torch.tensor(values) if isinstance(values[0], float) else values
     return columns
 
 
-def share_prompts(model: torch.nn.Module) -> None:
+def run_packed(model: torch.nn.Module) -> None:
     """Make the backbone of a causal LM or classifier run a batch's packs, if it has any.
 
     The model's own forward, its head and the trainer's loss stay as they are. A second call does
@@ -251,60 +268,3 @@ def check_model(config: Any, longest_tokens: int) -> None:
             f"{text.model_type}: {longest_tokens} tokens of prompt and completion are longer than "
             f"the sliding window of {window}; lower max_length or switch prefix_sharing off"
         )
-
-
-class PromptGroupSampler(Sampler[int]):
-    """Indices of the pairs for an epoch, so that the pairs of a prompt fall into one batch.
-
-    prompts: for each pair, what is equal for pairs of one prompt. Groups of up to pairs_per_pack
-    pairs are shuffled (by seed and epoch) and put into batches of batch_pairs; where no group fits
-    the room that is left, one is split. Every batch but the last has batch_pairs pairs, whatever
-    the groups' sizes. Without shuffle: the order of the input, grouped.
-    """
-
-    def __init__(
-        self,
-        prompts: Sequence[Hashable],
-        *,
-        batch_pairs: int,
-        pairs_per_pack: int = 5,
-        seed: int = 0,
-        shuffle: bool = True,
-    ) -> None:
-        self._indices: dict[Hashable, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            self._indices.setdefault(prompt, []).append(index)
-        self.batch_pairs = batch_pairs
-        self.group_pairs = min(pairs_per_pack, batch_pairs)
-        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
-        self._length = len(prompts)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        rng = random.Random(f"{self.seed}:{self.epoch}")
-        groups: list[list[int]] = []
-        for indices in self._indices.values():
-            order = rng.sample(indices, len(indices)) if self.shuffle else indices
-            size = self.group_pairs
-            groups += [order[i : i + size] for i in range(0, len(order), size)]
-        if self.shuffle:
-            rng.shuffle(groups)
-        waiting = deque(groups)
-        while waiting:
-            room, passed = self.batch_pairs, []
-            while waiting and room and len(passed) < _LOOK_AHEAD_GROUPS:
-                group = waiting.popleft()
-                if len(group) > room:
-                    passed.append(group)
-                    continue
-                yield from group
-                room -= len(group)
-            waiting.extendleft(reversed(passed))
-            if room and waiting:
-                yield from waiting[0][:room]
-                waiting[0] = waiting[0][room:]

@@ -4,10 +4,15 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefpipe.files import write_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CSV = "loss_curve.csv"
+"""The curve's file in a model's folder."""
 FIRST = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
 """Columns in this order, the others behind them by name."""
 
@@ -40,12 +45,19 @@ def write_csv(path: Path, log_history: Iterable[Mapping[str, Any]]) -> list[dict
     return rows
 
 
-def write_png(
-    path: Path, rows: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]], title: str
-) -> None:
-    """One panel beside another: panel title -> names of its curves; eval_* are drawn as dots."""
+def write_curve(
+    folder: Path,
+    log_history: Iterable[Mapping[str, Any]],
+    panels: Mapping[str, Sequence[str]],
+    title: str,
+) -> int:
+    """loss_curve.csv and loss_curve.png; the number of rows.
+
+    panels, one beside another: title -> names of its curves; eval_* are drawn as dots.
+    """
     from matplotlib.figure import Figure
 
+    rows = write_csv(folder / CSV, log_history)
     figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
     for axis, (name, curves) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
@@ -62,6 +74,12 @@ def write_png(
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(title)
+    save_figure(figure, folder / "loss_curve.png")
+    return len(rows)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """As PNG, whole or not at all."""
     temporary = path.with_name(f".{path.stem}.tmp.png")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.dpo_config import DPOConfig
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
-from prefpipe.training.collator import PackCollator, share_prompts
-from prefpipe.training.trainer import PairTrainer
+from prefpipe.training.collator import PackCollator, run_packed
+from prefpipe.training.trainer import PairTrainer, Weight, padding_id
 
 
 class PairCollator(DataCollatorForPreference):
@@ -37,94 +36,76 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
     reference log-probabilities, used where args.precompute_ref_log_probs is set.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        args: DPOConfig,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
-        *,
-        processing_class: PreTrainedTokenizerBase,
-        prefix_sharing: bool = True,
-        pairs_per_pack: int = 5,
-        reference_cache: Path | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if args.ld_alpha is not None and args.precompute_ref_log_probs:
+    def __init__(self, *args: Any, reference_cache: Path | None = None, **kwargs: Any) -> None:
+        self.reference_cache = reference_cache
+        super().__init__(*args, **kwargs)
+
+    def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+        pad = padding_id(tokenizer)
+        return PackCollator(pad, self.pairs_per_pack) if self.prefix_sharing else PairCollator(pad)
+
+    def set_up_model(self) -> None:
+        super().set_up_model()
+        if self.prefix_sharing and self.ref_model is not None:
+            run_packed(self.accelerator.unwrap_model(self.ref_model))
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """The data set with ref_chosen_logps and ref_rejected_logps, each completion run once."""
+        if self.args.ld_alpha is not None:
             raise ValueError(
                 "ld_alpha makes a completion's reference depend on its pair: it cannot be kept by "
                 "completion; leave ld_alpha or precompute_ref_log_probs out"
             )
-        self.reference_cache = reference_cache
-        pad: Any = processing_class.pad_token_id
-        if pad is None:  # as TRL has it; padding is told by masks, not by this id
-            pad = processing_class.eos_token_id
-        collator = PackCollator(pad, pairs_per_pack) if prefix_sharing else PairCollator(pad)
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            data_collator=collator,
-            prefix_sharing=prefix_sharing,
-            pairs_per_pack=pairs_per_pack,
-            **kwargs,
-        )
-        if self.prefix_sharing and self.ref_model is not None:
-            share_prompts(self.accelerator.unwrap_model(self.ref_model))
-
-    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
-        """The data set with ref_chosen_logps and ref_rejected_logps, each completion run once."""
-        self.share_prompts()
+        self.set_up_model()
         precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
         cache = ReferenceCache(self.reference_cache, f"{self._precompute_model_hash}:{precision}")
-        names = ("chosen_ids", "rejected_ids")
-        rows: Any = dataset.select_columns(["prompt_ids", *names])
+        sides = ("chosen_ids", "rejected_ids")
+        rows: Any = dataset.select_columns(["prompt_ids", *sides])
+        # 1) Which completions are not known: prompt -> key -> where one stands, its row and side.
         keys: list[list[str]] = []
         missing: dict[tuple[int, str], dict[str, tuple[int, str]]] = {}
         for index, row in enumerate(rows):
             prompt = row["prompt_ids"]
-            keys.append([cache.key(prompt, row[name]) for name in names])
-            for key, name in zip(keys[-1], names, strict=True):
+            keys.append([cache.key(prompt, row[side]) for side in sides])
+            for key, side in zip(keys[-1], sides, strict=True):
                 if key not in cache:
                     of_prompt = missing.setdefault((len(prompt), cache.key(prompt, [])), {})
-                    of_prompt.setdefault(key, (index, name))
-        # As pairs, since the trainer's forward takes pairs: a prompt's completions two by two, an
+                    of_prompt.setdefault(key, (index, side))
+        # 2) As pairs, since the trainer's forward takes pairs: a prompt's completions two by two, an
         # odd one with itself. The longest prompts first: like packs together, memory at its most.
         work: list[tuple[tuple[str, tuple[int, str]], ...]] = []
         for prompt in sorted(missing, reverse=True):
-            places = list(missing[prompt].items())
-            places += places[-1:] * (len(places) % 2)
-            work += zip(places[::2], places[1::2], strict=True)
+            completions = list(missing[prompt].items())
+            completions += completions[-1:] * (len(completions) % 2)
+            work += zip(completions[::2], completions[1::2], strict=True)
 
         def example(two: tuple[tuple[str, tuple[int, str]], ...]) -> dict[str, Any]:
-            (key, (i, name)), (_, (j, other)) = two
-            row = rows[i]
-            completions = {"chosen_ids": row[name], "rejected_ids": rows[j][other]}
-            return {"id": key, "prompt_ids": row["prompt_ids"], **completions}
+            (key, (i, side)), (_, (j, other_side)) = two
+            ids = {"chosen_ids": rows[i][side], "rejected_ids": rows[j][other_side]}
+            return {"id": key, "prompt_ids": rows[i]["prompt_ids"], **ids}
 
+        # 3) Through the reference: each process its share, the cache written as they come.
         mine = work[self.accelerator.process_index :: self.accelerator.num_processes]
         several = self.accelerator.num_processes > 1
-        found: list[tuple[str, float]] = []
+        values: list[tuple[str, float]] = []
         for start in range(0, len(mine), batch_size):
             part = mine[start : start + batch_size]
             batch = self._prepare_inputs(self.data_collator([example(two) for two in part]))
             batch.pop("id")
             logps = self.compute_ref_log_probs(self.ref_model or self.model, batch)
-            for two, *values in zip(part, *(half.tolist() for half in logps), strict=True):
-                found += [(key, value) for (key, _), value in zip(two, values, strict=True)]
+            for two, *both in zip(part, *(half.tolist() for half in logps), strict=True):
+                values += [(key, logp) for (key, _), logp in zip(two, both, strict=True)]
             if not several:
-                cache.add(found)
-                found = []
+                cache.add(values)
+                values = []
         if several:
-            cache.add(gather_object(found), write=self.accelerator.is_main_process)
+            cache.add(gather_object(values), write=self.accelerator.is_main_process)
         for column, name in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
             dataset = dataset.add_column(name, [cache[pair[column]] for pair in keys])
         return dataset
 
     def weighted_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool, weight: Any
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool, weight: Weight
     ) -> Any:
         """The SFT term is a mean over the chosen tokens, the others over the pairs."""
         own_weights = self.loss_weights

@@ -1,53 +1,147 @@
-"""Preference data to token ids for the reward and the pairwise trainer; what both do afterwards.
+"""Preferences as they are published, each on its side of the split; and as token ids for a trainer.
 
 Held-out pairs are of other questions than those trained on: either a file of their own, or a share
-of the questions. A train question that is nearly one of the held-out ones is left out.
+of the questions. A train question that is nearly one of the held-out ones is told apart.
+preprocess_dataset.py reads by this module, too: it loads no torch.
 """
 
-import hashlib
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefpipe import formats
-from prefpipe.evaluation import metrics
-from prefpipe.files import DataError, Places, Run, write_json, write_rows
+from prefpipe.files import DataError, Places, Run
 from prefpipe.formats.reading import read_named
-from prefpipe.questions import NearDuplicates, question_key, splits
-from prefpipe.rows import Disagreement, Preference, Reject, Split, flatten_turns
-from prefpipe.training.tokenized_pairs import TokenizedPair
+from prefpipe.questions import NearDuplicates, in_blocks, splits
+from prefpipe.rows import Preference, Reject, Split, flatten_turns
+from prefpipe.training.card import in_words
+
+if TYPE_CHECKING:
+    from prefpipe.training.tokenized_pairs import TokenizedPair
+
+NEAR_DUPLICATE = "near_duplicate_of_validation"
 
 
-class DataSettings(Protocol):
-    """What PreferenceTrainingStage says about its data."""
+class Placed(NamedTuple):
+    """A preference, where it stands, and on which side of the split it is."""
+
+    row: Preference
+    file: str
+    place: str
+    has_id: bool
+    """It came with one; False: its id was made of its content."""
+    split: Split
+    is_near_duplicate: bool
+    """A train row whose question is nearly a held-out one."""
+
+
+@dataclass(frozen=True)
+class RawPreferences:
+    """Where preferences are, how they are read, and which of them are held out."""
 
     input: str
+    """A file, a folder saved by `datasets`, or a data set's name on the hub."""
     validation_input: str
+    """The same of held-out rows. Empty: a share of the questions of input is held out."""
     validation_share: float
+    format: str
     near_duplicate: float
+    """Jaccard of five-word shingles from which on two questions are nearly the same."""
     seed: int
     limit: int | None
-    strict: bool
 
-    # Read only: a stage has a narrower type, the values it allows.
-    @property
-    def format(self) -> str: ...
-    @property
-    def ties(self) -> str: ...
+    def read(self, run: Run, first: Split) -> Iterator[Placed]:
+        """Each preference once, the file of the split `first` before the other.
+
+        Rows are counted in run.read_count; what is no preference is a bad row of the run. The
+        caller decides what becomes of the others.
+        """
+        is_held_out = bytearray()
+        held_out = NearDuplicates(self._held_out_questions(is_held_out), self.near_duplicate)
+        names = (self.input, self.validation_input)
+        records = self._records(names if first == "train" else names[::-1])
+        # in blocks: for one question at a time, calling numpy costs more than what it does
+        for block in in_blocks(self._split(records, is_held_out)):
+            asked = [
+                flatten_turns(row.prompt)
+                for row, _, _, _, split in block
+                if split == "train" and isinstance(row, Preference)
+            ]
+            near = iter(held_out.find(asked))
+            for row, file, place, has_id, split in block:
+                run.read_count += 1
+                if isinstance(row, ValueError):
+                    run.bad_row(place, row)
+                else:
+                    is_near = split == "train" and next(near)
+                    yield Placed(row, file, place, has_id, split, is_near)
+
+    def _held_out_questions(self, is_held_out: bytearray) -> Iterator[str]:
+        """First pass: the held-out questions. Notes in is_held_out which rows they are (1), or not (0).
+
+        Reads the validation file, or all of the input where a share of it is held out.
+        """
+        for block in in_blocks(self._records([self.validation_input or self.input])):
+            records = [record for _, _, record in block]
+            asked = [self._question(record) for record in records]
+            sides: list[Split] = (
+                ["validation"] * len(asked)
+                if self.validation_input
+                else splits(asked, validation_share=self.validation_share, seed=self.seed)
+            )
+            held_out = [
+                split == "validation" and isinstance(self._row(record), Preference)
+                for record, split in zip(records, sides, strict=True)
+            ]
+            is_held_out.extend(held_out)
+            yield from itertools.compress(asked, held_out)
+
+    def _question(self, record: Any) -> str:
+        """A record's question; empty where it is no preference."""
+        # most are text under this name: to check the whole record would take four times as long
+        is_plain = self.format == "sky" and isinstance(record, dict)
+        if is_plain and isinstance(prompt := record.get("prompt"), str):
+            return prompt
+        row = self._row(record)
+        return flatten_turns(row.prompt) if isinstance(row, Preference) else ""
+
+    def _split(
+        self, records: Iterable[tuple[str, str, Any]], is_held_out: bytearray
+    ) -> Iterator[tuple[Preference | ValueError, str, str, bool, Split]]:
+        """(row, file, place, whether it came with an id, its split) of each record."""
+        for number, (file, place, record) in enumerate(records):
+            row = self._row(record)
+            held_out = (
+                file == self.validation_input if self.validation_input else is_held_out[number]
+            )
+            # "" is how a CSV file says that there is no id
+            has_id = isinstance(row, Preference) and record.get("id") not in (None, "")
+            yield row, file, place, has_id, "validation" if held_out else "train"
+
+    def _records(self, names: Iterable[str]) -> Iterator[tuple[str, str, Any]]:
+        """(file, place, record) of these files, one after another."""
+        for name in filter(None, names):
+            for place, record in read_named(name, self.limit):
+                yield name, place, record
+
+    def _row(self, record: Any) -> Preference | ValueError:
+        return formats.read_preference(record, self.format)
 
 
-Tokenize = Callable[[Preference], "tuple[TokenizedPair, int] | Reject"]
-"""A pair as token ids and how many tokens of its prompt were cut, or why it cannot be used."""
+# ---- as token ids --------------------------------------------------------------------------------
+
+
+Tokenize = Callable[[Preference], "tuple[TokenizedPair | Reject, int]"]
+"""A pair as token ids, or why it cannot be used; and how many tokens of its prompt were cut."""
 
 
 @dataclass
-class Collected:
+class TrainingPairs:
     """The pairs of a run. Lists of one split have the same order."""
 
-    train: list[TokenizedPair] = field(default_factory=list)
-    validation: list[TokenizedPair] = field(default_factory=list)
+    train: "list[TokenizedPair]" = field(default_factory=list)
+    validation: "list[TokenizedPair]" = field(default_factory=list)
     ties: dict[Split, list[bool]] = field(default_factory=lambda: {"train": [], "validation": []})
     margins: dict[Split, list[float]] = field(
         default_factory=lambda: {"train": [], "validation": []}
@@ -66,231 +160,57 @@ class Collected:
             "prompts cut from the left": self.prompts_cut,
         }
 
+    def add(self, placed: Placed, pair: "TokenizedPair", tokens_cut: int) -> None:
+        (self.train if placed.split == "train" else self.validation).append(pair)
+        self.ties[placed.split].append(placed.row.tie)
+        self.margins[placed.split].append(placed.row.margin or 0.0)
+        self.prompts_cut += tokens_cut > 0
+        if placed.split == "validation":
+            self.held_out.append(placed.row)
 
-def collect(s: DataSettings, run: Run, tokenize: Tokenize) -> Collected:
+
+def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: bool) -> TrainingPairs:
     """Read, split and tokenize; each row that cannot be used is emitted as its Reject.
 
-    Raises DataError where nothing is left to train on, or to hold out.
+    drop_ties: those that would be trained on; held-out ones are kept. Raises DataError where
+    nothing is left to train on, or to hold out.
     """
-    made = Collected()
-    seen: set[bytes] = set()
-    held_out = NearDuplicates(_held_out_questions(s), s.near_duplicate)
-    for split, row in _rows(s, run):
-        result = _pair(s, row, split, held_out, tokenize)
-        if not isinstance(result, Reject):
-            digest = _digest(result[0], row.tie)
-            if digest in seen:
-                result = Reject(id=row.id, reason="duplicate_pair", detail="as an earlier row")
-            seen.add(digest)
-        if isinstance(result, Reject):
-            run.emit(result)
+    pairs = TrainingPairs()
+    seen: set[tuple[bytes, bool]] = set()
+    places = {name: Places() for name in (raw.input, raw.validation_input)}
+    # held-out rows first: of two equal pairs, the one that is trained on goes
+    for placed in raw.read(run, first="validation"):
+        row = placed.row
+        if placed.has_id:
+            places[placed.file].check(row.id, placed.place)
+        if reason := _reason(placed, drop_ties):
+            run.emit(Reject(id=row.id, reason=reason))
             continue
+        pair, tokens_cut = tokenize(row)
+        if not isinstance(pair, Reject) and (pair.digest, row.tie) in seen:
+            pair = Reject(id=row.id, reason="duplicate_pair", detail="as an earlier row")
+        if isinstance(pair, Reject):
+            run.emit(pair)
+            continue
+        seen.add((pair.digest, row.tie))
         run.keep()
-        pair, cut = result
-        (made.train if split == "train" else made.validation).append(pair)
-        made.ties[split].append(row.tie)
-        made.margins[split].append(row.margin or 0.0)
-        made.prompts_cut += cut > 0
-        if split == "validation":
-            made.held_out.append(row)
-    reasons = ", ".join(f"{n} {reason}" for reason, n in run.left_out.most_common())
-    for name, pairs in (("train on", made.train), ("hold out", made.validation)):
-        if not pairs:
-            raise DataError(f"{s.input}: no pair to {name} (left out: {reasons or 'none read'})")
-    for split in ("train", "validation"):
-        if all(made.ties[split]):
-            raise DataError(f"{s.input}: every {split} pair is a tie: nothing says what is better")
-    return made
+        pairs.add(placed, pair, tokens_cut)
+    reasons = in_words(run.left_out) or "none read"
+    for name, some in (("train on", pairs.train), ("hold out", pairs.validation)):
+        if not some:
+            raise DataError(f"{raw.input}: no pair to {name} (left out: {reasons})")
+    for split, ties in pairs.ties.items():
+        if all(ties):
+            raise DataError(
+                f"{raw.input}: every {split} pair is a tie: nothing says what is better"
+            )
+    return pairs
 
 
-def _rows(s: DataSettings, run: Run) -> Iterator[tuple[Split, Preference]]:
-    places = {name: Places() for name in (s.input, s.validation_input)}
-    for name, place, record in _records(s):
-        run.read_count += 1
-        row = formats.read_preference(record, s.format)
-        if isinstance(row, ValueError):
-            run.bad_row(place, row)
-            continue
-        if isinstance(record, dict) and record.get("id") is not None:
-            places[name].check(row.id, place)
-        yield _split(s, name, row), row
-
-
-def _records(s: DataSettings) -> Iterator[tuple[str, str, Any]]:
-    for name in filter(None, (s.validation_input, s.input)):
-        for place, record in read_named(name, s.limit):
-            yield name, place, record
-
-
-def _held_out_questions(s: DataSettings) -> Iterator[str]:
-    for name, _, record in _records(s):
-        row = formats.read_preference(record, s.format)
-        if isinstance(row, Preference) and _split(s, name, row) == "validation":
-            yield flatten_turns(row.prompt)
-
-
-def _split(s: DataSettings, name: str, row: Preference) -> Split:
-    if s.validation_input:
-        return "validation" if name == s.validation_input else "train"
-    asked = [flatten_turns(row.prompt)]
-    return splits(asked, validation_share=s.validation_share, seed=s.seed)[0]
-
-
-def _pair(
-    s: DataSettings,
-    row: Preference,
-    split: Split,
-    held_out: NearDuplicates,
-    tokenize: Tokenize,
-) -> tuple[TokenizedPair, int] | Reject:
-    chosen, rejected = answer_of(row.chosen), answer_of(row.rejected)
-    if not flatten_turns(row.prompt).strip():
-        return Reject(id=row.id, reason="empty_prompt")
-    if not chosen.strip() or not rejected.strip():
-        return Reject(id=row.id, reason="empty_response")
-    if chosen.split() == rejected.split():
-        return Reject(id=row.id, reason="chosen_is_rejected")
-    if split == "train" and row.tie and s.ties == "drop":
-        return Reject(id=row.id, reason="tie")
-    if split == "train" and flatten_turns(row.prompt) in held_out:
-        return Reject(id=row.id, reason="near_duplicate_of_validation")
-    return tokenize(row)
-
-
-def _digest(pair: TokenizedPair, tie: bool) -> bytes:
-    parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
-    return hashlib.sha256(b"|".join(p.tobytes() for p in parts) + bytes([tie])).digest()[:16]
-
-
-def answer_of(response: Any) -> str:
-    return response if isinstance(response, str) else response[-1]["content"]
-
-
-# ---- evaluation ----------------------------------------------------------------------------------
-
-
-def write_evaluation(
-    folder: Path,
-    name: str,
-    rows: Sequence[Preference],
-    margins: Sequence[float],
-    *,
-    worst: int,
-    scores: Sequence[tuple[float, float]] | None = None,
-    **more: Any,
-) -> dict[str, Any]:
-    """<name>_eval.json, its reliability curve as PNG, and disagreements.jsonl. Returns the report.
-
-    margins: log-odds that chosen is better. scores: of chosen and rejected, where there are any.
-    """
-    pairs = [
-        metrics.ScoredPair(
-            id=row.id,
-            question=question_key(flatten_turns(row.prompt)),
-            margin=margin,
-            tie=row.tie,
-            lengths=(len(answer_of(row.chosen)), len(answer_of(row.rejected))),
-        )
-        for row, margin in zip(rows, margins, strict=True)
-    ]
-    report = metrics.preference_report(pairs) | more
-    write_json(folder / f"{name}_eval.json", report)
-    draw_reliability(
-        folder / "reliability.png", report, f"{name} model, {len(pairs)} held-out pairs"
-    )
-    order = sorted(range(len(rows)), key=lambda k: (margins[k], rows[k].id))
-    wrong = [k for k in order if margins[k] < 0 and not rows[k].tie][:worst]
-    found = (
-        Disagreement(
-            id=rows[k].id,
-            margin=margins[k],
-            chosen_score=scores[k][0] if scores else None,
-            rejected_score=scores[k][1] if scores else None,
-            prompt=flatten_turns(rows[k].prompt),
-            chosen=answer_of(rows[k].chosen),
-            rejected=answer_of(rows[k].rejected),
-            source=rows[k].source,
-        )
-        for k in wrong
-    )
-    write_rows(folder / "disagreements.jsonl", found, Disagreement)
-    return report
-
-
-def draw_reliability(path: Path, report: Mapping[str, Any], title: str) -> None:
-    """Confidence against accuracy, before and after the temperature; the diagonal is calibrated."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.5, 4), layout="constrained")
-    axis = figure.subplots()
-    axis.plot([0.5, 1], [0.5, 1], color="0.6", linewidth=1)
-    for name, label in (
-        ("reliability", f"as it is (ECE {report['ece']:.3f})"),
-        ("reliability_scaled", f"/ temperature (ECE {report['ece_scaled']:.3f})"),
-    ):
-        bins = report[name]
-        axis.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], "o-", label=label)
-    axis.set(xlabel="probability of the preferred response", ylabel="share that is better")
-    axis.set_title(title, fontsize=10)
-    axis.grid(alpha=0.3)
-    axis.legend()
-    temporary = path.with_name(f".{path.stem}.tmp.png")
-    figure.savefig(temporary, dpi=120)
-    temporary.replace(path)
-
-
-def summary_lines(report: Mapping[str, Any]) -> list[str]:
-    """The numbers that a person acts on, a line each."""
-    low, high = report["interval"]
-    spearman = report["spearman"]
-    return [
-        f"held-out pairs              {report['n']} ({report['ties']} ties)",
-        f"accuracy                    {report['accuracy']:.3f} [{low:.3f}, {high:.3f}]",
-        f"  undecided, counted half   {report['undecided']:.3f}",
-        f"  picking the longer        {report['longer_is_right']:.3f}",
-        f"mean margin                 {report['mean_margin']:.3f}",
-        f"calibration error (ECE)     {report['ece']:.3f}; / temperature "
-        f"{report['temperature']:.2f}: {report['ece_scaled']:.3f}",
-        "|margin| with being right   "
-        + ("the same for all" if spearman is None else f"{spearman:.3f} (Spearman)"),
-    ]
-
-
-# ---- training ------------------------------------------------------------------------------------
-
-
-def run_training(
-    trainer: Any, stopped_at: Path | None, early_stopping: int | None, stage: str
-) -> None:
-    """Train to the end, or from a checkpoint on. Exits with a sentence where a loss is no number."""
-    import transformers
-
-    from prefpipe.training.trainer import NotFiniteError
-
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
-    trainer.remove_callback(transformers.PrinterCallback)
-    if early_stopping is not None:
-        trainer.add_callback(transformers.EarlyStoppingCallback(early_stopping))
-    try:
-        trainer.train(resume_from_checkpoint=str(stopped_at) if stopped_at else None)
-    except NotFiniteError as error:
-        raise SystemExit(f"{stage}: {error}") from None
-
-
-def check_scores(
-    expected: Sequence[float], found: Sequence[float], dtype: str, folder: Path
-) -> float:
-    """The largest difference between scores before saving and after loading again.
-
-    Raises RuntimeError where it is more than rounding: 1e-4 in float32.
-    """
-    largest = max(abs(a - b) for a, b in zip(expected, found, strict=True))
-    allowed = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}[dtype]
-    if not largest <= allowed:
-        raise RuntimeError(
-            f"{folder}: the saved model, loaded again, gives scores that differ by up to "
-            f"{largest:.2g} from those of the model that was trained (at most {allowed} is "
-            "rounding): it was not saved whole, its head perhaps. The checkpoints are kept"
-        )
-    return largest
+def _reason(placed: Placed, drop_ties: bool) -> str | None:
+    """Why the pair is left out before its tokens are looked at."""
+    if placed.row.fault:
+        return placed.row.fault
+    if placed.split == "train" and placed.row.tie and drop_ties:
+        return "tie"
+    return NEAR_DUPLICATE if placed.is_near_duplicate else None

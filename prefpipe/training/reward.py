@@ -14,19 +14,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl.trainer.reward_config import RewardConfig
+from transformers import PreTrainedTokenizerBase
 from trl.trainer.reward_trainer import RewardTrainer
 
-from prefpipe.training.collator import PackCollator
-from prefpipe.training.trainer import PairTrainer, Weight
+from prefpipe.compare.context import Unscorable
+from prefpipe.compare.reward_model import RewardTokenizer
+from prefpipe.models.loading import bare_model
+from prefpipe.models.packs import pad_right
+from prefpipe.rows import Preference, Reject, answer_of
+from prefpipe.training.collator import last_token_packs, whole_rows
+from prefpipe.training.sampler import PAIRS_PER_PACK
+from prefpipe.training.tokenized_pairs import TokenizedPair
+from prefpipe.training.trainer import PairTrainer
+
+
+def tokenize_pair(row: Preference, tokenize: RewardTokenizer) -> tuple[TokenizedPair | Reject, int]:
+    """Both responses behind one prompt, as the model will read them wherever it is used.
+
+    The second value is how many tokens of the prompt were cut.
+    """
+    tokens = tokenize(row.prompt, [answer_of(row.chosen), answer_of(row.rejected)])
+    if isinstance(tokens, Unscorable):
+        return tokens.reject(row.id), 0
+    return TokenizedPair.of(row.id, tokens.prompt_ids, *tokens.completions), tokens.tokens_cut
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardCollator:
-    """Tokenized pairs (dataset.to_dataset, with columns tie and margin where wanted) to a batch.
+    """Tokenized pairs (to_dataset, with columns tie and margin where wanted) to a batch.
 
     The 2 B rows are the chosen ones, then the rejected ones. With prefix_sharing a row is the last
     token alone, (2 B, 1), and the model runs the packs; without, a row is prompt and completion,
@@ -35,10 +51,14 @@ class RewardCollator:
 
     pad_token_id: int
     prefix_sharing: bool = True
-    pairs_per_pack: int = 5
+    pairs_per_pack: int = PAIRS_PER_PACK
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        batch = self._packed(examples) if self.prefix_sharing else self._padded(examples)
+        if self.prefix_sharing:
+            batch = last_token_packs(examples, self.pad_token_id, self.pairs_per_pack)
+        else:
+            ids, mask = pad_right(whole_rows(examples), self.pad_token_id)
+            batch = {"input_ids": ids, "attention_mask": mask}
         ties = [example.get("tie", False) for example in examples]
         repeats = 1
         if any(ties):
@@ -54,28 +74,6 @@ class RewardCollator:
         batch["id"] = [example["id"] for example in examples]
         return batch
 
-    def _packed(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        packer = PackCollator(self.pad_token_id, self.pairs_per_pack, with_last=True)
-        layout = packer([{k: e[k] for k in _IDS} for e in examples])
-        lengths = layout["completion_mask"].sum(1, keepdim=True)  # a row's last token stands there
-        return {
-            "input_ids": layout["input_ids"].gather(1, lengths),
-            "attention_mask": layout["attention_mask"],
-            "pack_index": layout["pack_index"].gather(1, lengths),
-            **{k: layout[k] for k in ("pack_input_ids", "pack_position_ids", "pack_segments")},
-        }
-
-    def _padded(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        rows = [[*e["prompt_ids"], *e[side]] for side in _IDS[1:] for e in examples]
-        longest = max(map(len, rows))
-        ids = [[*row, *[self.pad_token_id] * (longest - len(row))] for row in rows]
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(longest) < lengths[:, None]).long()
-        return {"input_ids": torch.tensor(ids), "attention_mask": mask}
-
-
-_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
-
 
 class PrefixSharedRewardTrainer(PairTrainer, RewardTrainer):
     """trl.RewardTrainer for data sets made by prefpipe.training.tokenized_pairs.to_dataset.
@@ -84,48 +82,17 @@ class PrefixSharedRewardTrainer(PairTrainer, RewardTrainer):
     the loss subtracts. prefix_sharing changes the layout of a batch only; an encoder cannot have it.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        args: RewardConfig,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
-        *,
-        processing_class: PreTrainedTokenizerBase,
-        prefix_sharing: bool = True,
-        pairs_per_pack: int = 5,
-        **kwargs: Any,
-    ) -> None:
-        pad = processing_class.pad_token_id
+    def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> RewardCollator:
+        pad = tokenizer.pad_token_id
         if not isinstance(pad, int):
             raise ValueError(
                 "the tokenizer has no pad token; see prefpipe.models.classifiers.use_own_pad_token"
             )
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            data_collator=RewardCollator(pad, prefix_sharing, pairs_per_pack),
-            prefix_sharing=prefix_sharing,
-            pairs_per_pack=pairs_per_pack,
-            **kwargs,
-        )
-        bare = self.accelerator.unwrap_model(self.model)
-        _repeat_rows(bare.get_base_model() if hasattr(bare, "peft_config") else bare)
+        return RewardCollator(pad, self.prefix_sharing, self.pairs_per_pack)
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if self._signature_columns is not None and "tie" not in self._signature_columns:
-            self._signature_columns.append("tie")
-
-    def weighted_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool, weight: Weight
-    ) -> Any:
-        """TRL's loss; the mask was for counting pairs, no model takes it."""
-        inputs = {k: v for k, v in inputs.items() if k != "completion_mask"}
-        return super().weighted_loss(model, inputs, return_outputs, weight)
+    def set_up_model(self) -> None:
+        super().set_up_model()
+        _repeat_rows(bare_model(self.accelerator.unwrap_model(self.model)))
 
 
 def _repeat_rows(model: torch.nn.Module) -> None:

@@ -1,19 +1,20 @@
 """Save a trained model so that a reader finds all of it or nothing, and prove that it reloads."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefpipe.models.loading import load_model
 from prefpipe.training.tokenized_pairs import TokenizedPair
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 TOLERANCE: dict[Dtype, float] = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
-"""Nats a token that a reloaded model's mean log-probability may differ, by its weights' type."""
+"""How much a reloaded model's score may differ, by its weights' type: rounding."""
 
 _OLD_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
 
@@ -41,25 +42,68 @@ def save_model(
     return sorted(path.name for path in files)
 
 
-def mean_logps(model: torch.nn.Module, pairs: Sequence[TokenizedPair]) -> list[float]:
-    """Mean log-probability a token (nats) of each chosen and rejected completion, in turn.
+def save_and_reload(
+    trainer: Any,
+    folder: Path,
+    *,
+    merge: bool,
+    score: Callable[[torch.nn.Module], list[float]],
+    load: Callable[..., Any] = load_model,
+) -> tuple[PreTrainedModel, float]:
+    """Save the trained model, load it again: the loaded one, and the largest difference of its scores.
+
+    merge: add the adapter to its base first. score: what must come out again, score_alone for
+    example. load(folder, dtype=, load_in_4bit=): the model. The trainer lets go of its own.
+    Raises RuntimeError where a score differs by more than rounding (TOLERANCE).
+    """
+    tokenizer = trainer.processing_class
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    is_quantized = bool(getattr(model, "is_loaded_in_4bit", False))
+    if merge and is_quantized:
+        # The adapter is added to the full-precision base: 4-bit weights would be rounded again.
+        save_model(model, tokenizer, folder)
+        model, is_quantized = load(folder, dtype="bfloat16", load_in_4bit=False), False
+    expected = score(model)
+    if merge:
+        model = model.merge_and_unload()
+    save_model(model, tokenizer, folder)
+    dtype = weight_dtype(model)
+    # Let go of the trained one first: memory may not hold both.
+    del model
+    trainer.release()
+    loaded = load(folder, dtype=dtype, load_in_4bit=is_quantized)
+    return loaded, check_scores(expected, score(loaded), dtype, folder)
+
+
+def score_alone(
+    model: torch.nn.Module,
+    pairs: Sequence[TokenizedPair],
+    read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> list[float]:
+    """What `read` makes of the logits of each chosen and rejected completion, in turn.
 
     A row of its own for each and plain logits: none of the code that trained is used.
+    read: logits (T, V) of prompt and completion, ids of the completion (C,) -> numbers.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    means = []
+    scores: list[float] = []
     with torch.no_grad():
         for pair in pairs:
             for completion in (pair.chosen_ids, pair.rejected_ids):
                 row = [[*pair.prompt_ids, *completion]]
                 ids = torch.tensor(row, dtype=torch.long, device=device)
-                logits = model(input_ids=ids).logits[0, -len(completion) - 1 : -1].float()
-                targets = ids[0, -len(completion) :, None]
-                means.append(logits.log_softmax(-1).gather(-1, targets).mean().item())
+                logits = model(input_ids=ids).logits[0]
+                scores += read(logits, ids[0, -len(completion) :]).flatten().tolist()
     model.train(was_training)
-    return means
+    return scores
+
+
+def mean_logp(logits_T_V: torch.Tensor, completion_C: torch.Tensor) -> torch.Tensor:
+    """Mean log-probability of a completion's tokens (nats); each is predicted one place before it."""
+    logps_C_V = logits_T_V[-len(completion_C) - 1 : -1].float().log_softmax(-1)
+    return logps_C_V.gather(-1, completion_C[:, None]).mean()
 
 
 def weight_dtype(model: torch.nn.Module) -> Dtype:
@@ -70,23 +114,18 @@ def weight_dtype(model: torch.nn.Module) -> Dtype:
     raise ValueError("the model has no floating-point weight")
 
 
-def check_reloaded(
-    expected: Sequence[float],
-    reloaded: torch.nn.Module,
-    pairs: Sequence[TokenizedPair],
-    folder: Path,
+def check_scores(
+    expected: Sequence[float], reloaded: Sequence[float], dtype: Dtype, folder: Path
 ) -> float:
-    """The largest difference between expected and what the reloaded model gives (nats a token).
+    """The largest difference between scores before saving and after loading again.
 
-    expected: mean_logps of the model in memory. Raises RuntimeError where it is over TOLERANCE.
+    Raises RuntimeError where it is over TOLERANCE.
     """
-    pieces = zip(expected, mean_logps(reloaded, pairs), strict=True)
-    largest = max(abs(a - b) for a, b in pieces)
-    allowed = TOLERANCE[weight_dtype(reloaded)]
-    if not largest <= allowed:
+    largest = max(abs(a - b) for a, b in zip(expected, reloaded, strict=True))
+    if not largest <= TOLERANCE[dtype]:
         raise RuntimeError(
-            f"{folder}: the saved model, loaded again, gives log-probabilities that differ by up "
-            f"to {largest:.2g} a token from those of the model in memory (at most {allowed} is "
-            "rounding): it was not saved whole. Its checkpoints are kept"
+            f"{folder}: the saved model, loaded again, gives scores that differ by up to "
+            f"{largest:.2g} from those of the model that was trained (at most {TOLERANCE[dtype]} is "
+            "rounding): it was not saved whole, its head perhaps. The checkpoints are kept"
         )
     return largest

@@ -5,14 +5,17 @@ and cut what is longer than 1,024 tokens without a word. Here nothing is ever cu
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from prefpipe.chat import completion_ids, prompt_ids
-from prefpipe.rows import JudgmentPair, Message, Preference, Reject
+from prefpipe.files import SPLITS, DataError, Run, data_files
+from prefpipe.rows import JudgmentPair, Message, Preference, Reject, answer_of, as_turns
+from prefpipe.training.card import in_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 
 LeftOut = Literal[
     "completion_is_no_single_turn",
-    "identical_after_tokenizing",
     "duplicate_pair",
     "prompt_too_long",
     "chosen_too_long",
@@ -37,13 +39,27 @@ class TokenizedPair:
     chosen_ids: np.ndarray
     rejected_ids: np.ndarray
 
+    @classmethod
+    def of(cls, id: str, *ids: Sequence[int]) -> "TokenizedPair | Reject":
+        """ids: of the prompt, of chosen and of rejected; a Reject where both completions are equal."""
+        prompt, chosen, rejected = (np.array(each, dtype=np.int32) for each in ids)
+        if np.array_equal(chosen, rejected):
+            return Reject(id=id, reason="identical_after_tokenizing")
+        return cls(id, prompt, chosen, rejected)
+
+    @property
+    def digest(self) -> bytes:
+        """Equal for pairs of the same token ids; 16 bytes."""
+        parts = (self.prompt_ids, self.chosen_ids, self.rejected_ids)
+        return hashlib.sha256(b"|".join(ids.tobytes() for ids in parts)).digest()[:16]
+
     def __len__(self) -> int:
         """Tokens of the prompt and the longer completion."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
 class PairTokenizer:
-    """Rows, one after another, to token ids, or to the Reject that names why not (LeftOut).
+    """Rows, one after another, to token ids, or to the Reject that names why not.
 
     max_length: most tokens of a prompt and a completion together, the end of turn included. A row
     beyond it is left out whole: a completion that was cut would be trained to stop in mid-sentence,
@@ -60,14 +76,15 @@ class PairTokenizer:
         def left_out(reason: LeftOut, detail: str = "") -> Reject:
             return Reject(id=row.id, reason=reason, detail=detail)
 
-        chosen, rejected = _answer(row.chosen), _answer(row.rejected)
-        if chosen is None or rejected is None:
+        if not _is_one_turn(row.chosen) or not _is_one_turn(row.rejected):
             return left_out("completion_is_no_single_turn", "wanted one assistant turn")
         prompt = self._prompt_ids(row.prompt)
-        chosen = completion_ids(self.tokenizer, chosen)
-        rejected = completion_ids(self.tokenizer, rejected)
-        if chosen == rejected:
-            return left_out("identical_after_tokenizing")
+        chosen, rejected = (
+            completion_ids(self.tokenizer, answer_of(side)) for side in (row.chosen, row.rejected)
+        )
+        pair = TokenizedPair.of(row.id, prompt, chosen, rejected)
+        if isinstance(pair, Reject):
+            return pair
         limits: list[tuple[LeftOut, int]] = [
             ("prompt_too_long", len(prompt) + 1),
             ("chosen_too_long", len(prompt) + len(chosen)),
@@ -76,26 +93,53 @@ class PairTokenizer:
         for reason, length in limits:
             if length > self.max_length:
                 return left_out(reason, f"{length} tokens, max_length is {self.max_length}")
-        arrays = [np.array(ids, dtype=np.int32) for ids in (prompt, chosen, rejected)]
-        digest = hashlib.sha256(b"|".join(a.tobytes() for a in arrays)).digest()[:16]
-        if digest in self._seen:
+        if pair.digest in self._seen:
             return left_out("duplicate_pair", "the same token ids as an earlier row")
-        self._seen.add(digest)
-        return TokenizedPair(row.id, *arrays)
+        self._seen.add(pair.digest)
+        return pair
 
     def _prompt_ids(self, prompt: str | list[Message]) -> list[int]:
-        messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-        if messages != self._last_prompt[0]:  # pairs of one prompt follow each other
-            self._last_prompt = messages, prompt_ids(self.tokenizer, messages)
+        turns = as_turns(prompt)
+        if turns != self._last_prompt[0]:  # pairs of one prompt follow each other
+            self._last_prompt = turns, prompt_ids(self.tokenizer, turns)
         return self._last_prompt[1]
 
 
-def _answer(completion: str | list[Message]) -> str | None:
-    """The assistant's text; None where the completion is anything but one assistant turn."""
-    if isinstance(completion, str):
-        return completion
-    one_turn = len(completion) == 1 and completion[0]["role"] == "assistant"
-    return completion[0]["content"] if one_turn else None
+def _is_one_turn(completion: str | list[Message]) -> bool:
+    """Whether the completion is text, or one assistant turn."""
+    return isinstance(completion, str) or [turn["role"] for turn in completion] == ["assistant"]
+
+
+def collect_judgment_pairs(
+    folder: Path, run: Run, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> dict[str, list[TokenizedPair]]:
+    """The JudgmentPair rows of each split as token ids; what does not fit is emitted as its Reject.
+
+    Raises DataError where an item is on both sides, or nothing is left to train on.
+    """
+    pairs: dict[str, list[TokenizedPair]] = {split: [] for split in SPLITS}
+    items: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for path in data_files(folder):
+        if path.stem not in pairs:
+            raise DataError(f"{path}: wanted a folder with train.parquet; set --input")
+        tokenize = PairTokenizer(tokenizer, max_length)
+        for row in run.read(path, JudgmentPair):
+            items[path.stem].add(row.item_id)
+            pair = tokenize(row)
+            if isinstance(pair, Reject):
+                run.emit(pair)
+            else:
+                run.keep()
+                pairs[path.stem].append(pair)
+    if leaked := sorted(items["train"] & items["validation"]):
+        raise DataError(
+            f"{folder}: {len(leaked)} items are in train and in validation, the first is "
+            f"{leaked[0]!r}; run construct_dpo_dataset.py again"
+        )
+    if not pairs["train"]:
+        reasons = in_words(run.left_out) or "none read"
+        raise DataError(f"{folder}: no pair to train on (left out: {reasons})")
+    return pairs
 
 
 def to_dataset(pairs: Iterable[TokenizedPair], **columns: list[Any]) -> "Dataset":

@@ -9,9 +9,27 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
 
-from prefpipe.training.collator import PromptGroupSampler, check_model, share_prompts
+from prefpipe.models.loading import bare_model
+from prefpipe.training.collator import ID_COLUMNS, check_model, run_packed
+from prefpipe.training.sampler import PAIRS_PER_PACK, PromptGroupSampler
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The pad token, or where there is none the end of text, as TRL has it: masks tell padding.
+
+    Raises ValueError where there is neither.
+    """
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise ValueError("the tokenizer has neither a pad token nor an end-of-text token")
 
 
 class NotFiniteError(RuntimeError):
@@ -47,13 +65,14 @@ class PairTrainer(Trainer):
 
     def __init__(
         self,
-        *,
-        model: Any,
+        model: PreTrainedModel,
         args: TrainingArguments,
         train_dataset: Dataset,
-        eval_dataset: Dataset | None,
-        prefix_sharing: bool,
-        pairs_per_pack: int,
+        eval_dataset: Dataset | None = None,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        prefix_sharing: bool = True,
+        pairs_per_pack: int = PAIRS_PER_PACK,
         **kwargs: Any,
     ) -> None:
         if getattr(args, "max_length", None) is not None:
@@ -70,21 +89,26 @@ class PairTrainer(Trainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            data_collator=self.make_collator(processing_class),
             **kwargs,
         )
-        self.share_prompts()
+        self.set_up_model()
 
-    def share_prompts(self) -> None:
+    def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
+        """Examples to a batch, as the loss reads it."""
+        raise NotImplementedError
+
+    def set_up_model(self) -> None:
         """Make the model run packs, if it is to; called again it does nothing."""
         if self.prefix_sharing:
-            model = self.accelerator.unwrap_model(self.model)
-            share_prompts(model.get_base_model() if hasattr(model, "peft_config") else model)
+            run_packed(bare_model(self.accelerator.unwrap_model(self.model)))
 
     # -- the data
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """Token ids are made before, once, by the one renderer; TRL's templating is not run."""
-        missing = {"id", "prompt_ids", "chosen_ids", "rejected_ids"} - set(dataset.column_names)
+        missing = {"id", *ID_COLUMNS} - set(dataset.column_names)
         if missing:
             raise ValueError(f"columns missing: {sorted(missing)}; make it with to_dataset")
         return dataset
@@ -92,7 +116,7 @@ class PairTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns = self._signature_columns or []
-        own = ["id", "prompt_ids", "chosen_ids", "rejected_ids"]
+        own = ["id", "tie", *ID_COLUMNS]
         self._signature_columns = columns + [name for name in own if name not in columns]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PromptGroupSampler:
@@ -125,6 +149,8 @@ class PairTrainer(Trainer):
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool, weight: Weight
     ) -> Any:
         """The next trainer's loss, a mean over the micro-batch's pairs, times weight.pairs."""
+        # the mask was for counting pairs, no model takes it
+        inputs = {name: value for name, value in inputs.items() if name != "completion_mask"}
         result: Any = super().compute_loss(model, inputs, return_outputs)
         if return_outputs:
             return result[0] * weight.pairs, result[1]
@@ -219,7 +245,7 @@ def _prompt_digests(dataset: Any) -> Iterator[bytes]:
 
 def _longest(dataset: Dataset) -> int:
     """Tokens of the longest prompt with one of its completions."""
-    columns: Any = dataset.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+    columns: Any = dataset.select_columns([*ID_COLUMNS])
     return max(
         len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
         for row in columns.with_format("numpy")

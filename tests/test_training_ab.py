@@ -51,9 +51,9 @@ def pairs(rows=ROWS) -> list[TokenizedPair]:
     tokenize = PairwiseTokenizer(tokenizer(), 512)
     found = []
     for row in rows:
-        made = tokenize_pair(row, tokenize)
-        assert not isinstance(made, Reject)
-        found.append(made[0])
+        pair, _ = tokenize_pair(row, tokenize)
+        assert not isinstance(pair, Reject)
+        found.append(pair)
     return found
 
 
@@ -264,11 +264,11 @@ def test_evaluation_weighs_pairs_equally_too(tmp_path):
 
 
 def test_responses_of_equal_tokens_are_left_out():
-    made = tokenize_pair(
+    pair, _ = tokenize_pair(
         Preference(id="x", prompt="Q", chosen="same", rejected="same"),
         PairwiseTokenizer(tokenizer(), 512),
     )
-    assert isinstance(made, Reject) and made.reason == "identical_after_tokenizing"
+    assert isinstance(pair, Reject) and pair.reason == "identical_after_tokenizing"
 
 
 def test_ids_are_int32_and_the_shared_part_is_no_response():
