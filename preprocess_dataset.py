@@ -20,6 +20,7 @@ from typing import Any, Literal
 import config
 from prefpipe import files, judge, questions
 from prefpipe.formats import reading
+from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.ranges import Share
 from prefpipe.rows import Item, Preference, Reject, Split, flatten_turns
 from prefpipe.settings import Stage
@@ -52,7 +53,7 @@ def main(s: Settings) -> None:
             return
         paths = {split: s.output / f"{split}.jsonl" for split in files.SPLITS}
         sides = bytearray()
-        held_out = questions.NearDuplicates(_held_out_questions(s, sides), s.near_duplicate)
+        held_out = NearDuplicates(_held_out_questions(s, sides), s.near_duplicate)
         places = files.Places()
         for block in questions.in_blocks(_split_rows(s, sides)):
             asked = [

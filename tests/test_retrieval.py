@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefpipe.rag.retrieval import Columns, Duplicates, VectorCache
 
 from benchmarks.retrieval import measure
 from prefpipe import files
 from prefpipe.files import DataError
 from prefpipe.rag import retrieval
-from prefpipe.rag.retrieval import Columns, Duplicates, VectorCache
 from prefpipe.rows import Document, Entry
 from tests.rag_helpers import ROWS, WordEmbedder, write_table
 

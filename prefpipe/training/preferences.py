@@ -14,7 +14,8 @@ from typing import Any, Protocol
 from prefpipe.evaluation import metrics
 from prefpipe.files import DataError, Places, Run, write_json, write_rows
 from prefpipe.formats import reading
-from prefpipe.questions import NearDuplicates, question_key, splits
+from prefpipe.near_duplicates import NearDuplicates
+from prefpipe.questions import question_key, splits
 from prefpipe.rows import Disagreement, Preference, Reject, Split, flatten_turns
 from prefpipe.training.tokenized_pairs import TokenizedPair
 
