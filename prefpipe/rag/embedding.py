@@ -55,7 +55,7 @@ def model_folder(name: str) -> Path | None:
 class SentenceEmbedder:
     """A sentence-transformers model, on the GPU where there is one. No code of its repository runs."""
 
-    def __init__(self, name: str, batch_size: int = 32) -> None:
+    def __init__(self, name: str) -> None:
         # Before anything imports it: it warns of a CPU kernel that it can do without.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from sentence_transformers import SentenceTransformer
@@ -76,16 +76,10 @@ class SentenceEmbedder:
         self.identity = files.hash_path(folder)[:32] if folder else f"{name}@{revision}"
         self.dimension = int(self._model.get_embedding_dimension() or 0)
         self.max_tokens = self._model.max_seq_length
-        self._batch_size = batch_size
 
     def embed(self, texts: Sequence[str], kind: Literal["query", "document"]) -> np.ndarray:
         encode = self._model.encode_query if kind == "query" else self._model.encode_document
-        vectors = encode(
-            list(texts),
-            batch_size=self._batch_size,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        )
+        vectors = encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
         vectors = np.asarray(vectors, dtype=np.float32).reshape(len(texts), self.dimension)
         check_finite(vectors, texts, self.name)
         return vectors
@@ -117,7 +111,7 @@ class VectorCache:
     """
 
     def __init__(self, path: Path, embedder: Embedder) -> None:
-        self.path, self.dimension = path, embedder.dimension
+        self.path = path
         fingerprint = {"embedding_model": embedder.identity, "dimension": embedder.dimension}
         header = json.dumps(fingerprint).encode() + b"\n"
         self._start = len(header)
@@ -125,7 +119,6 @@ class VectorCache:
             [("left", "<i4"), ("digest", "V16"), ("vector", "<f4", (embedder.dimension,))]
         )
         self._rows: dict[bytes, int] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = files.open_alone(path)
         self._file.seek(0)
         if first := self._file.readline():

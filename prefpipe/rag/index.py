@@ -67,13 +67,14 @@ def build_index(
         lists = max(1, min(int(4 * math.sqrt(count)), count // 39))
         quantizer = faiss.IndexFlatIP(dimension)
         index = faiss.IndexIVFFlat(quantizer, dimension, lists, faiss.METRIC_INNER_PRODUCT)
-        index.train(_every_nth(blocks, max(1, count // (64 * lists))))
+        index.train(every_nth(blocks, max(1, count // (64 * lists))))
     for block in blocks:
         index.add(np.ascontiguousarray(block))
     return index
 
 
-def _every_nth(blocks: Iterable[np.ndarray], n: int) -> np.ndarray:
+def every_nth(blocks: Iterable[np.ndarray], n: int) -> np.ndarray:
+    """Vectors 0, n, 2n, ... of all blocks together, which are held one at a time."""
     parts, seen = [], 0
     for block in blocks:
         parts.append(block[-seen % n :: n].copy())
@@ -124,11 +125,9 @@ class QuerySample:
         """Take the row's query into the draw, if it has one."""
         if not entry.query.strip():
             return
-        numbered = (draws.number(self._seed, entry.id), entry.query)
-        if len(self._kept) < self._size:
-            heapq.heappush(self._kept, numbered)
-        else:
-            heapq.heappushpop(self._kept, numbered)
+        heapq.heappush(self._kept, (draws.number(self._seed, entry.id), entry.query))
+        if len(self._kept) > self._size:
+            heapq.heappop(self._kept)
 
     def texts(self) -> list[str]:
         return [text for _, text in sorted(self._kept)]

@@ -188,18 +188,12 @@ def score_candidates(
 ) -> list[ScoreParts]:
     """The score of each candidate; cosines: of each with the context."""
     keywords, answerable = keywords_of(query, rules), is_answerable(query, rules)
+    rows = zip(query.candidates, cosines, query.judge_scores(), strict=True)
     return [
         score.score_answer(
-            candidate.text,
-            cosine,
-            keywords,
-            rules,
-            is_answerable=answerable,
-            judge_score=judge_score,
+            c.text, cosine, keywords, rules, is_answerable=answerable, judge_score=judge_score
         )
-        for candidate, cosine, judge_score in zip(
-            query.candidates, cosines, query.judge_scores(), strict=True
-        )
+        for c, cosine, judge_score in rows
     ]
 
 

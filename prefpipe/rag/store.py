@@ -113,21 +113,15 @@ class VectorStore:
 
     def documents(self, rows: Iterable[int]) -> dict[int, Document]:
         """The documents of these rows; each row group of the file is read once a call."""
-        found = {}
-        for group, members in self._by_group(rows):
-            table = self._table.read_row_group(group)
-            start = int(self._starts[group])
-            records = table.take([row - start for row in members]).to_pylist()
-            for row, record in zip(members, records, strict=True):
-                found[row] = Document.model_validate(record)
-        return found
-
-    def _by_group(self, rows: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
-        groups: dict[int, list[int]] = {}
-        for row in sorted({int(row) for row in rows}):
-            group = int(np.searchsorted(self._starts, row, side="right")) - 1
-            groups.setdefault(group, []).append(row)
-        yield from groups.items()
+        wanted = np.unique(np.fromiter(rows, np.int64))
+        groups = self._starts.searchsorted(wanted, side="right") - 1
+        documents: dict[int, Document] = {}
+        for group in np.unique(groups).tolist():
+            members = wanted[groups == group]
+            records = self._table.read_row_group(group).take(members - self._starts[group])
+            read = map(Document.model_validate, records.to_pylist())
+            documents |= zip(members.tolist(), read, strict=True)
+        return documents
 
     def hashes(self) -> Iterator[list[str]]:
         """The documents' content hashes, in order, block by block."""
