@@ -100,7 +100,7 @@ def write_documents(
         row = build_documents(entry, s, place)
         kept = row if isinstance(row, Reject) else without_duplicates(entry, row, earlier, place)
         run.emit(kept)
-        if not isinstance(kept, Reject):
+        if not isinstance(row, Reject) and not isinstance(kept, Reject):
             duplicate_chunks += len(row) - len(kept)
             vectors.add(kept)
     vectors.embed_waiting()

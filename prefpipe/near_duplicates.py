@@ -236,8 +236,8 @@ class EarlierDocuments:
     """Finds the earlier document that a document equals, or nearly equals: jaccard >= near.
 
     near None: equal ones only. Compared are documents that share one of their three smallest hashes;
-    near ones differ in all three by a small chance only. A hash that eight documents have is taken for one of a common
-    text (a licence, a header), and the next smallest is taken instead.
+    near ones differ in all three by a small chance only. A hash that eight documents have is taken
+    for one of a common text (a licence, a header), and the next smallest is taken instead.
     """
 
     def __init__(self, near: float | None) -> None:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -38,7 +39,7 @@ RULES = PairRules(
 )
 
 
-def answer(text: str, sample: int, finish_reason="stop") -> Completion:
+def answer(text: str, sample: int, finish_reason: Literal["stop", "length"] = "stop") -> Completion:
     return Completion(
         id="q",
         sample=sample,

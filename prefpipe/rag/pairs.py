@@ -86,12 +86,10 @@ def distinct(answers: Sequence[Completion]) -> list[Completion]:
 
 @dataclass(frozen=True)
 class PairRules(score.ScoreRules):
-    """What a pair depends on besides the answers; the stage's Settings of these names say more."""
+    """What a pair depends on besides the answers: the stage's settings, which say what each is."""
 
     answer_threshold: float
-    """A context is held to answer where its best document's retrieval score is not under this."""
     keywords: Sequence[str]
-    """Of a query whose row brings none; empty: taken from query and context."""
     max_keywords: int
     min_margin: float
     scorer: Literal["heuristic", "judge", "both"]

@@ -16,12 +16,10 @@ class RagReport:
 
     pairs: int = 0
     contexts_cut: int = 0
-    grounding: dict[str, float] = field(
-        default_factory=lambda: {"chosen": 0.0, "rejected": 0.0, "random_document": 0.0}
+    grounding: dict[str, list[float]] = field(
+        default_factory=lambda: {"chosen": [], "rejected": [], "random_document": []}
     )
-    """Sums over the pairs' texts that are no abstentions: these have no grounding of their own."""
-    measured: Counter[str] = field(default_factory=Counter)
-    """How many texts are in these sums."""
+    """Of the pairs' texts that are no abstentions: these have no grounding of their own."""
     abstentions: Counter[str] = field(default_factory=Counter)
     judged: list[metrics.Judged] = field(default_factory=list)
     """Every two candidates of a query; better: by the heuristic."""
@@ -39,28 +37,23 @@ class RagReport:
         for side, own in sides.items():
             self.abstentions[side] += own["is_abstention"]
             if not own["is_abstention"]:
-                self._measure(side, own["grounding"])
+                self.grounding[side].append(own["grounding"])
         if scored.random_cosine is not None:
-            self._measure("random_document", max(scored.random_cosine, 0.0))
-
-    def _measure(self, name: str, grounding: float) -> None:
-        self.grounding[name] += grounding
-        self.measured[name] += 1
+            self.grounding["random_document"].append(max(scored.random_cosine, 0.0))
 
     def summary(self) -> dict[str, Any]:
-        means = {
-            name: round(total / self.measured[name], 4) if self.measured[name] else None
-            for name, total in self.grounding.items()
-        }
-        judge = (
-            {"judge_against_heuristic": metrics.judge_report(self.judged)} if self.judged else {}
-        )
-        return {
-            "mean_grounding": means,
+        """What .meta.json has of it."""
+        summary = {
+            "mean_grounding": {
+                name: round(sum(values) / len(values), 4) if values else None
+                for name, values in self.grounding.items()
+            },
             "abstentions": dict(self.abstentions),
             "contexts_cut": self.contexts_cut,
-            **judge,
         }
+        if self.judged:
+            summary["judge_against_heuristic"] = metrics.judge_report(self.judged)
+        return summary
 
     def __str__(self) -> str:
         facts = self.summary()

@@ -11,8 +11,8 @@ An abstention ("I don't know") has no parts of its own. Where the context is hel
 retrieval score is not under a threshold) it is scored as the worst text there can be: parts 0, 0
 and 1. Where not, it is the right answer, and scored as the best: parts 1, 1 and 0.
 
-Another part is a line of `parts` in score_answer, and a field of rows.ScoreParts, which is what the
-pairs' file holds of it; a weight that a user should set is one of ScoreRules and of the stage's Settings.
+Another part is a line of `parts` in score_answer, and its field in rows.ScoreParts, the file format
+(a pair without it is refused); a weight that a user may set, a field of ScoreRules and of Settings.
 """
 
 import functools
@@ -52,17 +52,14 @@ _MORE_STOP_WORDS = """args did does doing function having just kwargs like param
 
 @dataclass(frozen=True)
 class ScoreRules:
-    """What a score depends on besides the answer; the stage's Settings of these names say more."""
+    """What a score depends on besides the answer: the stage's settings, which say what each is."""
 
     weight_grounding: float
     weight_keywords: float
     weight_length: float
     free_characters: int
-    """The length penalty is 0 up to here ..."""
     full_characters: int
-    """... and 1 from here on."""
     abstentions: Sequence[str]
-    """How an answer begins that is an abstention."""
 
 
 def score_answer(
@@ -86,11 +83,11 @@ def score_answer(
         "keyword_coverage": (coverage, rules.weight_keywords, 1.0),
         "length_penalty": (penalty, -rules.weight_length, 0.0),
     }
-    abstains = is_abstention(text, rules.abstentions)
-    values = {
-        name: value if not abstains else 1.0 - best if is_answerable else best
-        for name, (value, _, best) in parts.items()
-    }
+    values = {name: value for name, (value, _, _) in parts.items()}
+    if abstains := is_abstention(text, rules.abstentions):
+        values = {
+            name: 1.0 - best if is_answerable else best for name, (_, _, best) in parts.items()
+        }
     score = sum(weight * values[name] for name, (_, weight, _) in parts.items())
     return ScoreParts(
         score=round(score, 6),

@@ -49,10 +49,8 @@ class VectorStore:
 
         self.folder, self.index, self.manifest = folder, index, manifest
         self._table = pyarrow.parquet.ParquetFile(folder / DOCUMENTS)
-        sizes = [
-            self._table.metadata.row_group(g).num_rows
-            for g in range(self._table.metadata.num_row_groups)
-        ]
+        facts = self._table.metadata
+        sizes = [facts.row_group(g).num_rows for g in range(facts.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
 
     @classmethod
