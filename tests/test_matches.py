@@ -8,7 +8,7 @@ from prefpipe import llm
 from prefpipe.compare.matches import Contest, hold, judge_matches, pairwise_matches
 from prefpipe.compare.openers import by_implicit_reward, by_pairwise, by_reward
 from prefpipe.compare.tournament import Match
-from prefpipe.models.trees import Cache
+from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Reject
 from tests.known_opinions import AnswerJudge, quality
 from tests.test_shared_pass import pairwise_model, reward_model
@@ -146,7 +146,7 @@ def test_a_knockout_reads_less_than_its_rounds_one_by_one_and_ends_alike(monkeyp
     read_one_by_one = sum(tokens)
     tokens.clear()
     groups: list[int] = []
-    large = lambda: groups.append(len(tokens)) or Cache(10_000)  # noqa: E731
+    large = lambda: groups.append(len(tokens)) or PrefixCache(10_000)  # noqa: E731
     monkeypatch.setattr(model, "new_cache", large)
     standings = by_pairwise(model, contests, "knockout", seed=0)
     assert len(groups) == 3 and list(standings) == list(one_by_one)

@@ -16,11 +16,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, TokenizedTurns
 from prefpipe.compare.context import Unscorable
-from prefpipe.llm.local.scheduler import free_bytes, position_bytes
 from prefpipe.models import trees
 from prefpipe.models.loading import bare_model, load_model, load_tokenizer, max_positions
 from prefpipe.models.memory import free_bytes, in_halves, position_bytes
-from prefpipe.models.prefix_cache import PrefixCache, common_tokens
+from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Message
 
 MAX_BATCH_TOKENS = 8192

@@ -92,13 +92,13 @@ def _rows(
     read = partial(parse_row, row_type=Item) if own else FORMATS[measured.name].read
     places = Places()
     for file in data_files(measured.path) if own else [measured.path]:
-        for place, record in read_records(file, run.settings.limit):
+        for place, record in read_records(file, run.facts.limit):
             try:
                 if isinstance(record, ValueError):
                     raise record
                 row = read(record)
             except ValueError as error:
-                if run.settings.strict:
+                if run.facts.strict:
                     raise DataError(f"{place}: {error}") from None
                 yield place, Reject(id=place, reason="bad_row", detail=str(error))
                 continue

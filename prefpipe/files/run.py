@@ -75,7 +75,7 @@ class Run(AbstractContextManager["Run"]):
         run.temporary(path). follows_input: outputs of another input are no reason to stop; they are
         replaced.
         """
-        self._facts, self.outputs, self._unit = facts, outputs, unit
+        self.facts, self.outputs, self._unit = facts, outputs, unit
         self._made, self._follows_input = made, follows_input
         self.stage = facts.stage
         base = home / self.stage if home else next(iter(outputs)).with_suffix("")
@@ -103,7 +103,7 @@ class Run(AbstractContextManager["Run"]):
         self.finished = self._is_finished()
 
     def _is_finished(self) -> bool:
-        if self._facts.overwrite or not self.meta_path.exists():
+        if self.facts.overwrite or not self.meta_path.exists():
             return False  # without a meta file, a run was killed before its end
         meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
         if (was := meta.get("fingerprint", {})) != self.mark:
@@ -146,16 +146,16 @@ class Run(AbstractContextManager["Run"]):
         self, path: Path, row_type: type[R], limit: int | None
     ) -> Iterator[tuple[str, R | ValueError]]:
         places = Places()
-        for place, row in typed_rows(path, row_type, limit or self._facts.limit):
+        for place, row in typed_rows(path, row_type, limit or self.facts.limit):
             if not isinstance(row, ValueError):
                 places.check(row.key, place)
-            elif self._facts.strict:
+            elif self.facts.strict:
                 raise DataError(f"{place}: {row}")
             yield place, row
 
     def bad_row(self, place: str, error: ValueError) -> None:
         """A row that could not be read: rejected, or with --strict the end of the run."""
-        if self._facts.strict:
+        if self.facts.strict:
             raise DataError(f"{place}: {error}")
         self.emit(Reject(id=place, reason="bad_row", detail=str(error)))
 
@@ -203,7 +203,7 @@ class Run(AbstractContextManager["Run"]):
         base = self._log_base
         # the name behind "partial": an output called x.judge.jsonl has a log of its own beside x.jsonl's
         path = base.with_name(f".{base.name}.partial{'.' if name else ''}{name}.jsonl")
-        if self._facts.overwrite:
+        if self.facts.overwrite:
             path.unlink(missing_ok=True)
         log = RowLog(path, row_type, self.mark)
         self._logs.append(log)
@@ -258,7 +258,7 @@ class Run(AbstractContextManager["Run"]):
             },
             **self.summary,
             "seconds": round(time.monotonic() - self._started, 3),
-            "settings": self._facts.settings,
+            "settings": self.facts.settings,
             "fingerprint": self.mark,
             "libraries": library_versions(),
         }

@@ -21,7 +21,7 @@ class RagReport:
     )
     """Of the pairs' texts that are no abstentions: these have no grounding of their own."""
     abstentions: Counter[str] = field(default_factory=Counter)
-    judged: list[metrics.Judged] = field(default_factory=list)
+    judged: list[metrics.BothOrders] = field(default_factory=list)
     """Every two candidates of a query; better: by the heuristic."""
 
     def add(self, scored: ScoredQuery | Reject, pair: RagPair | Reject) -> None:
@@ -83,7 +83,7 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def judged_pairs(scored: ScoredQuery) -> list[metrics.Judged]:
+def judged_pairs(scored: ScoredQuery) -> list[metrics.BothOrders]:
     """A judge's verdicts on every two candidates, beside what their scores say; without one, none."""
     rows = []
     twos = combinations(zip(scored.query.candidates, scored.parts, strict=True), 2)
@@ -92,5 +92,5 @@ def judged_pairs(scored: ScoredQuery) -> list[metrics.Judged]:
         ahead = a_parts["score"] - b_parts["score"]
         better = None if ahead == 0 else 1 if ahead > 0 else 2
         name = f"{scored.query.entry.id}\t{a.sample}\t{b.sample}"
-        rows.append(metrics.Judged(name, better, given, swapped, (len(a.text), len(b.text))))
+        rows.append(metrics.BothOrders(name, better, given, swapped, (len(a.text), len(b.text))))
     return rows

@@ -51,7 +51,7 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The data set with ref_chosen_logps and ref_rejected_logps, each completion run once."""
-        if self.args.ld_alpha is not None:
+        if getattr(self.args, "ld_alpha", None) is not None:
             raise ValueError(
                 "ld_alpha makes a completion's reference depend on its pair: it cannot be kept by "
                 "completion; leave ld_alpha or precompute_ref_log_probs out"
