@@ -28,7 +28,6 @@ from prefpipe.ranges import NotNegative
 from prefpipe.rows import JudgmentPair, Reject, answer_of
 from prefpipe.settings import Stage
 
-
 QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
