@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 
 CHECKED_PAIRS = 4
 """Pairs that a saved model must give the same log-probabilities when it is loaded again."""
-PANELS = {
-    "loss": ("loss", "eval_loss"),
-    "reward margin": ("rewards/margins", "eval_rewards/margins"),
-    "reward accuracy": ("rewards/accuracies", "eval_rewards/accuracies"),
-}
 
 
 class Settings(TrainingStage, env_prefix="DPO_TRAINING_"):
@@ -73,10 +68,9 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
     quiet()
     from prefpipe.models.loading import load_model, load_tokenizer, max_positions
     from prefpipe.training import saving
-    from prefpipe.training.card import write_card
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
-    from prefpipe.training.curve import CSV, write_curve
     from prefpipe.training.dpo import PrefixSharedDPOTrainer
+    from prefpipe.training.record import record
     from prefpipe.training.tokenized_pairs import collect_judgment_pairs, to_dataset
 
     s.check()
@@ -102,8 +96,7 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
     )
     del model  # the trainer's from here on, which lets go of it
     fit(trainer, stopped_at, s.early_stopping, run.stage)
-    state = trainer.state
-    results = last_numbers(state.log_history)
+    results = last_numbers(trainer.state.log_history)
     checked = (validation or pairs["train"])[:CHECKED_PAIRS]
     _, difference = saving.save_and_reload(
         trainer,
@@ -113,24 +106,8 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
     )
     counts = {f"{split} pairs": len(rows) for split, rows in pairs.items()}
     counts["validation pairs measured"] = len(validation)
-    run.written[CSV] = write_curve(
-        s.output, state.log_history, PANELS, f"DPO of {Path(s.model).name}"
-    )
-    write_card(
-        s.output,
-        "dpo",
-        data={"pairs": s.input, **counts},
-        left_out=run.left_out,
-        results=results,
-        settings=s.model_dump(mode="json"),
-    )
-    run.summary |= {
-        "pairs": counts,
-        "steps": state.global_step,
-        "best_step": state.best_global_step,
-        "results": results,
-        "reload_difference": difference,
-    }
+    settings = s.model_dump(mode="json")
+    record(run, trainer, "dpo", settings, counts, results, difference, results=results)
     return results
 
 

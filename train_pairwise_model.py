@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 
 CHECKED_PAIRS = 16
 """Held-out pairs that a saved model must give the same labels' log p when it is loaded again."""
-PANELS = {
-    "loss": ("loss", "eval_loss"),
-    "accuracy of the label": ("mean_token_accuracy", "eval_mean_token_accuracy"),
-}
 
 
 class Settings(PreferenceTrainingStage, env_prefix="PAIRWISE_MODEL_"):
@@ -72,9 +68,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.models.loading import load_model, load_tokenizer, max_positions
     from prefpipe.training import preferences, saving
     from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
-    from prefpipe.training.card import write_card
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
-    from prefpipe.training.curve import CSV, write_curve
+    from prefpipe.training.record import record
     from prefpipe.training.tokenized_pairs import to_dataset
 
     s.check()
@@ -116,25 +111,12 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     report = evaluate(s, PairwiseModel(loaded, tokenizer, PairwiseFormat(limit)), pairs)
     PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
-    state = trainer.state
-    title = f"pairwise model on {Path(s.model).name}"
-    run.written[CSV] = write_curve(s.output, state.log_history, PANELS, title)
     names = ("accuracy", "agreement", "ece", "temperature", "ece_scaled", "longer_is_right")
-    write_card(
-        s.output,
-        "pairwise",
-        data={"pairs": s.input, **pairs.counts()},
-        left_out=run.left_out,
-        results={name: report[name] for name in names},
-        settings=s.model_dump(mode="json"),
+    numbers = {name: report[name] for name in names}
+    settings, accuracy = s.model_dump(mode="json"), report["accuracy"]
+    record(
+        run, trainer, "pairwise", settings, pairs.counts(), numbers, difference, accuracy=accuracy
     )
-    run.summary |= {
-        "pairs": pairs.counts(),
-        "steps": state.global_step,
-        "best_step": state.best_global_step,
-        "accuracy": report["accuracy"],
-        "reload_difference": difference,
-    }
     return report
 
 

@@ -37,11 +37,6 @@ if TYPE_CHECKING:
 
 CHECKED_PAIRS = 16
 """Held-out pairs that a saved model must give the same scores when it is loaded again."""
-PANELS = {
-    "loss": ("loss", "eval_loss"),
-    "accuracy": ("accuracy", "eval_accuracy"),
-    "margin": ("margin", "eval_margin"),
-}
 NotNegative = Annotated[float, Field(ge=0)]
 
 
@@ -80,9 +75,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.models.classifiers import head_name, load_classifier
     from prefpipe.models.loading import max_positions
     from prefpipe.training import preferences, saving
-    from prefpipe.training.card import write_card
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
-    from prefpipe.training.curve import CSV, write_curve
+    from prefpipe.training.record import record
     from prefpipe.training.reward import PrefixSharedRewardTrainer, tokenize_pair
     from prefpipe.training.tokenized_pairs import to_dataset
 
@@ -125,25 +119,10 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     report = evaluate(s, RewardModel(loaded, tokenizer, own_format, is_causal), pairs)
     dataclasses.replace(own_format, temperature=report["temperature"]).save(s.output)
-    state = trainer.state
-    title = f"reward model on {Path(s.model).name}"
-    run.written[CSV] = write_curve(s.output, state.log_history, PANELS, title)
     names = ("accuracy", "ece", "temperature", "ece_scaled", "mean_margin", "longer_is_right")
-    write_card(
-        s.output,
-        "reward",
-        data={"pairs": s.input, **pairs.counts()},
-        left_out=run.left_out,
-        results={name: report[name] for name in names},
-        settings=s.model_dump(mode="json"),
-    )
-    run.summary |= {
-        "pairs": pairs.counts(),
-        "steps": state.global_step,
-        "best_step": state.best_global_step,
-        "accuracy": report["accuracy"],
-        "reload_difference": difference,
-    }
+    numbers = {name: report[name] for name in names}
+    settings, accuracy = s.model_dump(mode="json"), report["accuracy"]
+    record(run, trainer, "reward", settings, pairs.counts(), numbers, difference, accuracy=accuracy)
     return report
 
 

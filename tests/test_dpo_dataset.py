@@ -81,14 +81,14 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("reason", PROBLEMS)
-def test_j8_what_would_spoil_the_training_is_found(tokenizer, reason):
+def test_what_would_spoil_the_training_is_found(tokenizer, reason):
     found = [problem.reason for problem in problems_of(pair("a", **PROBLEMS[reason]))]
     assert reason in found
     assert not [problem for made in GOOD for problem in problems_of(made)]
     assert set(found) <= {reason, "rejected_has_the_right_verdict"}
 
 
-def test_j8_leaks_between_the_splits_and_repeated_ids_are_found(tokenizer):
+def test_leaks_between_the_splits_and_repeated_ids_are_found(tokenizer):
     leaks = {
         "item_in_train_and_validation": pair(
             "a", 5, split="validation", of_item={"question": "Q?"}

@@ -203,7 +203,7 @@ def test_an_adapter_is_saved_alone_or_merged_and_both_reload(settings, base, mer
     assert load_tokenizer(str(s.output)).chat_template == tokenizer().chat_template
 
 
-def test_e5_what_does_not_fit_is_left_out_by_name(settings, data, tmp_path):
+def test_what_does_not_fit_is_left_out_by_name(settings, data, tmp_path):
     rng = random.Random(5)
     rows = list(files.read_rows(data / "train.parquet", JudgmentPair))[:8]
 
@@ -239,7 +239,7 @@ def test_e5_what_does_not_fit_is_left_out_by_name(settings, data, tmp_path):
     assert curve(s.output)[-1].get("eval_loss") is None  # no validation file: none is measured
 
 
-def test_e5_nothing_longer_than_trl_cuts_is_cut(settings, tmp_path):
+def test_nothing_longer_than_trl_cuts_is_cut(settings, tmp_path):
     """1,300 tokens of completion, where TRL's default ends a row at 1,024."""
     rng = random.Random(6)
     long = {"chosen": "a" * 1300, "rejected": "b" * 1290}

@@ -112,7 +112,7 @@ def test_another_seed_places_the_answers_anew(tmp_path):
     assert {1, 2} == set(places[0].values())
 
 
-def test_j8_no_question_is_on_both_sides_not_even_nearly(tmp_path):
+def test_no_question_is_on_both_sides_not_even_nearly(tmp_path):
     """One question in three wordings: each row of it is in the split, or left out by reason."""
     records = []
     for k in range(80):
@@ -151,7 +151,7 @@ def test_held_out_rows_of_their_own_file_are_never_trained_on(tmp_path):
     }
 
 
-def test_s11_two_rows_of_one_id_are_an_error_with_both_places(tmp_path):
+def test_two_rows_of_one_id_are_an_error_with_both_places(tmp_path):
     with pytest.raises(DataError) as error:
         preprocess(tmp_path, [raw(0), raw(1), raw(2, id="r0")])
     path = f"{tmp_path}/items.raw.jsonl"
@@ -162,7 +162,7 @@ def test_s11_two_rows_of_one_id_are_an_error_with_both_places(tmp_path):
         preprocess(tmp_path, [raw(0), raw(1)], validation_input=str(held_out))
 
 
-def test_e8_every_file_format_gives_the_same_items(tmp_path):
+def test_every_file_format_gives_the_same_items(tmp_path):
     records = [raw(k, id=id) for k, id in enumerate(["00123", "12e45", "a_b", "1.0", "nan"])]
     expected = preprocess(tmp_path, records, "jsonl")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "raw.parquet")
@@ -259,3 +259,19 @@ def test_the_second_run_is_finished_and_overwrite_makes_the_same_bytes(tmp_path,
     assert {p.name: p.read_bytes() for p in (tmp_path / "items").glob("*.jsonl")} == before
     meta = json.loads((tmp_path / "items" / META).read_text())
     assert meta["settings"]["seed"] == 2021
+
+
+def test_every_format_of_pairs_is_read(tmp_path):
+    record = {
+        "question": "Why?", "response_A": "Since.", "response_B": "No.", "label": "B>A",
+        "pair_id": "j1", "source": "livebench-math",
+    }  # fmt: skip
+    found = preprocess(tmp_path, [record], format="judgebench", validation_share=0)
+    (item,) = found["train"]
+    assert (item["id"], item["source"]) == ("j1", "judgebench/math")
+    assert item[f"answer_{item['better']}"] == "No."
+
+
+def test_a_format_that_is_none_is_refused_with_those_that_are(tmp_path):
+    result = run_stage("preprocess_dataset", "--format", "skywork", cwd=tmp_path)
+    assert "'sky', 'llmbar', 'autoj', 'rewardbench' or 'judgebench'" in sentence(result)

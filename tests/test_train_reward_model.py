@@ -153,11 +153,11 @@ def test_an_encoder_is_a_backbone_too(settings, tmp_path):
     assert not RewardModel.load(s.output).tokenize.is_causal
 
 
-# ---- R8: the score's head was lost with the adapter -------------------------------------------------
+# ---- the score's head, once lost with the adapter (R8) ------------------------------------------
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_r8_a_lora_adapter_reloads_to_the_same_scores(settings, merge):
+def test_a_lora_adapter_reloads_to_the_same_scores(settings, merge):
     s = settings(method="lora", merge_adapter=merge, lora_r=4)
     main(s)
     assert read(s.output / "train_reward_model.meta.json")["reload_difference"] <= 1e-4
@@ -170,7 +170,7 @@ def test_r8_a_lora_adapter_reloads_to_the_same_scores(settings, merge):
         assert any("score" in name for name in head)
 
 
-def test_r8_the_fault_an_adapter_without_the_head_gives_random_scores(base, tmp_path):
+def test_an_adapter_without_the_head_gives_random_scores(base, tmp_path):
     """What the check is for: the same adapter loaded twice, its head drawn anew each time."""
     model, tokenizer, _ = load_classifier(base)
     adapter = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
@@ -187,7 +187,7 @@ def test_r8_the_fault_an_adapter_without_the_head_gives_random_scores(base, tmp_
         check_scores(found[0], found[1], "float32", tmp_path)
 
 
-def test_r8_a_saved_head_that_is_not_the_trained_one_fails_loudly(settings, monkeypatch):
+def test_a_saved_head_that_is_not_the_trained_one_fails_loudly(settings, monkeypatch):
     from prefpipe.training import saving
 
     save_model = saving.save_model
@@ -245,7 +245,7 @@ def test_each_row_that_cannot_be_used_is_left_out_by_name(settings, tmp_path):
     assert "margin" in rejects
 
 
-def test_r7_the_split_is_by_prompt_and_nothing_held_out_is_trained_on(settings, data, monkeypatch):
+def test_the_split_is_by_prompt_and_nothing_held_out_is_trained_on(settings, data, monkeypatch):
     seen = {}
     train = train_reward_model.train
 

@@ -211,7 +211,7 @@ def test_twenty_steps_follow_the_curve_of_trl(tmp_path):
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-def test_e5_each_pair_weighs_the_same_in_micro_batches_of_unequal_size(tmp_path, sharing):
+def test_each_pair_weighs_the_same_in_micro_batches_of_unequal_size(tmp_path, sharing):
     ties = [False, True, False, False, False]
     whole = step(ours(tmp_path, sharing, ties))
     parts = step(ours(tmp_path, sharing, ties), micro=[1, 3, 1])
@@ -219,7 +219,7 @@ def test_e5_each_pair_weighs_the_same_in_micro_batches_of_unequal_size(tmp_path,
     assert (parts[1] - whole[1]).norm() <= 1e-5 * whole[1].norm()
 
 
-def test_r3_both_orders_of_each_pair_are_in_the_batch_whatever_worker_makes_it():
+def test_both_orders_of_each_pair_are_in_the_batch_whatever_worker_makes_it():
     """No draw decides an order, so forked workers cannot draw alike."""
     a, b = label_ids(tokenizer())
     collate = PairwiseCollator(0, (a, b))
@@ -233,7 +233,7 @@ def test_r3_both_orders_of_each_pair_are_in_the_batch_whatever_worker_makes_it()
         assert labels.count(a) == labels.count(b) == len(here["id"]) * 2
 
 
-def test_r4_the_label_of_each_row_reaches_the_loss(tmp_path):
+def test_the_label_of_each_row_reaches_the_loss(tmp_path):
     """Trained until it knows them: the labels, and not their opposites, are what is learned."""
     trainer = ours(tmp_path, num_train_epochs=40, learning_rate=3e-3)
     trainer.train()

@@ -1,7 +1,6 @@
 """prefpipe.training.dpo: the same numbers as trl.DPOTrainer's, whatever the layout and batches."""
 
 import copy
-import random
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from prefpipe.training.dpo import PrefixSharedDPOTrainer, ReferenceCache
-from prefpipe.training.sampler import PromptGroupSampler
 from prefpipe.training.tokenized_pairs import to_dataset
 from prefpipe.training.trainer import NotFiniteError
 from tests.training_models import pairs, qwen2, tokenizer
@@ -136,7 +134,7 @@ def test_lora_with_gradient_checkpointing_gives_the_same(tmp_path, loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_e5_each_pair_weighs_the_same_in_micro_batches_of_unequal_groups(tmp_path, loss):
+def test_each_pair_weighs_the_same_in_micro_batches_of_unequal_groups(tmp_path, loss):
     """Six micro-batches of 5, 1, 3, 2, 4, 1 pairs give the step of TRL's one batch of 16."""
     data = to_dataset(pairs(SIZES))
     stock, ours = trainers(tmp_path, data, **LOSSES[loss])
@@ -311,7 +309,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_rows(tmp_path):
         trainer.train()
 
 
-def test_e5_what_trl_would_cut_is_refused(tmp_path):
+def test_what_trl_would_cut_is_refused(tmp_path):
     with pytest.raises(ValueError, match="max_length must be None"):
         PrefixSharedDPOTrainer(
             qwen2(), config(tmp_path, max_length=1024), to_dataset(pairs([1])),
@@ -340,23 +338,3 @@ def test_evaluation_weighs_pairs_equally_too(tmp_path):
     ):
         assert in_parts[name] == pytest.approx(at_once[name], abs=1e-4)
     assert in_parts["eval_rewards/margins"] != 0
-
-
-def test_every_batch_is_full_and_a_prompt_is_rarely_split():
-    rng = random.Random(0)
-    prompts = [p for p in range(400) for _ in range(rng.randrange(1, 8))]
-    sampler = PromptGroupSampler(prompts, batch_pairs=16, seed=1)
-    order = list(sampler)
-    assert sorted(order) == list(range(len(prompts))) and len(sampler) == len(prompts)
-    batches = [order[i : i + 16] for i in range(0, len(order), 16)]
-    groups = sum(len({prompts[i] for i in batch}) for batch in batches)
-    at_best = sum(-(-prompts.count(p) // 5) for p in set(prompts))
-    assert groups <= 1.02 * at_best
-    assert list(sampler) == order
-    sampler.set_epoch(1)
-    assert list(sampler) != order
-
-
-def test_without_shuffle_the_order_is_that_of_the_input_grouped():
-    sampler = PromptGroupSampler("abacb", batch_pairs=2, shuffle=False)
-    assert [*sampler] == [0, 2, 1, 4, 3]

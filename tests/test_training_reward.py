@@ -197,7 +197,7 @@ def test_a_tie_is_half_in_each_direction(tmp_path, sharing):
 
 
 @pytest.mark.parametrize("sharing", [True, False])
-def test_e5_each_pair_weighs_the_same_in_micro_batches_of_unequal_size(tmp_path, sharing):
+def test_each_pair_weighs_the_same_in_micro_batches_of_unequal_size(tmp_path, sharing):
     data = to_dataset(pairs(SIZES))
     whole = step(ours(tmp_path, data, sharing=sharing))
     parts = step(ours(tmp_path, data, sharing=sharing), micro=SIZES)

@@ -1,24 +1,85 @@
-"""prefpipe.training.saving and .curve: what is written can be read again, and is checked."""
+"""prefpipe.training.saving: what is written can be read again, and is checked."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from prefpipe.models.loading import load_model
-from prefpipe.training.curve import curve_rows, write_csv
-from prefpipe.training.saving import check_reloaded, mean_logps, save_model, weight_dtype
+from prefpipe.training.saving import (
+    check_scores,
+    mean_logp,
+    save_and_reload,
+    save_model,
+    score_alone,
+    weight_dtype,
+)
 from tests.training_models import pairs, qwen2, tokenizer
+
+
+class Trained:
+    """What save_and_reload takes of a trainer: its model and tokenizer, until it lets go of them."""
+
+    def __init__(self, model):
+        self.model, self.processing_class = model, tokenizer()
+        self.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
+
+    def release(self):
+        self.model = None
+
+
+def logps(model, rows):
+    return score_alone(model, rows, mean_logp)
+
+
+def test_a_model_is_loaded_again_with_the_scores_of_the_trained_one(tmp_path):
+    rows, trainer = pairs([2]), Trained(qwen2())
+    expected = logps(qwen2(), rows)
+    loaded, difference = save_and_reload(
+        trainer, tmp_path, merge=False, score=lambda model: logps(model, rows)
+    )
+    assert trainer.model is None and difference == 0
+    assert logps(loaded, rows) == expected and len(expected) == 4
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_adapter_is_loaded_again_alone_or_merged(tmp_path, merge):
+    base = tmp_path / "base"
+    save_model(qwen2(), tokenizer(), base)
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    model = get_peft_model(load_model(base, device="cpu"), adapter)
+    rows = pairs([2])
+    expected = logps(model, rows)
+    loaded, difference = save_and_reload(
+        Trained(model), tmp_path / "out", merge=merge, score=lambda model: logps(model, rows)
+    )
+    assert difference <= 1e-4 and logps(loaded, rows) == pytest.approx(expected, abs=1e-4)
+    assert (tmp_path / "out/adapter_config.json").exists() is not merge
+    assert max(abs(a - b) for a, b in zip(logps(qwen2(), rows), expected, strict=True)) > 0.1
 
 
 def test_a_model_that_was_not_saved_whole_is_noticed(tmp_path):
     rows = pairs([2])
-    model = qwen2()
-    expected = mean_logps(model, rows)
-    assert check_reloaded(expected, qwen2(), rows, tmp_path) == 0
-    broken = qwen2()
-    with torch.no_grad():
-        broken.lm_head.weight[int(rows[0].chosen_ids[0])] += 0.05
+
+    def broken(folder, **options):
+        model = load_model(folder, **options)
+        with torch.no_grad():
+            model.lm_head.weight[int(rows[0].chosen_ids[0])] += 0.05
+        return model
+
     with pytest.raises(RuntimeError, match="was not saved whole"):
-        check_reloaded(expected, broken, rows, tmp_path)
+        save_and_reload(
+            Trained(qwen2()), tmp_path, merge=False, score=lambda m: logps(m, rows), load=broken
+        )
+
+
+def test_how_much_is_rounding_depends_on_the_weights_type(tmp_path):
+    assert check_scores([1.0], [1.05], "bfloat16", tmp_path) == pytest.approx(0.05)
+    with pytest.raises(RuntimeError, match=r"differ by up to 0.05 .*at most 0.0001 is rounding"):
+        check_scores([1.0], [1.05], "float32", tmp_path)
+    with pytest.raises(RuntimeError, match="nan"):
+        check_scores([1.0], [float("nan")], "bfloat16", tmp_path)
 
 
 def test_a_loaded_model_does_not_change_with_its_file(tmp_path):
@@ -35,7 +96,7 @@ def test_mean_logps_are_those_of_the_models_own_loss():
     """Cross-entropy with everything but the completion masked, as transformers computes it."""
     (pair,) = pairs([1])
     model = qwen2()
-    for completion, mean in zip((pair.chosen_ids, pair.rejected_ids), mean_logps(model, [pair]), strict=True):  # fmt: skip
+    for completion, mean in zip((pair.chosen_ids, pair.rejected_ids), logps(model, [pair]), strict=True):  # fmt: skip
         ids = torch.tensor([[*pair.prompt_ids, *completion]], dtype=torch.long)
         labels = ids.clone()
         labels[0, : len(pair.prompt_ids)] = -100
@@ -55,20 +116,3 @@ def test_saving_takes_the_earlier_model_away(tmp_path):
 def test_the_type_of_the_weights_is_that_of_the_base():
     model = qwen2().bfloat16()
     assert weight_dtype(model) == "bfloat16"
-
-
-def test_a_curve_has_one_row_a_step_and_no_times(tmp_path):
-    log = [
-        {"loss": 0.7, "learning_rate": 1e-4, "rewards/margins": 0.0, "epoch": 0.5, "step": 1},
-        {"loss": 0.6, "learning_rate": 5e-5, "rewards/margins": 0.1, "epoch": 1.0, "step": 2},
-        {"eval_loss": 0.65, "eval_runtime": 1.5, "eval_samples_per_second": 9, "epoch": 1.0, "step": 2},
-        {"train_runtime": 3.0, "train_loss": 0.65, "total_flos": 0.0, "epoch": 1.0, "step": 2},
-    ]  # fmt: skip
-    rows = curve_rows(log)
-    assert [row["step"] for row in rows] == [1, 2] and rows[1]["eval_loss"] == 0.65
-    write_csv(tmp_path / "curve.csv", log)
-    assert (tmp_path / "curve.csv").read_text() == (
-        "step,epoch,loss,eval_loss,learning_rate,rewards/margins\n"
-        "1,0.5,0.7,,0.0001,0.0\n"
-        "2,1.0,0.6,0.65,5e-05,0.1\n"
-    )

@@ -218,7 +218,8 @@ class RewardModel:
             return head(outputs.last_hidden_state[0, last])[:, 0].float().tolist()
 
     def _padded(self, rows: list[Sequence[int]]) -> list[float]:
-        ids, mask = packs.pad_right(rows, self.tokenize.tokenizer.pad_token_id)
+        pad: Any = self.tokenize.tokenizer.pad_token_id
+        ids, mask = packs.pad_right(rows, pad)
         device = self.model.device
         with torch.inference_mode():
             logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +36,13 @@ _TEXT = """\
 
 
 class Kind(NamedTuple):
-    """What is said of a kind of model; of the settings, model, method and checkpoint are filled in."""
+    """What is said and drawn of a kind of model; its settings are filled into {model}, {method}, ..."""
 
     title: str
+    curve: str
+    """The title of its curve."""
+    panels: Mapping[str, Sequence[str]]
+    """What is drawn of its training: panel -> names of the log's numbers."""
     tag: str
     """TRL's name of the training."""
     task: str
@@ -50,6 +54,12 @@ class Kind(NamedTuple):
 KINDS = {
     "dpo": Kind(
         title="A contrastive judge, DPO on {model}",
+        curve="DPO of {model}",
+        panels={
+            "loss": ("loss", "eval_loss"),
+            "reward margin": ("rewards/margins", "eval_rewards/margins"),
+            "reward accuracy": ("rewards/accuracies", "eval_rewards/accuracies"),
+        },
         tag="dpo",
         task="text-generation",
         what=(
@@ -66,6 +76,12 @@ KINDS = {
     ),
     "reward": Kind(
         title="A reward model on {model}",
+        curve="reward model on {model}",
+        panels={
+            "loss": ("loss", "eval_loss"),
+            "accuracy": ("accuracy", "eval_accuracy"),
+            "margin": ("margin", "eval_margin"),
+        },
         tag="reward-trainer",
         task="text-classification",
         what=(
@@ -83,6 +99,11 @@ KINDS = {
     ),
     "pairwise": Kind(
         title="A pairwise preference model on {model}",
+        curve="pairwise model on {model}",
+        panels={
+            "loss": ("loss", "eval_loss"),
+            "accuracy of the label": ("mean_token_accuracy", "eval_mean_token_accuracy"),
+        },
         tag="sft",
         task="text-generation",
         what=(
@@ -104,7 +125,6 @@ KINDS = {
 def write_card(
     folder: Path,
     kind: str,
-    *,
     data: Mapping[str, Any],
     left_out: Counter[str],
     results: Mapping[str, float],

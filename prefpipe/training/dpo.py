@@ -51,13 +51,14 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The data set with ref_chosen_logps and ref_rejected_logps, each completion run once."""
-        if getattr(self.args, "ld_alpha", None) is not None:
+        args: Any = self.args
+        if args.ld_alpha is not None:
             raise ValueError(
                 "ld_alpha makes a completion's reference depend on its pair: it cannot be kept by "
                 "completion; leave ld_alpha or precompute_ref_log_probs out"
             )
         self.set_up_model()
-        precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32"
+        precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
         cache = ReferenceCache(self.reference_cache, f"{self._precompute_model_hash}:{precision}")
         sides = ("chosen_ids", "rejected_ids")
         rows: Any = dataset.select_columns(["prompt_ids", *sides])

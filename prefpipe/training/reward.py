@@ -55,7 +55,9 @@ class RewardCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if self.prefix_sharing:
-            batch = last_token_packs(examples, self.pad_token_id, self.pairs_per_pack)
+            batch: dict[str, Any] = last_token_packs(
+                examples, self.pad_token_id, self.pairs_per_pack
+            )
         else:
             ids, mask = pad_right(whole_rows(examples), self.pad_token_id)
             batch = {"input_ids": ids, "attention_mask": mask}
