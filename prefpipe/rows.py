@@ -238,7 +238,7 @@ class PairScore(Row):
         return f"{self.id}\t{self.judge}"
 
 
-# ---- path C: responses, rankings, held-out questions ---------------------------------------------
+# ---- preference models: responses, rankings, held-out questions ----------------------------------
 
 
 class Responses(Row):

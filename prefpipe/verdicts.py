@@ -73,6 +73,7 @@ _FENCE_START = re.compile(r"```\w*")
 def parse_verdict(text: str) -> Verdict | Unreadable:
     """Which answer the text calls better; never raises.
 
+    The text answers prefpipe/templates/judge.*.jinja, as judge.judge_prompt renders it.
     parse_verdict(render_judgment(reason, better, language)) gives both back, the reason stripped.
     """
     answer = without_draft(text)

@@ -29,14 +29,14 @@ def reliability(
     outcome = np.asarray(outcomes, dtype=np.float64)
     confidence = 1 / (1 + np.exp(-np.abs(margin)))
     hit = np.where(margin > 0, outcome, np.where(margin < 0, 1 - outcome, 0.5))
-    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    made = []
-    for k in np.unique(place):
-        inside = place == k
+    bin_of = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    filled = []
+    for k in np.unique(bin_of):
+        inside = bin_of == k
         low, high = 0.5 + k / (2 * bins), 0.5 + (k + 1) / (2 * bins)
         means = float(confidence[inside].mean()), float(hit[inside].mean())
-        made.append(ReliabilityBin(float(low), float(high), int(inside.sum()), *means))
-    return made
+        filled.append(ReliabilityBin(float(low), float(high), int(inside.sum()), *means))
+    return filled
 
 
 def expected_calibration_error(
@@ -88,8 +88,8 @@ def fit_order_temperature(
         p = np.clip(p, 1e-13, 1 - 1e-13)
         return float(-(outcome * np.log(p) + (1 - outcome) * np.log1p(-p)).mean())
 
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(50)), method="bounded")
-    return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
+    best = minimize_scalar(loss, bounds=(np.log(0.05), np.log(50)), method="bounded")
+    return float(np.exp(best.x))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def cross_scaled(

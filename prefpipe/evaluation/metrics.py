@@ -63,8 +63,8 @@ def mean_with_interval(scores: Sequence[float], *, seed: int = 0, draws: int = 4
 
     # batch: a matrix of all draws would take 8 bytes an item and draw
     options = {"n_resamples": draws, "batch": 100, "method": "percentile"}
-    found = bootstrap((values,), np.mean, rng=np.random.default_rng(seed), **options)
-    return Estimate(mean, *map(float, found.confidence_interval))
+    drawn = bootstrap((values,), np.mean, rng=np.random.default_rng(seed), **options)
+    return Estimate(mean, *map(float, drawn.confidence_interval))
 
 
 def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -201,12 +201,12 @@ def length_buckets(
     order = np.argsort(np.asarray(differences), kind="stable")
     edges = {int(np.asarray(differences)[part[0]]) for part in np.array_split(order, buckets) if len(part)}  # fmt: skip
     starts = sorted(edges)
-    place = np.searchsorted(starts, differences, side="right") - 1
-    made: list[LengthBucket] = []
+    bucket_of = np.searchsorted(starts, differences, side="right") - 1
+    filled: list[LengthBucket] = []
     for k in range(len(starts)):
-        inside = [i for i in range(len(place)) if place[i] == k]
+        inside = [i for i in range(len(bucket_of)) if bucket_of[i] == k]
         accuracy = share_with_interval([scores[i] for i in inside])
-        made.append(
+        filled.append(
             {
                 "from": min(differences[i] for i in inside),
                 "to": max(differences[i] for i in inside),
@@ -215,7 +215,7 @@ def length_buckets(
                 "interval": [accuracy.low, accuracy.high],
             }
         )
-    return made
+    return filled
 
 
 def preference_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:

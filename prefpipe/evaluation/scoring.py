@@ -25,7 +25,7 @@ from prefpipe.screen import progress
 WINDOW = 64
 """Questions that are scored, then logged, together."""
 Scores = list[float] | Reject
-"""Of a question's right responses, then of its wrong ones."""
+"""A question's: first those of its right responses, then of its wrong ones."""
 
 
 def measure(

@@ -1,22 +1,15 @@
-"""Auto-J's pairwise test set (Li et al. 2024): prompt, response 1, response 2, label, scenario."""
+"""Auto-J's pairwise test set (Li et al. 2024): prompt, response 1, response 2, label (0, 1; 2: a tie), scenario."""
 
-from prefpipe.formats.reading import (
-    Format,
-    Record,
-    prompt_field,
-    text_field,
+from functools import partial
+
+from prefpipe.formats.reading import Format, to_labelled_preference
+
+read = partial(
     to_labelled_preference,
+    name="autoj",
+    prompt="prompt",
+    answers=("response 1", "response 2"),
+    better={0: 0, 1: 1, 2: None},
+    subset="scenario",
 )
-from prefpipe.rows import Preference
-
-
-def read(record: Record) -> Preference:
-    """label 0: the first response is better, 1: the second, 2: a tie. source: autoj/<scenario>."""
-    answers = [text_field(record, f"response {k}") for k in (1, 2)]
-    scenario = record.get("scenario")
-    source = f"autoj/{scenario}" if scenario else "autoj"
-    prompt = prompt_field(record)
-    return to_labelled_preference(record, prompt, answers, {0: 0, 1: 1, 2: None}, source)
-
-
 FORMAT = Format(read)

@@ -165,23 +165,27 @@ def to_preference(
 
 def to_labelled_preference(
     record: Record,
-    prompt: str | list[Message],
-    answers: Sequence[str],
+    name: str,
+    *,
+    prompt: str,
+    answers: tuple[str, str],
     better: Mapping[int, int | None],
-    source: str,
+    subset: str,
 ) -> Preference:
     """A pair in any order, whose `label` says which answer is better.
 
-    better: label -> the answer's index; None: a tie.
+    prompt, answers, subset: the names of the fields; source becomes name/<subset>. better: label ->
+    the answer's index; None: a tie.
     """
+    texts = [text_field(record, answer) for answer in answers]
     label = field(record, "label")
     if type(label) is not int or label not in better:
         raise ValueError(f"label: found {label!r}, wanted one of {sorted(better)}")
     index = better[label]
-    chosen, rejected = answers if index != 1 else answers[::-1]
-    return to_preference(
-        {**record, "source": source, "tie": index is None}, prompt, chosen, rejected
-    )
+    chosen, rejected = texts if index != 1 else texts[::-1]
+    source = f"{name}/{record[subset]}" if record.get(subset) else name
+    named = {**record, "source": source, "tie": index is None}
+    return to_preference(named, prompt_field(record, prompt), chosen, rejected)
 
 
 def to_question(row: Preference) -> Question:
