@@ -221,10 +221,9 @@ def choose_pairs(
         best-vs-worst   the best   the worst; of equal ones a drawn one
         all             of any two, a pair each: the higher one, the lower one
 
-    Of several best ones a drawn one is the best. A pair within tie_margin is a tie: its sides are
-    then in no order that means anything, and --ties says whether it is kept. on_policy is on one side of
-    each pair: of `all`, its pairs only; else it is set against the best, or, being the best itself,
-    against another one as without it.
+    Of several best ones a drawn one is the best. The sides of a tie are in no order that means
+    anything. on_policy is on one side of each pair: of `all`, its pairs only; else it is set against
+    the best, or, being the best itself, against another one as without it.
     """
 
     def pair(a: int, b: int) -> Pair:
@@ -236,10 +235,12 @@ def choose_pairs(
             if on_policy in (None, a, b):
                 yield pair(a, b)
         return
+    # 1) who is the best
     highest = max(means.values())
     top = [k for k, mean in means.items() if compare(mean, highest) == 0]
     best = on_policy if on_policy in top else rng.choice(top)
     assert best is not None
+    # 2) who may stand against it
     others = [k for k in means if k != best]
     if on_policy is not None and best != on_policy:
         others = [on_policy]

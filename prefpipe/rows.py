@@ -289,7 +289,7 @@ class ScoredQuestion(Row):
         return f"{self.id}\t{self.benchmark}\t{self.kind}"
 
 
-# ---- path D: prompts, responses, the mix ---------------------------------------------------------
+# ---- synthetic preferences: prompts, responses, the mix ------------------------------------------
 
 
 class Prompt(Row):
@@ -343,7 +343,7 @@ class SyntheticPair(Preference):
     rejected_ratings: list[float | None]
 
 
-# ---- path D: annotations -------------------------------------------------------------------------
+# ---- synthetic preferences: annotations ----------------------------------------------------------
 
 
 class AnnotationPrompt(Row):
