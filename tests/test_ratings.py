@@ -14,7 +14,7 @@ from prefpipe.ratings import (
     Annotation,
     HowPaired,
     choose_pairs,
-    compare,
+    higher_rated,
     mean_ratings,
     ratings_by_aspect,
     read_annotation,
@@ -229,7 +229,7 @@ def test_means_are_of_the_first_annotations_and_of_enough_aspects():
     [(4, 3, 0, 1), (3, 4, 0, -1), (4, 4, 0, 0), (4, 3.5, 0.5, 0), (3.4, 4, 0.5, -1)],
 )
 def test_the_tie_rule(a, b, tie_margin, order):
-    assert compare(a, b, tie_margin) == order
+    assert higher_rated(a, b, tie_margin) == order
 
 
 # ---- which responses become a pair
