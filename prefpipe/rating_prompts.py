@@ -5,6 +5,7 @@ prefpipe/templates/rate.en.jinja. (How the answer is read: prefpipe/ratings.py.)
 """
 
 import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ SCALE = (1, 5)
 def read_criteria(path: Path, aspects: Sequence[str] | None = None) -> dict[str, str]:
     """Aspect -> the sentence that says what to rate; aspects: of these only, None: of all.
 
-    Raises SystemExit where the file lacks one of them.
+    Raises SystemExit where the file lacks one of them; says so on stderr where it has others.
     """
     try:
         sentences = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -37,6 +38,8 @@ def read_criteria(path: Path, aspects: Sequence[str] | None = None) -> dict[str,
         raise SystemExit(
             f"{path}: no sentence for the aspect {', '.join(wrong)}; it has {', '.join(sentences)}"
         )
+    if others := [aspect for aspect in sentences if aspect not in aspects]:
+        print(f"{path}: aspects does not name, so not rated: {', '.join(others)}", file=sys.stderr)
     return {aspect: sentences[aspect] for aspect in aspects}
 
 

@@ -200,8 +200,13 @@ class Pair(NamedTuple):
     tie: bool
 
 
-def compare(a: float, b: float, tie_margin: float = 0.0) -> Literal[-1, 0, 1]:
-    """The tie rule: 1 where a is rated higher, -1 where b is, 0 (a tie) within tie_margin."""
+def higher_rated(a: float, b: float, tie_margin: float = 0.0) -> Literal[-1, 0, 1]:
+    """Which of two mean ratings is the higher one: the tie rule of the synthetic path.
+
+    a - b is over tie_margin            1   a is rated higher
+    within tie_margin, either way       0   a tie
+    b - a is over tie_margin           -1   b is rated higher
+    """
     if abs(a - b) <= tie_margin + _ROUNDING:
         return 0
     return 1 if a > b else -1
@@ -221,14 +226,13 @@ def choose_pairs(
         best-vs-worst   the best   the worst; of equal ones a drawn one
         all             of any two, a pair each: the higher one, the lower one
 
-    Of several best ones a drawn one is the best. A pair within tie_margin is a tie: its sides are
-    then in no order that means anything, and --ties says whether it is kept. on_policy is on one side of
-    each pair: of `all`, its pairs only; else it is set against the best, or, being the best itself,
-    against another one as without it.
+    Of several best ones a drawn one is the best. The sides of a tie are in no order that means
+    anything. on_policy is on one side of each pair: of `all`, its pairs only; else it is set against
+    the best, or, being the best itself, against another one as without it.
     """
 
     def pair(a: int, b: int) -> Pair:
-        order = compare(means[a], means[b], tie_margin)
+        order = higher_rated(means[a], means[b], tie_margin)
         return Pair(b, a, False) if order < 0 else Pair(a, b, order == 0)
 
     if how == "all":
@@ -236,16 +240,18 @@ def choose_pairs(
             if on_policy in (None, a, b):
                 yield pair(a, b)
         return
+    # 1) who is the best
     highest = max(means.values())
-    top = [k for k, mean in means.items() if compare(mean, highest) == 0]
+    top = [k for k, mean in means.items() if higher_rated(mean, highest) == 0]
     best = on_policy if on_policy in top else rng.choice(top)
     assert best is not None
+    # 2) who may stand against it
     others = [k for k in means if k != best]
     if on_policy is not None and best != on_policy:
         others = [on_policy]
     elif how == "best-vs-worst":
         lowest = min(means[k] for k in others)
-        others = [k for k in others if compare(means[k], lowest) == 0]
+        others = [k for k in others if higher_rated(means[k], lowest) == 0]
     else:
         others = [k for k in others if not pair(best, k).tie] or others
     yield pair(best, rng.choice(others))

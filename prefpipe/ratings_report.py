@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from prefpipe.rating_prompts import SCALE
-from prefpipe.ratings import Annotation, Ratings, compare, mean_rating, ratings_by_aspect
+from prefpipe.ratings import Annotation, Ratings, higher_rated, mean_rating, ratings_by_aspect
 from prefpipe.rows import AnnotationMix, SyntheticPair
 from prefpipe.verdicts import Unreadable
 
@@ -160,7 +160,7 @@ class Report:
 def order_of(ratings: Sequence[float | None], a: int, b: int) -> int | None:
     """1 where a is rated higher, -1 where b is, 0 where they are alike; None: one has no rating."""
     first, second = ratings[a], ratings[b]
-    return None if first is None or second is None else compare(first, second)
+    return None if first is None or second is None else higher_rated(first, second)
 
 
 def share(part: float, whole: float) -> float | None:

@@ -322,7 +322,7 @@ class ScoredQuestion(Row):
         return f"{self.id}\t{self.benchmark}\t{self.kind}"
 
 
-# ---- path D: prompts, responses, the mix ---------------------------------------------------------
+# ---- synthetic preferences: prompts, responses, the mix ------------------------------------------
 
 
 class Prompt(Row):
@@ -376,7 +376,7 @@ class SyntheticPair(Preference):
     rejected_ratings: list[float | None]
 
 
-# ---- path D: annotations -------------------------------------------------------------------------
+# ---- synthetic preferences: annotations ----------------------------------------------------------
 
 
 class AnnotationPrompt(Row):

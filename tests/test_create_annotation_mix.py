@@ -45,18 +45,23 @@ def full(model: str, ids=IDS) -> list[dict]:
     return [response(id, model) for id in ids]
 
 
+def output(s: Settings) -> Path:
+    assert s.output is not None
+    return s.output
+
+
 def mixes(s: Settings) -> dict[str, AnnotationMix]:
-    rows = read_jsonl(s.output / "mix.jsonl")
+    rows = read_jsonl(output(s) / "mix.jsonl")
     return {row["id"]: AnnotationMix.model_validate(row) for row in rows}
 
 
 def asked(s: Settings) -> list[AnnotationPrompt]:
-    rows = read_jsonl(s.output / "annotation_prompts.jsonl")
+    rows = read_jsonl(output(s) / "annotation_prompts.jsonl")
     return [AnnotationPrompt.model_validate(row) for row in rows]
 
 
 def rejects(s: Settings) -> dict[str, tuple[str, str]]:
-    rows = read_jsonl(s.output / "create_annotation_mix.rejects.jsonl")
+    rows = read_jsonl(output(s) / "create_annotation_mix.rejects.jsonl")
     return {row["id"]: (row["reason"], row["detail"]) for row in rows}
 
 
@@ -80,7 +85,7 @@ def test_four_responses_of_distinct_models_and_a_request_an_aspect(folder):
         drawn.update(mix.models)
     assert len(drawn) > 4, "not the same four each time"
     assert [(row.id, row.aspect) for row in asked(s)] == [(id, a) for id in IDS for a in ASPECTS]
-    meta = ledger(s.output / "create_annotation_mix.meta.json")
+    meta = ledger(output(s) / "create_annotation_mix.meta.json")
     assert meta["written"] == {"mix.jsonl": 4, "annotation_prompts.jsonl": 16}
 
 
@@ -112,7 +117,7 @@ def test_one_model_alone_is_a_sentence(folder, tmp_path):
     options = ("--input", s.input, "--prompts", s.prompts, "--output", s.output)
     said = sentence(run_stage("create_annotation_mix", *options, cwd=tmp_path))
     assert "1 models (a) never give 2 responses" in said
-    assert not s.output.exists()
+    assert not output(s).exists()
 
 
 def test_a_short_model_does_not_shrink_the_mix_to_the_intersection(folder, capsys):
@@ -150,7 +155,7 @@ def test_equal_empty_and_cut_responses_are_counted_and_not_taken(folder):
         "equal": ("too_few_responses", "1 in the mix, 3 equal"),
         "empty": ("too_few_responses", "1 in the mix, 2 empty, 1 missing"),
     }
-    meta = json.loads((s.output / "create_annotation_mix.meta.json").read_text())
+    meta = json.loads((output(s) / "create_annotation_mix.meta.json").read_text())
     assert meta["responses_a_prompt"] == {"2": 2}
     for model, counts in meta["models"].items():
         assert sum(counts.values()) == 4, model
@@ -239,10 +244,10 @@ def test_aspects_do_not_overwrite_each_other(folder):
     s = folder(a=full("a"), b=full("b")).model_copy(update={"aspects": ASPECTS[:2]})
     main(s)
     assert len({row.key for row in asked(s)}) == len(asked(s)) == 8
-    before = (s.output / "annotation_prompts.jsonl").read_bytes()
+    before = (output(s) / "annotation_prompts.jsonl").read_bytes()
     with pytest.raises(SystemExit, match="setting aspects"):
         main(s.model_copy(update={"aspects": ASPECTS[2:]}))
-    assert (s.output / "annotation_prompts.jsonl").read_bytes() == before
+    assert (output(s) / "annotation_prompts.jsonl").read_bytes() == before
 
 
 # ---- what the outputs depend on
@@ -264,8 +269,8 @@ def test_both_files_stand_where_config_names_them(folder, tmp_path, monkeypatch)
     monkeypatch.setattr(config, "ANNOTATION_MIX", tmp_path / "here/mixed.jsonl")
     monkeypatch.setattr(config, "ANNOTATION_PROMPTS", tmp_path / "there/asked.jsonl")
     main(s.model_copy(update={"output": None}))
-    assert config.ANNOTATION_MIX.read_bytes() == (s.output / "mix.jsonl").read_bytes()
-    before = (s.output / "annotation_prompts.jsonl").read_bytes()
+    assert config.ANNOTATION_MIX.read_bytes() == (output(s) / "mix.jsonl").read_bytes()
+    before = (output(s) / "annotation_prompts.jsonl").read_bytes()
     assert config.ANNOTATION_PROMPTS.read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
         "create_annotation_mix.meta.json",
@@ -290,7 +295,7 @@ def test_a_null_or_doubled_response_stops_the_stage_with_its_place(folder):
     s = folder(a=full("a"), b=[*full("b"), response("p3", "b")])
     with pytest.raises(DataError, match=r"b/responses\.jsonl: id 'p3' stands there 2 times"):
         main(s)
-    assert not (s.output / "mix.jsonl").exists()
+    assert not (output(s) / "mix.jsonl").exists()
 
 
 def test_responses_to_another_prompt_or_of_another_file_are_refused(folder):

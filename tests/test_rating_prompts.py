@@ -24,10 +24,12 @@ def test_the_aspects_are_all_of_the_file_in_its_order():
     assert list(read_criteria(TEMPLATES / "criteria.toml")) == ASPECTS
 
 
-def test_some_of_the_aspects_can_be_named(tmp_path):
+def test_some_of_the_aspects_can_be_named_and_the_others_are_told(tmp_path, capsys):
     path = criteria_file(tmp_path, 'wit = "Rate the wit."\ntruth = "Rate the truth."\n')
     assert read_criteria(path, ["truth"]) == {"truth": "Rate the truth."}
+    assert "criteria.toml: aspects does not name, so not rated: wit" in capsys.readouterr().err
     assert list(read_criteria(path, ["truth", "wit"])) == ["truth", "wit"]
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

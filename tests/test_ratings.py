@@ -14,7 +14,7 @@ from prefpipe.ratings import (
     Annotation,
     HowPaired,
     choose_pairs,
-    compare,
+    higher_rated,
     mean_ratings,
     ratings_by_aspect,
     read_annotation,
@@ -189,14 +189,14 @@ def test_an_object_that_cannot_be_read_is_unreadable(reason, text):
 # ---- the ratings of one prompt's responses
 
 
-def annotation(text: str | None, order: list[int], finish_reason="stop") -> Annotation:
+def annotation(text: str | None, order: list[int], **other: object) -> Annotation:
     key = {"id": "p", "aspect": "honesty"}
-    asked = AnnotationPrompt(**key, prompt="Rate.", order=order, texts=len(order))
-    answer = None
-    if text is not None:
-        given = {**key, "text": text, "finish_reason": finish_reason, "model": "judge"}
-        answer = AnnotationAnswer(**given, prompt_tokens=1, new_tokens=1)
-    return read_annotation(asked, answer)
+    asked = {**key, "prompt": "Rate.", "order": order, "texts": len(order)}
+    given = {"finish_reason": "stop", "model": "judge", "prompt_tokens": 1, "new_tokens": 1}
+    return read_annotation(
+        AnnotationPrompt.model_validate(asked),
+        AnnotationAnswer.model_validate({**key, "text": text, **given, **other}) if text else None,
+    )
 
 
 def test_a_rating_is_the_response_s_whatever_the_order_shown():
@@ -206,7 +206,7 @@ def test_a_rating_is_the_response_s_whatever_the_order_shown():
 
 def test_no_answer_is_missing_and_a_cut_one_is_not_read():
     assert annotation(None, [0, 1]).ratings == Unreadable("missing")
-    cut = annotation("Text 1\nRating: 5\nText 2\nRating: 4", [0, 1], "length")
+    cut = annotation("Text 1\nRating: 5\nText 2\nRating: 4", [0, 1], finish_reason="length")
     assert cut.ratings == Unreadable("cut_off")  # it may have been going to be 4.5
 
 
@@ -229,7 +229,7 @@ def test_means_are_of_the_first_annotations_and_of_enough_aspects():
     [(4, 3, 0, 1), (3, 4, 0, -1), (4, 4, 0, 0), (4, 3.5, 0.5, 0), (3.4, 4, 0.5, -1)],
 )
 def test_the_tie_rule(a, b, tie_margin, order):
-    assert compare(a, b, tie_margin) == order
+    assert higher_rated(a, b, tie_margin) == order
 
 
 # ---- which responses become a pair
