@@ -18,6 +18,7 @@ REASONS: dict[str, str] = {
     "beyond_max_rows": "More rows than max_rows asks for.",
     # tokens
     "too_long": "More tokens (or characters) than the setting that is named allows.",
+    "responses_too_long": "Both responses leave no room for what they answer.",
     "prompt_too_long": "The prompt and the tokens asked for are more than the model, or its server, takes.",
     "identical_after_tokenizing": "Two texts that differ are the same tokens.",
     "cut_verdict": "A judgment would be cut before its verdict.",
@@ -62,6 +63,8 @@ REASONS: dict[str, str] = {
     "chosen_has_the_wrong_verdict": "The chosen judgment says the wrong answer.",
     "rejected_has_the_right_verdict": "The rejected judgment says the right answer.",
     "prompt_does_not_end_with_the_user": "The last turn of the prompt is not the user's.",
+    "item_in_train_and_validation": "An item is trained on and held out.",
+    "question_in_train_and_validation": "A question is trained on and held out.",
     "id_stands_twice": "Two pairs have one id.",
     # a translation
     "not_json": "The reply is no JSON object.",
