@@ -15,7 +15,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 
 from embedded.server import Fault, Reply, Server, last_message, random_faults
-from embedded.server.answers import pseudo_english, translate
+from embedded.server.canned_answers import pseudo_english, translate
 from prefpipe import files, judge
 from prefpipe.files import DataError, read_rows, write_rows
 from prefpipe.llm import Completion
