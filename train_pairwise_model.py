@@ -64,8 +64,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     import transformers
 
     from prefpipe.compare import ab_model
-    from prefpipe.compare.reward_model import max_positions
-    from prefpipe.models.loading import load_model, load_tokenizer
+    from prefpipe.models.loading import load_model, load_tokenizer, max_positions
     from prefpipe.training import preferences
     from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints

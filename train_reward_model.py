@@ -91,6 +91,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     import transformers
 
     from prefpipe.compare import reward_model
+    from prefpipe.models.classifiers import head_name, load_classifier
+    from prefpipe.models.loading import max_positions
     from prefpipe.training import preferences
     from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
     from prefpipe.training.reward import PrefixSharedRewardTrainer
@@ -101,14 +103,14 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     stopped_at = open_checkpoints(s.output / "checkpoints", run.mark, s.overwrite)
     transformers.set_seed(s.seed)  # the head is new
     bf16 = on_cuda and torch.cuda.is_bf16_supported() if s.bf16 is None else s.bf16
-    model, tokenizer, causal = reward_model.load_classifier(
+    model, tokenizer, causal = load_classifier(
         s.model,
         chat_template=s.chat_template,
         dtype="bfloat16" if bf16 and s.method == "lora" else "float32",
         load_in_4bit=s.load_in_4bit,
         for_training=True,
     )
-    limit = min(s.max_length, reward_model.max_positions(model))
+    limit = min(s.max_length, max_positions(model))
     own_format = reward_model.RewardFormat(limit, s.cut_prompt)
     tokenize = reward_model.RewardTokenizer(tokenizer, own_format, causal)
     data = preferences.collect(s, run, lambda row: tokenize_pair(row, tokenize))
@@ -121,9 +123,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         to_dataset(data.validation, **columns(s, data, "validation")),
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing and causal,
-        peft_config=s.adapter(
-            "SEQ_CLS", [reward_model.head_name(model)] if s.method == "lora" else None
-        ),
+        peft_config=s.adapter("SEQ_CLS", [head_name(model)] if s.method == "lora" else None),
         callbacks=[TrainingCallback(s.output / "loss_curve.csv", run.stage)],
     )
     preferences.run_training(trainer, stopped_at, s.early_stopping, run.stage)
@@ -173,6 +173,7 @@ def save(
 ) -> "tuple[RewardModel, float]":
     """Save, load again, compare scores; the loaded model, and the largest difference."""
     from prefpipe.compare import reward_model
+    from prefpipe.models.classifiers import load_classifier
     from prefpipe.training import preferences, saving
 
     tokenizer = trainer.processing_class
@@ -181,7 +182,7 @@ def save(
     if s.merge_adapter and quantized:
         # The adapter is added to the full-precision base: 4-bit weights would be rounded again.
         saving.save_model(model, tokenizer, s.output)
-        model, *_ = reward_model.load_classifier(s.output, dtype="bfloat16", load_in_4bit=False)
+        model, *_ = load_classifier(s.output, dtype="bfloat16", load_in_4bit=False)
         quantized = False
     expected = one_by_one(model, pairs)
     if s.merge_adapter and hasattr(model, "merge_and_unload"):
@@ -191,7 +192,7 @@ def save(
     dtype = saving.weight_dtype(model)
     del model
     trainer.release()
-    loaded, tokenizer, _ = reward_model.load_classifier(
+    loaded, tokenizer, _ = load_classifier(
         s.output, chat_template=s.chat_template, dtype=dtype, load_in_4bit=quantized
     )
     found = one_by_one(loaded, pairs)

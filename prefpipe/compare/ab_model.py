@@ -23,11 +23,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe import chat
 from prefpipe.chat import encode
-from prefpipe.compare.reward_model import Unscorable, bare_model, cut_left, max_positions
+from prefpipe.compare.reward_model import Unscorable, cut_left
 from prefpipe.files import DataError, write_json
-from prefpipe.llm.local.scheduler import free_bytes, position_bytes
 from prefpipe.models import trees
-from prefpipe.models.loading import load_model, load_tokenizer
+from prefpipe.models.loading import bare_model, load_model, load_tokenizer, max_positions
+from prefpipe.models.memory import free_bytes, in_halves, position_bytes
+from prefpipe.models.prefix_cache import PrefixCache, common_tokens
 from prefpipe.rows import Message
 
 FORMAT_FILE = "pairwise_format.json"
@@ -99,11 +100,6 @@ class Tokenized:
     """Of the context, from its left."""
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    stop = min(len(a), len(b))
-    return next((k for k in range(stop) if a[k] != b[k]), stop)
-
-
 class PairwiseTokenizer:
     """A prompt and two responses to token ids, up to where the label token is predicted.
 
@@ -141,7 +137,7 @@ class PairwiseTokenizer:
             longest = max(map(len, rows))
         # what all pairs of this context begin with: the turn up to the first response
         head = self._ids(_head(context))
-        shared = min(_common(head, row) for row in rows)
+        shared = min(common_tokens(head, row) for row in rows)
         return Tokenized(rows, min(shared, *(len(row) - 1 for row in rows)), whole - longest)
 
     def _rows(
@@ -229,7 +225,7 @@ class PairwiseModel:
     def compare(
         self,
         questions: Iterable[tuple[str | list[Message], Sequence[str], Sequence[tuple[int, int]]]],
-        cache: trees.Cache | None = None,
+        cache: PrefixCache | None = None,
     ) -> Iterator[list[Preferred] | Unscorable]:
         """For each (prompt, responses, pairs of their indices) what is preferred; streams.
 
@@ -249,7 +245,7 @@ class PairwiseModel:
         yield from self._compare_window(window, cache)
 
     def _compare_window(
-        self, window: list[list[list[int]] | Unscorable], cache: trees.Cache | None
+        self, window: list[list[list[int]] | Unscorable], cache: PrefixCache | None
     ) -> Iterator[list[Preferred] | Unscorable]:
         rows = [row for made in window if not isinstance(made, Unscorable) for row in made]
         read = iter(self.label_logps(rows, cache))
@@ -266,7 +262,7 @@ class PairwiseModel:
         return Preferred((p_given + p_swapped) / 2, p_given, p_swapped, max(0.0, sum(outside) / 2))
 
     def label_logps(
-        self, rows: Sequence[Sequence[int]], cache: trees.Cache | None = None
+        self, rows: Sequence[Sequence[int]], cache: PrefixCache | None = None
     ) -> list[tuple[float, float]]:
         """(log p(A), log p(B)) of the token behind each row."""
         if not self.share_prompts:
@@ -274,17 +270,17 @@ class PairwiseModel:
         found: dict[int, tuple[float, float]] = {}
         for batch in trees.tree_batches(rows, self.max_batch_tokens):
             run = partial(self._shared, cache)
-            read = trees.in_halves(run, [rows[i] for i in batch], cache)
+            read = in_halves(run, [rows[i] for i in batch], cache)
             found.update(zip(batch, read, strict=True))
         return [found[i] for i in range(len(rows))]
 
-    def new_cache(self) -> trees.Cache:
+    def new_cache(self) -> PrefixCache:
         """For the keys and values of two or three batches, where a quarter of the free memory suffices."""
         fitting = free_bytes(self.model.device) // 4 // position_bytes(bare_model(self.model))
-        return trees.Cache(min(2 * self.max_batch_tokens, fitting))
+        return PrefixCache(min(2 * self.max_batch_tokens, fitting))
 
     def _shared(
-        self, cache: trees.Cache | None, rows: list[Sequence[int]]
+        self, cache: PrefixCache | None, rows: list[Sequence[int]]
     ) -> list[tuple[float, float]]:
         outputs, _ = trees.run_tree(self.model, rows, cache=cache, only_last=True)
         return self._read(outputs.logits[0])

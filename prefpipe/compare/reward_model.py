@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from prefpipe import chat
-from prefpipe.chat import completion_ids, encode, end_of_turn_id
+from prefpipe.chat import completion_ids, encode
 from prefpipe.files import write_json
 from prefpipe.models import trees
-from prefpipe.models.loading import Dtype, load_model, load_tokenizer
+from prefpipe.models.classifiers import load_classifier
+from prefpipe.models.loading import bare_model, max_positions
+from prefpipe.models.memory import in_halves
 from prefpipe.rows import Message, flatten_turns
-from prefpipe.templates import TemplateError
 
 FORMAT_FILE = "reward_format.json"
 MAX_BATCH_TOKENS = 8192
@@ -152,99 +152,6 @@ def cut_left(tokenizer: Tokenizer, text: str, tokens: int) -> str:
     return str(decoded).lstrip("\ufffd")
 
 
-# ---- models --------------------------------------------------------------------------------------
-
-
-def is_causal(model: PreTrainedModel) -> bool:
-    """Whether a token's state is blind to later tokens; asked of the model itself, with 3 tokens."""
-    backbone = model.base_model
-    ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=model.device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        first, second = backbone(input_ids=ids).last_hidden_state[:, 0]
-    model.train(was_training)
-    return bool((first - second).abs().max() <= 1e-3 * first.abs().max())
-
-
-def max_positions(model: PreTrainedModel) -> int:
-    """Tokens that a row may have. RoBERTa's first positions are not for tokens."""
-    config = model.config.get_text_config()
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
-        return config.max_position_embeddings - config.pad_token_id - 1
-    return config.max_position_embeddings
-
-
-def use_own_pad_token(tokenizer: Tokenizer, model: PreTrainedModel) -> None:
-    """Make pad a token that never ends a response, in tokenizer and model alike.
-
-    transformers reads the score at the last token that is no pad token: where pad is the end of
-    turn, that is one too early. Any other special token will do, since padding is masked; where the
-    tokenizer has none, [PAD] is added.
-    """
-    last = end_of_turn_id(tokenizer)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == last:
-        known = [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
-        found = (t for t in known if t and tokenizer.convert_tokens_to_ids(t) != last)
-        tokenizer.pad_token = next(found, None) or "[PAD]"
-        embeddings = model.get_input_embeddings().weight
-        assert isinstance(embeddings, torch.Tensor)
-        if len(tokenizer) > embeddings.shape[0]:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-
-
-def load_classifier(
-    name: str | Path,
-    *,
-    chat_template: Path | None = None,
-    dtype: Dtype = "auto",
-    load_in_4bit: bool | None = None,
-    for_training: bool = False,
-) -> tuple[PreTrainedModel, Tokenizer, bool]:
-    """A model with one score as output, its tokenizer, and whether it is a decoder.
-
-    name: a folder or hub name of a reward model or of a backbone (then the score's head is new:
-    seed torch first), or of a LoRA adapter. chat_template: for a decoder whose tokenizer has none.
-    """
-    tokenizer = load_tokenizer(name)
-    with suppress_seqcls_warning():
-        model = load_model(
-            name,
-            auto_class=AutoModelForSequenceClassification,
-            num_labels=1,
-            dtype=dtype,
-            load_in_4bit=load_in_4bit,
-            for_training=for_training,
-        )
-    if model.config.is_encoder_decoder:
-        raise SystemExit(f"{name}: an encoder-decoder has no place for one score; take a decoder")
-    bare = bare_model(model)
-    causal = is_causal(bare)
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
-    if causal and not tokenizer.chat_template:
-        raise TemplateError(
-            f"{name}: the tokenizer has no chat template; give one with --chat-template FILE.jinja"
-        )
-    if causal:
-        use_own_pad_token(tokenizer, bare)
-    return model, tokenizer, causal
-
-
-def bare_model(model: Any) -> PreTrainedModel:
-    """The model inside PEFT's wrapper, where there is one."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-def head_name(model: PreTrainedModel) -> str:
-    """The attribute that holds the score's layer: what an adapter must save with it."""
-    for name in ("score", "classifier"):
-        if isinstance(getattr(model, name, None), torch.nn.Module):
-            return name
-    raise SystemExit(f"{type(model).__name__}: no head found that an adapter could keep; use full")
-
-
 class RewardModel:
     """Scores the responses to a prompt, each prompt computed once."""
 
@@ -325,14 +232,14 @@ class RewardModel:
         scores = [0.0] * len(rows)
         if self.share_prompts:
             for batch in trees.tree_batches(rows, self.max_batch_tokens):
-                found = trees.in_halves(self._shared, [rows[i] for i in batch])
+                found = in_halves(self._shared, [rows[i] for i in batch])
                 for i, score in zip(batch, found, strict=True):
                     scores[i] = score
             return scores
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         sized = ((len(rows[i]), i) for i in order)
         for batch in trees.in_batches(sized, self.max_batch_tokens):
-            found = trees.in_halves(self._padded, [rows[i] for i in batch])
+            found = in_halves(self._padded, [rows[i] for i in batch])
             for i, score in zip(batch, found, strict=True):
                 scores[i] = score
         return scores

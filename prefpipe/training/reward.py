@@ -99,7 +99,7 @@ class PrefixSharedRewardTrainer(PairTrainer, RewardTrainer):
         pad = processing_class.pad_token_id
         if not isinstance(pad, int):
             raise ValueError(
-                "the tokenizer has no pad token; see prefpipe.compare.reward_model.use_own_pad_token"
+                "the tokenizer has no pad token; see prefpipe.models.classifiers.use_own_pad_token"
             )
         super().__init__(
             model=model,
