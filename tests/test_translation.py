@@ -202,7 +202,7 @@ def test_the_estimate_counts_rows_tokens_and_money_and_sends_and_writes_nothing(
     # ones; the object around them has 48: 18*0.8 + 52*0.25 = 27.4 -> 28 tokens a row
     assert len('{"question": "", "answer_1": "", "answer_2": ""}') == 48
     assert f"and {5 * 28} new" in out
-    assert "at the prices of 2024-07-18" in out and "nothing was sent" in out
+    assert "USD for gpt-4o-mini, at the prices of" in out and "nothing was sent" in out
 
 
 def test_tokens_and_money_are_what_they_are_by_hand():
