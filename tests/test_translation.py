@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from embedded.server import Fault, Reply, Server, last_message, random_faults
-from embedded.server.answers import pseudo_english, translate
+from embedded.server.canned_answers import pseudo_english, translate
 from prefpipe import files, judge
 from prefpipe.files import DataError, read_rows, write_rows
 from prefpipe.llm.costs import estimate_tokens, find_price

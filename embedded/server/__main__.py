@@ -16,7 +16,7 @@ import threading
 import urllib.request
 
 from embedded.server import Answer, BatchFault, Fault, Server, echo, random_faults
-from embedded.server.answers import translate
+from embedded.server.canned_answers import translate
 
 ANSWERS: dict[str, Answer] = {"echo": echo, "translate": translate}
 
