@@ -31,6 +31,10 @@ USED_IN_BOTH_WAYS = "prefpipe_shared_prefix_or_sdpa"
 forward pass, and must find the same attention then."""
 
 
+Window = int | None
+"""How many tokens a token sees, itself included. None: all before it."""
+
+
 class Layout(Protocol):
     """How the tokens of a pass stand in their one row, and so what each attends to."""
 
@@ -42,16 +46,9 @@ class Layout(Protocol):
         ...
 
     def attend(
-        self,
-        layer: int,
-        query_H_N_D: Tensor,
-        key_h_N_D: Tensor,
-        value_h_N_D: Tensor,
-        *,
-        scale: float,
-        window: int | None,
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: Window
     ) -> Tensor:
-        """The outputs (N, H, D). window: how many tokens, itself included, a token sees; None: all."""
+        """Queries (H, N, D) on keys and values (h, N, D): the outputs (N, H, D)."""
         ...
 
 
@@ -136,41 +133,34 @@ class Prefill:
     keep: Tensor | None = None
 
     def attend(
-        self,
-        layer: int,
-        query_H_N_D: Tensor,
-        key_h_N_D: Tensor,
-        value_h_N_D: Tensor,
-        *,
-        scale: float,
-        window: int | None,
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: Window
     ) -> Tensor:
         """Queries of all tokens, or of those to keep."""
-        H, N, D = query_H_N_D.shape
-        row = key_h_N_D, value_h_N_D
+        H, N, D = query.shape
+        row = key, value
         # 1) Keys and values go where later passes look for them.
         if self.row_kv is not None:  # by themselves: they may be parts of something larger
-            row = self.row_kv.layers[layer] = key_h_N_D.contiguous(), value_h_N_D.contiguous()
+            row = self.row_kv.layers[layer] = key.contiguous(), value.contiguous()
         if self.store is not None:
             keys, values = self.store.prompt[layer]
             for slot, segment in self.slots:
-                key, value = _behind(segment, layer, row)
-                keys[slot, :, :, : key.shape[1]] = key.mT
-                values[slot, :, : key.shape[1]] = value
+                own_key, own_value = _behind(segment, layer, row)
+                keys[slot, :, :, : own_key.shape[1]] = own_key.mT
+                values[slot, :, : own_key.shape[1]] = own_value
         # 2) Each segment's queries attend by themselves, so that no mask says what they don't see.
-        out_N_H_D, start = query_H_N_D.new_empty(N, H, D), 0
-        for queries, segment in self._pieces(all_tokens=key_h_N_D.shape[1] == N):
+        out_N_H_D, start = query.new_empty(N, H, D), 0
+        for queries, segment in self._pieces(all_tokens=key.shape[1] == N):
             part = slice(start, start := start + queries)
-            key, value = _behind(segment, layer, row)
-            long = key.shape[1]
+            seen_key, seen_value = _behind(segment, layer, row)
+            long = seen_key.shape[1]
             in_window = window is None or long <= window
             # the kernel's own causal mask is right for a square only; one query sees every key
             whole = queries == long and in_window
             masked = not whole and not (queries == 1 and in_window)
             out = scaled_dot_product_attention(
-                query_H_N_D[None, :, part],
-                key[None],
-                value[None],
+                query[None, :, part],
+                seen_key[None],
+                seen_value[None],
                 attn_mask=_lower_right(queries, long, window, key.device) if masked else None,
                 is_causal=whole,
                 scale=scale,
@@ -209,7 +199,7 @@ def _behind(segment: Segment | None, layer: int, row: tuple[Tensor, Tensor]) -> 
     )
 
 
-def _lower_right(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+def _lower_right(queries: int, keys: int, window: Window, device: torch.device) -> Tensor:
     """Causal mask (queries, keys) in which the last query sees the last key."""
     key = torch.arange(keys, device=device)
     query = key[keys - queries :, None]

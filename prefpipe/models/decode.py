@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prefpipe.models.attention import Window
 from prefpipe.models.kv_store import KVStore
 
 
@@ -51,31 +52,24 @@ class Decode:
         self.slot_N, self.age_N, self.prompt_tokens_S = to(slot_N), to(age_N), to(prompt_tokens_S)
         self.position_N = self.prompt_tokens_S[self.slot_N] + self.age_N
         self.last_position = int((prompt_tokens_S[slot_N] + age_N).max())
-        self._biases: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
+        self._biases: dict[Window, tuple[Tensor | None, Tensor | None]] = {}
         self._vectors: dict[int, Tensor] = {}
 
     def attend(
-        self,
-        layer: int,
-        query_H_N_D: Tensor,
-        key_h_N_D: Tensor,
-        value_h_N_D: Tensor,
-        *,
-        scale: float,
-        window: int | None,
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: Window
     ) -> Tensor:
-        H, N, D = query_H_N_D.shape
-        h = key_h_N_D.shape[0]
+        H, N, D = query.shape
+        h = key.shape[0]
         S, n, G = self.slots, self.width, H // h
-        prompt_bias, own_bias = self._bias(window, G, key_h_N_D.dtype)
+        prompt_bias, own_bias = self._bias(window, G, key.dtype)
 
         # 1) Each sample's new key and value stand behind its own ones.
         keys, values = self.store.own[layer]
         where = self._own_vectors(h, keys.shape[2])
-        keys.view(-1, D).index_copy_(0, where, key_h_N_D.transpose(0, 1).reshape(N * h, D))
-        values.view(-1, D).index_copy_(0, where, value_h_N_D.transpose(0, 1).reshape(N * h, D))
+        keys.view(-1, D).index_copy_(0, where, key.transpose(0, 1).reshape(N * h, D))
+        values.view(-1, D).index_copy_(0, where, value.transpose(0, 1).reshape(N * h, D))
         # 2) It attends to these,
-        query = query_H_N_D.transpose(0, 1).reshape(N, h, G, D)
+        query = query.transpose(0, 1).reshape(N, h, G, D)
         own_keys, own_values = (x[:N, :, : self.longest_own] for x in (keys, values))
         out, lse = _attention(query, own_keys.mT, own_values, own_bias, scale)
 

@@ -55,6 +55,7 @@ def _forward(layer: Any, whole: Forward, hidden_states: Tensor, *args: Any, **op
 def _gives_the_same(
     layer: Any, whole: Forward, keep: Tensor, hidden_states: Tensor, *args: Any, **options: Any
 ) -> bool:
+    """Whether the cut layer's outputs are the whole one's, to rounding."""
     was_training = layer.training
     layer.eval()  # dropout would make a difference
     try:

@@ -68,7 +68,7 @@ class DecodeRows:
         """The samples that the jobs lack, before their first token. New ways to draw join `ways`."""
         samples = [(slot, job.request, s) for slot, job in enumerate(jobs) for s in job.missing]
         N, T = len(samples), max((r.max_new_tokens for _, r, _ in samples), default=0)
-        columns = {f.name: np.zeros(N, dtype=np.int64) for f in fields(cls)}
+        columns: dict[str, np.ndarray] = {f.name: np.zeros(N, dtype=np.int64) for f in fields(cls)}
         columns["tokens"] = np.zeros((N, T), dtype=np.int64)
         columns["noise"] = np.zeros((N, T), dtype=np.float32)
         rows = cls(**columns)

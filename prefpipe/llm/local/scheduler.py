@@ -50,7 +50,7 @@ class Size:
 
     slots: int
     prompt_tokens: int
-    """Of the longest prompt."""
+    """The longest prompt's."""
     samples: int
     new_tokens: int
     """The most that one may get."""
