@@ -117,10 +117,8 @@ def open_ranker(s: Settings) -> openers.Ranker:
     if s.by == "reward":
         return openers.open_reward(s.reward_model, **weights)
     if s.by == "pairwise":
-        temperature = s.score_temperature
-        return openers.open_pairwise(
-            s.pairwise_model, seed=s.seed, score_temperature=temperature, **weights
-        )
+        options = {"seed": s.seed, "score_temperature": s.score_temperature}
+        return openers.open_pairwise(s.pairwise_model, **options, **weights)
     options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
     return partial(openers.by_judge, s.open_engine(s.judge), **options)
 

@@ -150,3 +150,8 @@ def test_where_nothing_was_asked_nobody_wins(prompt):
     reject = why_not(row)
     assert reject is not None and reject.reason == "empty_question"
     assert why_not(Responses(id="a", prompt="Q", responses=["good", "bad"])) is None
+
+
+def test_the_score_s_temperature_goes_by_its_short_name_too():
+    for option in ("--temperature", "--score-temperature"):
+        assert Settings.from_command_line([option, "2.5"]).score_temperature == 2.5

@@ -129,15 +129,13 @@ def judge_matches(
 def _show(
     match: Match, contest: Contest, template: str | None
 ) -> tuple[judge.Showing, judge.Showing]:
+    a, b = match.first, match.second
     question = flatten_turns(contest.prompt)
     return judge.both_orders(
-        (
-            f"{match.id}\t{match.first}\t{match.second}",
-            f"{match.id}\t{match.second}\t{match.first}",
-        ),
+        (f"{match.id}\t{a}\t{b}", f"{match.id}\t{b}\t{a}"),
         question,
-        contest.responses[match.first],
-        contest.responses[match.second],
+        contest.responses[a],
+        contest.responses[b],
         language=languages.detect_language(question),
         template=template,
     )

@@ -1,4 +1,4 @@
-"""Published formats. A new one is a file here, with its reader and its published score, and a line below.
+"""Published formats. A new one is a file here, with its reader and its published score, and its line below.
 
 `--format` and `--benchmark` choose from this list, by these names.
 """
@@ -15,7 +15,7 @@ from prefpipe.formats import (
     skywork,
 )
 from prefpipe.formats.reading import Format
-from prefpipe.rows import Preference, Question
+from prefpipe.rows import Preference
 
 FORMATS: dict[str, Format] = {
     "sky": skywork.FORMAT,
@@ -34,18 +34,13 @@ else:
 """Type of a setting that names a format of pairs: --help shows the names."""
 
 
-def read_record(record: Any, name: str) -> Preference | Question | ValueError:
-    """The record in the format of that name, or what is wrong with it."""
-    if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
-        return record
+def read_preference(record: Any, name: str) -> Preference | ValueError:
+    """The record in the format of that name, which is one of pairs, or what is wrong with it."""
     try:
-        return FORMATS[name].read(record)
+        if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
+            raise record
+        row = FORMATS[name].read(record)
     except ValueError as error:
         return error
-
-
-def read_preference(record: Any, name: str) -> Preference | ValueError:
-    """The same of a format of pairs."""
-    row = read_record(record, name)
-    assert not isinstance(row, Question), name
+    assert isinstance(row, Preference), name
     return row

@@ -79,10 +79,12 @@ def field(record: Record, name: str) -> Any:
 
 
 def text_field(record: Record, name: str) -> str:
+    """The text that must be there."""
     return as_text(field(record, name), name)
 
 
 def as_text(value: Any, name: str) -> str:
+    """The value of that field, which must be a text."""
     if not isinstance(value, str):
         raise ValueError(f"{name}: found {type(value).__name__}, wanted text")
     return value
@@ -95,6 +97,7 @@ def prompt_field(record: Record, name: str = "prompt") -> str | list[Message]:
 
 
 def read_turns(value: Any, name: str) -> list[Message]:
+    """The value of that field, which must be a list of {role, content}; what else is in them is dropped."""
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(f"{name}: found {type(value).__name__}, wanted a list of turns")
     turns = []
@@ -119,6 +122,7 @@ def id_field(record: Record, content: Any) -> str:
 
 
 def source_field(record: Record) -> str | None:
+    """Where the record says that it comes from; None: it does not say."""
     source = record.get("source")
     if source is not None and not isinstance(source, str):
         raise ValueError(f"source: found {source!r}, wanted a text")
