@@ -107,7 +107,7 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
     counts = {f"{split} pairs": len(rows) for split, rows in pairs.items()}
     counts["validation pairs measured"] = len(validation)
     settings = s.model_dump(mode="json")
-    record(run, trainer, "dpo", settings, counts, results, difference, results=results)
+    record(run, trainer, "dpo", settings, counts, results, difference, {"results": results})
     return results
 
 

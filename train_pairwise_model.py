@@ -113,10 +113,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
     names = ("accuracy", "agreement", "ece", "temperature", "ece_scaled", "longer_is_right")
     numbers = {name: report[name] for name in names}
-    settings, accuracy = s.model_dump(mode="json"), report["accuracy"]
-    record(
-        run, trainer, "pairwise", settings, pairs.counts(), numbers, difference, accuracy=accuracy
-    )
+    settings, summary = s.model_dump(mode="json"), {"accuracy": report["accuracy"]}
+    record(run, trainer, "pairwise", settings, pairs.counts(), numbers, difference, summary)
     return report
 
 

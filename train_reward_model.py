@@ -121,8 +121,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     dataclasses.replace(own_format, temperature=report["temperature"]).save(s.output)
     names = ("accuracy", "ece", "temperature", "ece_scaled", "mean_margin", "longer_is_right")
     numbers = {name: report[name] for name in names}
-    settings, accuracy = s.model_dump(mode="json"), report["accuracy"]
-    record(run, trainer, "reward", settings, pairs.counts(), numbers, difference, accuracy=accuracy)
+    settings, summary = s.model_dump(mode="json"), {"accuracy": report["accuracy"]}
+    record(run, trainer, "reward", settings, pairs.counts(), numbers, difference, summary)
     return report
 
 

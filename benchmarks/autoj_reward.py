@@ -44,7 +44,7 @@ SETTINGS = {
 MAX_LENGTH = 512
 WAYS = ("ours_drop", "ours_half", "trl", "trl_in_our_order")
 FROZEN_LAYERS = 4
-"""Of the encoder's six, with the embeddings: not trained, which halves the time."""
+"""How many of the encoder's six are not trained, nor the embeddings: it halves the time."""
 
 
 def real_data() -> Path:
@@ -58,18 +58,18 @@ def real_data() -> Path:
 def read_pairs(path: Path, tokenize: Any) -> tuple[list[Any], list[Any], int]:
     """Rows with their token ids (prompts cut from the left); how many responses are too long."""
     from prefpipe import files
-    from prefpipe.compare.reward_model import Unscorable
-    from prefpipe.formats import autoj
+    from prefpipe.compare.context import Unscorable
+    from prefpipe.formats import reading
 
     rows, tokens, left_out = [], [], 0
     for _, record in files.read_records(path):
-        row = autoj.read(record)
-        made = tokenize(row.prompt, [row.chosen, row.rejected])
-        if isinstance(made, Unscorable) or made.completions[0] == made.completions[1]:
+        row = reading.autoj(record)
+        both = tokenize(row.prompt, [row.chosen, row.rejected])
+        if isinstance(both, Unscorable) or both.completions[0] == both.completions[1]:
             left_out += 1
             continue
         rows.append(row)
-        tokens.append(made.completions)
+        tokens.append(both.completions)
     return rows, tokens, left_out
 
 

@@ -135,6 +135,18 @@ def step_of(trainer: Any, batch_pairs: int) -> Step:
     return step
 
 
+OPTIONS: dict[str, Any] = {
+    "max_length": None,
+    "gradient_checkpointing": False,
+    "bf16": False,
+    "use_cpu": True,
+    "learning_rate": 1e-5,
+    "report_to": [],
+    "disable_tqdm": True,
+}
+"""What every trainer is given; a caller may change some."""
+
+
 def make_steps(
     shape: Shape,
     folder: str,
@@ -145,23 +157,25 @@ def make_steps(
     **changes: Any,
 ) -> dict[str, Step]:
     """For each side, its step; changes: of the DPOConfig."""
-    tokenizer, data = padding_tokenizer(), to_dataset(make_pairs(shape))
-    settings: dict[str, Any] = {
-        "max_length": None,
-        "per_device_train_batch_size": shape.pairs,
-        "precompute_ref_log_probs": True,
-        "precompute_ref_batch_size": 1,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "learning_rate": 1e-5,
-        "report_to": [],
-        "disable_tqdm": True,
+    data = to_dataset(make_pairs(shape))
+    own: dict[str, Any] = {"per_device_train_batch_size": shape.pairs}
+    own |= {"precompute_ref_log_probs": True, "precompute_ref_batch_size": 1}
+    kinds = {
+        side: PrefixSharedDPOTrainer if side == "ours" else TokenIdsDPOTrainer for side in sides
     }
-    options = DPOConfig(folder, **settings | changes)
+    options = DPOConfig(folder, **OPTIONS | own | changes)
+    return steps_of({side: (kinds[side], data) for side in sides}, options, make_model, peft_config)
 
-    def step(side: str) -> Step:
-        kind: Any = PrefixSharedDPOTrainer if side == "ours" else TokenIdsDPOTrainer
+
+def steps_of(
+    sides: dict[str, tuple[Any, Any]],
+    options: Any,
+    make_model: Callable[[], PreTrainedModel],
+    peft_config: Any,
+) -> dict[str, Step]:
+    """For each side, (trainer class, data set), its step; trl_accumulated's takes a pair at a time."""
+    tokenizer, steps = padding_tokenizer(), {}
+    for side, (kind, data) in sides.items():
         trainer = kind(
             make_model(),
             args=options,
@@ -169,9 +183,8 @@ def make_steps(
             processing_class=tokenizer,
             peft_config=peft_config,
         )
-        return step_of(trainer, 1 if side == "trl_accumulated" else shape.pairs)
-
-    return {side: step(side) for side in sides}
+        steps[side] = step_of(trainer, 1 if side == "trl_accumulated" else len(data))
+    return steps
 
 
 def noting(steps: dict[str, Step], losses: dict[str, list[float]]) -> dict[str, Callable[[], None]]:

@@ -25,13 +25,13 @@ from trl.trainer.reward_trainer import RewardTrainer
 from benchmarks import line_of, machine, make_parser, ratios, write_results
 from benchmarks.dpo_step import (
     EMBEDDED,
+    OPTIONS,
     SMALL,
     WAYS,
     Shape,
     Step,
     make_pairs,
-    padding_tokenizer,
-    step_of,
+    steps_of,
     take_turns,
 )
 from prefpipe.training.reward import PrefixSharedRewardTrainer
@@ -77,31 +77,12 @@ def make_steps(
     **changes: Any,
 ) -> dict[str, Step]:
     """For each side, its step; changes: of the RewardConfig."""
-    tokenizer, data = padding_tokenizer(), make_data(shape)
-    settings: dict[str, Any] = {
-        "max_length": None,
-        "per_device_train_batch_size": shape.pairs,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "learning_rate": 1e-5,
-        "report_to": [],
-        "disable_tqdm": True,
-    }
-    options = RewardConfig(folder, **settings | changes)
-
-    def step(side: str) -> Step:
-        kind: Any = PrefixSharedRewardTrainer if side == "ours" else RewardTrainer
-        trainer = kind(
-            make_model(),
-            args=options,
-            train_dataset=data if side == "ours" else whole_rows(data),
-            processing_class=tokenizer,
-            peft_config=peft_config,
-        )
-        return step_of(trainer, 1 if side == "trl_accumulated" else shape.pairs)
-
-    return {side: step(side) for side in sides}
+    data = make_data(shape)
+    ours, theirs = (PrefixSharedRewardTrainer, data), (RewardTrainer, whole_rows(data))
+    own: dict[str, Any] = {"per_device_train_batch_size": shape.pairs}
+    options = RewardConfig(folder, **OPTIONS | own | changes)
+    trainers = {side: ours if side == "ours" else theirs for side in sides}
+    return steps_of(trainers, options, make_model, peft_config)
 
 
 def measure(shape: Shape, rounds: int) -> dict[str, Any]:

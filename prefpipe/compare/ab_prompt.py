@@ -84,7 +84,7 @@ class TokenizedTurns:
     shared: int
     """Tokens that all rows begin with, up to where the first response begins."""
     tokens_cut: int
-    """Of the context, from its left."""
+    """How many of the context's were cut from its left."""
 
 
 class PairwiseTokenizer:

@@ -50,7 +50,7 @@ class TokenizedResponses:
     completions: list[list[int]]
     """For each response; of a decoder ending with the end of turn."""
     tokens_cut: int
-    """Of the prompt, from its left."""
+    """How many of the prompt's were cut from its left."""
 
 
 class RewardTokenizer:

@@ -67,11 +67,11 @@ class PackCollator:
             input_ids[i, 1 : 1 + len(completion)] = torch.as_tensor(completion)
             completion_mask[i, 1 : 1 + len(completion)] = 1
 
-        packs, places = self._packs(examples)
+        packs, spans = self._packs(examples)
         stacked = stack(packs, self.pad_token_id)
         pack_length = stacked["input_ids"].shape[1]
         index = torch.zeros((len(rows), length), dtype=torch.long)
-        for i, (r, (start, stop)) in enumerate(places):
+        for i, (r, (start, stop)) in enumerate(spans):
             index[i, : stop - start] = torch.arange(start, stop) + r * pack_length
         tokens = torch.tensor([len(p) for p in packs])
         return {
@@ -89,6 +89,7 @@ class PackCollator:
         self, examples: Sequence[Mapping[str, Any]]
     ) -> tuple[list[Pack], list[tuple[int, tuple[int, int]]]]:
         """The packs, and for each of the 2B rows its (pack, span)."""
+        # 1) Pairs by prompt, at most pairs_per_pack in a group; equal completions are one branch.
         groups: list[tuple[list[int], dict[tuple[int, ...], int], list[int]]] = []
         open_group: dict[tuple[int, ...], int] = {}
         for i, example in enumerate(examples):
@@ -104,13 +105,14 @@ class PackCollator:
         packs = [
             pack(prompt, list(branches), with_last=self.with_last) for prompt, branches, _ in groups
         ]
-        places: list[tuple[int, tuple[int, int]]] = [(0, (0, 0))] * (2 * len(examples))
+        # 2) Where each row's completion is: the chosen ones in the first half, as the trainer has it.
+        spans: list[tuple[int, tuple[int, int]]] = [(0, (0, 0))] * (2 * len(examples))
         for g, (_, branches, pairs) in enumerate(groups):
             for i in pairs:
                 chosen, rejected = (tuple(examples[i][k]) for k in ID_COLUMNS[1:])
-                places[i] = g, packs[g].spans[branches[chosen]]
-                places[len(examples) + i] = g, packs[g].spans[branches[rejected]]
-        return packs, places
+                spans[i] = g, packs[g].spans[branches[chosen]]
+                spans[len(examples) + i] = g, packs[g].spans[branches[rejected]]
+        return packs, spans
 
 
 def last_token_packs(
@@ -171,16 +173,18 @@ def run_packed(model: torch.nn.Module) -> None:
         implementation = self.config._attn_implementation
         if implementation == USED_IN_BOTH_WAYS:
             if pack_input_ids.device.type == "cpu":
+                # all packs end to end in one row without their padding, (1, N): index_2B_C says
+                # where in it each of the trainer's positions stands
                 real_R_T = pack_segments != PADDING
-                place_RT = real_R_T.flatten().cumsum(0) - 1
-                place = place_RT[pack_index]
-                layout = Prefill(_segments_of(pack_segments), keep=place.unique())
+                index_RT = real_R_T.flatten().cumsum(0) - 1
+                index_2B_C = index_RT[pack_index]
+                layout = Prefill(_segments_of(pack_segments), keep=index_2B_C.unique())
                 kwargs |= {"attention_mask": None, "layout": layout}
                 kwargs["input_ids"] = pack_input_ids[real_R_T][None]
                 kwargs["position_ids"] = pack_position_ids[real_R_T][None]
                 with shared_prefix_attention(self):
                     outputs = run(**kwargs)
-                outputs.last_hidden_state = outputs.last_hidden_state[0, place]
+                outputs.last_hidden_state = outputs.last_hidden_state[0, index_2B_C]
                 return outputs
             implementation = "sdpa"
         length = pack_input_ids.shape[1]
@@ -202,7 +206,7 @@ def run_packed(model: torch.nn.Module) -> None:
 
 def _segments_of(segments_R_T: Tensor) -> list[Segment]:
     """The packs end to end without their padding, as pieces that attend to what they stand behind."""
-    found: list[Segment] = []
+    segments: list[Segment] = []
     start = 0
     for row in segments_R_T:
         prompt = None
@@ -210,10 +214,10 @@ def _segments_of(segments_R_T: Tensor) -> list[Segment]:
         for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
             if kind == PADDING:
                 continue
-            found.append(Segment(start, start + count, None if kind == PROMPT else prompt))
-            prompt = found[-1] if kind == PROMPT else prompt
+            segments.append(Segment(start, start + count, None if kind == PROMPT else prompt))
+            prompt = segments[-1] if kind == PROMPT else prompt
             start += count
-    return found
+    return segments
 
 
 def attention_mask(segments_R_T: Tensor, implementation: str, dtype: torch.dtype) -> Any:

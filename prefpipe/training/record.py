@@ -17,7 +17,7 @@ def record(
     counts: Mapping[str, int],
     results: Mapping[str, float],
     difference: float,
-    **summary: Any,
+    summary: Mapping[str, Any],
 ) -> None:
     """Write loss_curve.csv, loss_curve.png and README.md; add to run.summary.
 
