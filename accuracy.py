@@ -78,7 +78,7 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
         **({s.output / "scores.jsonl": ScoredQuestion} if scored else {}),
     }
     inputs = inputs_of(s, measured, pairs)
-    with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output) as run:
+    with s.open_run(inputs=inputs, outputs=outputs, home=s.output) as run:
         if run.finished:
             if not (s.output / "accuracy.json").is_file():
                 raise SystemExit(f"{s.output}: accuracy.json is gone; --overwrite makes it again")

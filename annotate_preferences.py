@@ -84,7 +84,7 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
         return print_estimate(s)
     inputs = [s.input, *local_folders(s.model)]
     outputs = {s.output: AnnotationAnswer}
-    with files.open_run(s, inputs=inputs, outputs=outputs, unit="annotation prompts") as run:
+    with s.open_run(inputs=inputs, outputs=outputs, unit="annotation prompts") as run:
         if run.finished:
             return
 

@@ -168,7 +168,7 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
     prompts += [] if s.scorer == "heuristic" else templates.template_files(None, "judge")
     models = local_folders(s.model, s.judge_model or s.model)
     inputs = [s.input, s.store / MANIFEST, *prompts, *models]
-    with files.open_run(s, inputs=inputs, outputs={s.output: RagPair}, unit="queries") as run:
+    with s.open_run(inputs=inputs, outputs={s.output: RagPair}, unit="queries") as run:
         if run.finished:
             return
         embedder = embedder or SentenceEmbedder(s.embedding_model)

@@ -166,8 +166,7 @@ def main(s: Settings, embedder: Embedder | None = None) -> None:
             f"half of chunk_characters {s.chunk_characters}"
         )
     model = embedding.model_folder(s.embedding_model)
-    with files.open_run(
-        s,
+    with s.open_run(
         inputs=[s.input, *([model] if model else [])],
         outputs={s.output / store.DOCUMENTS: Document},
         home=s.output,

@@ -45,7 +45,7 @@ def main(s: Settings) -> None:
     outputs = {s.output / f"{split}.parquet": JudgmentPair for split in files.SPLITS}
     types: Counter[str] = Counter()
     inputs = [s.items, *sources]
-    with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
+    with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
         if run.finished:
             return
         wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None

@@ -80,7 +80,7 @@ def main(s: Settings) -> None:
     inputs = [*paths, *responses.values(), s.criteria, *template_files(s.template, "rate")]
     outputs = {mix_path: AnnotationMix, asked_path: AnnotationPrompt}
     home = mix_path.parent
-    with files.open_run(s, inputs=inputs, outputs=outputs, home=home, unit="prompts") as run:
+    with s.open_run(inputs=inputs, outputs=outputs, home=home, unit="prompts") as run:
         if run.finished:
             return
         answers = {name: files.Aligned(path, ModelResponse) for name, path in responses.items()}

@@ -54,7 +54,7 @@ class Settings(TrainingStage, env_prefix="DPO_TRAINING_"):
 
 def main(s: Settings) -> None:
     inputs = [s.input, *local_folders(s.model)]
-    with files.open_run(s, inputs=inputs, outputs={}, home=s.output, unit="pairs") as run:
+    with s.open_run(inputs=inputs, outputs={}, home=s.output, unit="pairs") as run:
         if run.finished:
             s.check_weights()
             return

@@ -116,7 +116,7 @@ def respond(s: Settings, paths: Sequence[Path], open_engine: Callable[[], llm.En
     (responder,) = s.models
     output = s.output / responder.name / "responses.jsonl"
     inputs = [*paths, *(local_folders(responder.model) if s.engine == "local" else ())]
-    with files.open_run(s, inputs=inputs, outputs={output: ModelResponse}, unit="prompts") as run:
+    with s.open_run(inputs=inputs, outputs={output: ModelResponse}, unit="prompts") as run:
         if run.finished:
             return
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import config
-from prefpipe import files, llm, verdicts
+from prefpipe import llm, verdicts
 from prefpipe.llm.replies import Replies
 from prefpipe.ranges import Positive, Temperature, TopK, TopP
 from prefpipe.rows import Item, Judgment, Reject
@@ -51,7 +51,7 @@ def to_judgments(item: Item, replies: Replies, n: int) -> list[Judgment] | Rejec
 
 def main(s: Settings, engine: llm.Engine | None = None) -> None:
     inputs = [s.input, *local_folders(s.model)]
-    with files.open_run(s, inputs=inputs, outputs={s.output: Judgment}, unit="items") as run:
+    with s.open_run(inputs=inputs, outputs={s.output: Judgment}, unit="items") as run:
         if run.finished:
             return
 

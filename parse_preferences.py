@@ -72,9 +72,7 @@ def main(s: Settings) -> None:
     inputs = [s.mix, s.prompts, s.input]
     # A wrong line in a file of this pipeline stops the stage: without it the files no longer fit.
     strict = s.model_copy(update={"strict": True})
-    with files.open_run(
-        strict, inputs=inputs, outputs={s.output: SyntheticPair}, unit="prompts"
-    ) as run:
+    with strict.open_run(inputs=inputs, outputs={s.output: SyntheticPair}, unit="prompts") as run:
         if run.finished:
             return
         asked = files.Aligned(s.prompts, AnnotationPrompt)

@@ -54,7 +54,7 @@ def main(s: Settings) -> None:
     outputs = dict.fromkeys(paths.values(), CleanJudgment)
     inputs = [s.items, *sources.values()]
     read: Counter[tuple[Variant, str | None]] = Counter()  # by variant, and why it is unreadable
-    with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
+    with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
         if run.finished:
             return
         wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None

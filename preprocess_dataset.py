@@ -44,7 +44,7 @@ def main(s: Settings) -> None:
     paths = {split: s.output / f"{split}.jsonl" for split in files.SPLITS}
     outputs = dict.fromkeys(paths.values(), Item)
     inputs = [*s.raw_files(), *templates.template_files(s.template, "judge")]
-    with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output) as run:
+    with s.open_run(inputs=inputs, outputs=outputs, home=s.output) as run:
         if run.finished:
             return
         ids = files.Places()

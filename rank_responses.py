@@ -70,7 +70,7 @@ def main(s: Settings, ranker: openers.Ranker | None = None) -> None:
     shown = template_files(s.template, "judge") if s.by == "judge" else []
     inputs = [s.input, *local_folders(model), *shown]
     outputs = {rankings: Ranking, preferences: Preference}
-    with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output, unit="prompts") as run:
+    with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="prompts") as run:
         if run.finished:
             return
         os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -55,7 +55,7 @@ class Settings(PreferenceTrainingStage, env_prefix="REWARD_MODEL_"):
 
 def main(s: Settings) -> None:
     inputs = [*s.raw_files(), *local_folders(s.model)]
-    with files.open_run(s, inputs=inputs, outputs={}, home=s.output, unit="pairs") as run:
+    with s.open_run(inputs=inputs, outputs={}, home=s.output, unit="pairs") as run:
         if run.finished:
             s.check_weights()
             return

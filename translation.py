@@ -122,7 +122,7 @@ def main(s: Settings) -> None:
     outputs = {s.output / f"{split}.jsonl": Item for split in files.SPLITS}
     inputs = [s.input, *template_files(s.template or "judge.en", "judge")]
     inputs += template_files(s.instruction_template, "translate")
-    with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output) as run:
+    with s.open_run(inputs=inputs, outputs=outputs, home=s.output) as run:
         if run.finished:
             return
         tries = Tries(

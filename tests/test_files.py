@@ -41,7 +41,7 @@ def notes(*ids: str) -> list[Note]:
 
 def copy_notes(s: Settings, source: Path, output: Path) -> files.Run:
     """A stage that copies rows; those whose text is empty are left out."""
-    with files.open_run(s, inputs=[source], outputs={output: Note}) as run:
+    with s.open_run(inputs=[source], outputs={output: Note}) as run:
         if not run.finished:
             for row in run.read(source, Note):
                 run.emit(row if row.text else Reject(id=row.id, reason="empty"))
@@ -154,7 +154,7 @@ def test_an_output_is_whole_or_absent(tmp_path):
     out = tmp_path / "out.jsonl"
     with (
         pytest.raises(RuntimeError),
-        files.open_run(Settings(), inputs=[source], outputs={out: Note}) as run,
+        Settings().open_run(inputs=[source], outputs={out: Note}) as run,
     ):
         for row in run.read(source, Note):
             run.emit(row)
@@ -190,7 +190,7 @@ def test_a_killed_overwrite_leaves_the_finished_output_as_it_was(tmp_path):
     anew = Settings(overwrite=True)
     with (
         pytest.raises(RuntimeError),
-        files.open_run(anew, inputs=[source], outputs={out: Note}) as run,
+        anew.open_run(inputs=[source], outputs={out: Note}) as run,
     ):
         next(iter(run.read(source, Note)))
         raise RuntimeError("killed")
@@ -246,7 +246,7 @@ def test_an_output_that_is_the_input_is_refused(tmp_path):
     source = write_jsonl(tmp_path / "train.jsonl", [{"id": "a", "text": "t"}])
     for given_as in (source, tmp_path):  # a file, and the folder it is in
         with pytest.raises(DataError, match=r"train\.jsonl: is the input; choose another output"):
-            files.open_run(Settings(), inputs=[given_as], outputs={source: Note})
+            Settings().open_run(inputs=[given_as], outputs={source: Note})
     assert source.read_text() == '{"id": "a", "text": "t"}\n'
 
 
@@ -254,7 +254,7 @@ def test_the_second_of_two_runs_at_once_is_refused(tmp_path):
     """Also where a stage keeps no log: two writers of one file would mix their rows."""
     source = write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
     out = tmp_path / "out.jsonl"
-    with files.open_run(Settings(), inputs=[source], outputs={out: Note}) as run:
+    with Settings().open_run(inputs=[source], outputs={out: Note}) as run:
         for row in run.read(source, Note):
             run.emit(row)
         with pytest.raises(SystemExit, match="another run is writing it"):
@@ -343,7 +343,7 @@ def test_a_lost_row_ends_the_run_without_output(tmp_path):
     out = tmp_path / "out.jsonl"
     with (
         pytest.raises(AssertionError, match="1 of 2 rows unaccounted for"),
-        files.open_run(Settings(), inputs=[source], outputs={out: Note}) as run,
+        Settings().open_run(inputs=[source], outputs={out: Note}) as run,
     ):
         for row in run.read(source, Note):
             if row.id == "a":
@@ -380,7 +380,7 @@ def test_duplicate_ids_are_an_error_with_both_places(tmp_path):
     """S11. Of a folder, across its files; and before any work, in the first pass."""
     write_jsonl(tmp_path / "in/train.jsonl", [row.model_dump() for row in notes("a", "b")])
     write_jsonl(tmp_path / "in/validation.jsonl", [row.model_dump() for row in notes("c", "b")])
-    run = files.open_run(Settings(), inputs=[], outputs={tmp_path / "out.jsonl": Note})
+    run = Settings().open_run(inputs=[], outputs={tmp_path / "out.jsonl": Note})
     for pass_over in (run.peek, run.read):
         with pytest.raises(DataError) as error:
             list(pass_over(tmp_path / "in", Note))
@@ -402,7 +402,7 @@ def test_a_limit_counts_the_rows_of_each_file(tmp_path):
     for split in files.SPLITS:
         rows = [Note(id=f"{split}{k}", text="t").model_dump() for k in range(4)]
         write_jsonl(tmp_path / f"{split}.jsonl", rows)
-    run = files.open_run(Settings(limit=2), inputs=[], outputs={tmp_path / "out.jsonl": Note})
+    run = Settings(limit=2).open_run(inputs=[], outputs={tmp_path / "out.jsonl": Note})
     ids = [row.id for row in run.read(tmp_path, Note)]
     assert ids == ["train0", "train1", "validation0", "validation1"] and run.read_count == 4
 
@@ -690,7 +690,7 @@ def most_kb():  # ru_maxrss would count the process that started this one
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 start = most_kb()
-with files.open_run(Settings(), inputs=[source], outputs={{output: Reject}}) as run:
+with Settings().open_run(inputs=[source], outputs={{output: Reject}}) as run:
     for row in run.read(source, Reject):
         run.keep((output, row))
 print(start, most_kb())

@@ -42,7 +42,7 @@ def output(tmp_path, monkeypatch) -> Path:
 def a_run(output: Path) -> Iterator[files.Run]:
     """A stage's run; at its end it writes what it has read."""
     source, s = Path("in.jsonl"), Settings(output=output)
-    with files.open_run(s, inputs=[source], outputs={output: Text}) as run:
+    with s.open_run(inputs=[source], outputs={output: Text}) as run:
         yield run
         for row in run.read(source, Text):
             run.emit(row)

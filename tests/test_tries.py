@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
 
-from prefpipe import files, llm
+from prefpipe import llm
 from prefpipe.llm.tries import Tries
 from prefpipe.rows import Completion, Prompt, Reject
 from prefpipe.settings import Stage
@@ -48,7 +48,7 @@ def check(row: Prompt, reply: Completion) -> Prompt | Reject:
 def run(folder, engine: Engine, tries=3, **options) -> list[tuple[str, int]]:
     """One run of a stage; gives what it asked, as (id, try)."""
     rows = write_jsonl(folder / "in.jsonl", [{"id": id, "prompt": "p"} for id in IDS])
-    with files.open_run(Settings(), inputs=[rows], outputs={folder / "out.jsonl": Prompt}) as run:
+    with Settings().open_run(inputs=[rows], outputs={folder / "out.jsonl": Prompt}) as run:
         asking = Tries(
             run,
             lambda: run.peek(rows, Prompt),

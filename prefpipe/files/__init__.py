@@ -6,8 +6,6 @@ that nothing was lost, and writes `.meta.json` last. A stage that talks to a mod
 RowLog, from which a killed run goes on.
 """
 
-from typing import Any
-
 from prefpipe.files.fingerprint import difference, fingerprint, hash_path, library_versions
 from prefpipe.files.ids import Aligned, Places
 from prefpipe.files.outputs import beside, open_alone, write_json, write_rows, write_text
@@ -23,11 +21,6 @@ from prefpipe.files.records import (
 )
 from prefpipe.files.resume import RowLog
 from prefpipe.files.run import Run, StageFacts
-
-
-def open_run(settings: Any, **options: Any) -> Run:
-    return settings.open_run(**options)
-
 
 __all__ = [
     "ENDINGS",

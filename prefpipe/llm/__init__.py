@@ -6,16 +6,11 @@ batch     the OpenAI Batch API (prefpipe.llm.batch_api.batch_engine)
 scripted  canned answers, for tests (prefpipe.llm.scripted)
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from prefpipe.files import RowLog
-from prefpipe.rows import Completion, Message, Row
-from prefpipe.screen import progress
-
-R = TypeVar("R", bound=Row)
+from prefpipe.rows import Completion, Message
 
 SERVER_FAILURES = frozenset({"rate_limited", "server_error", "timeout", "connection_lost"})
 """Reasons of a Failure that lie with the server or the network: the same request may pass later."""
@@ -100,47 +95,3 @@ class Scorer(Protocol):
         A Failure's id is the number of the prompt, from 0.
         """
         ...
-
-
-def complete(
-    engine: Engine,
-    requests: Iterable[Request],
-    log: RowLog[R],
-    to_row: Callable[[Completion], R],
-    *,
-    total: int | None = None,
-    what: str = "prompts",
-) -> dict[str, Failure]:
-    """Ask for every request and log a row for each completion as it comes.
-
-    Returns the failures by request id: the rows a stage leaves out. Raises SystemExit where some
-    of them may pass later; nothing is written then, and the next run asks for those again. Says so
-    on stderr where not one prompt of many got two different samples.
-    """
-    failures: dict[str, Failure] = {}
-    several = alike = 0  # prompts with more than one sample, and with equal ones only
-    paid = engine if isinstance(engine, PaidEngine) else None
-    results = progress(engine.generate(requests), total, what)
-    for result in results:
-        if paid:
-            results.note(paid.spent())
-        if isinstance(result, Failure):
-            failures[result.id] = result
-            continue
-        several += len(result) > 1
-        alike += len(result) > 1 and len({completion.text for completion in result}) == 1
-        for completion in result:
-            log.add(to_row(completion))
-    if alike == several >= MANY:
-        print(
-            f"warning: all samples of a prompt are the same text, for each of {several} prompts; is "
-            "the temperature 0, or does the server not sample? (transformers serve does where the "
-            "model's generation_config.json has do_sample)",
-            file=sys.stderr,
-        )
-    if later := [f for f in failures.values() if f.reason in SERVER_FAILURES]:
-        raise SystemExit(
-            f"{len(later)} requests did not pass (the first: {later[0].reason}, {later[0].detail}); "
-            "all others are kept: the same command asks for these again"
-        )
-    return failures
