@@ -369,9 +369,7 @@ def test_strict_stops_at_the_first_bad_row_also_in_the_first_pass(tmp_path):
     with pytest.raises(DataError, match=r"in\.jsonl:2: id: found 3, wanted a Note row"):
         copy_notes(Settings(strict=True), source, tmp_path / "out.jsonl")
     assert not list(tmp_path.glob("*out*"))
-    run = files.open_run(
-        Settings(strict=True), inputs=[source], outputs={tmp_path / "o.jsonl": Note}
-    )
+    run = Settings(strict=True).open_run(inputs=[source], outputs={tmp_path / "o.jsonl": Note})
     with pytest.raises(DataError, match=r"in\.jsonl:2: "):
         list(run.peek(source, Note))
 
