@@ -161,7 +161,7 @@ def linear_weights(shape: dict[str, Any]) -> int:
 
 
 def flops(shape: dict[str, Any], tokens: int, seen: int, logits: int) -> int:
-    """Of a forward pass. seen: keys that the queries see, summed; logits: positions with logits."""
+    """FLOPs of a forward pass. seen: keys that the queries see, summed; logits: positions with logits."""
     return (
         2 * linear_weights(shape) * tokens
         + 4 * shape["num_hidden_layers"] * shape["hidden_size"] * seen

@@ -289,7 +289,7 @@ SOURCES = list(dict.fromkeys(source for source, _ in STAGES.values()))
 
 
 def rows_read(folder: Path, stage: str) -> int:
-    """Of all files that the stage reads; construct_dpo_dataset's are as many as the raw ones."""
+    """Rows of all files that the stage reads; construct_dpo_dataset's are as many as the raw ones."""
     return sum(_lines(folder / name) for name in READS[stage])
 
 

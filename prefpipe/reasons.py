@@ -18,10 +18,12 @@ REASONS: dict[str, str] = {
     "beyond_max_rows": "More rows than max_rows asks for.",
     # tokens
     "too_long": "More tokens (or characters) than the setting that is named allows.",
+    "chosen_too_long": "Prompt and chosen text are more than max_length tokens; none is cut.",
+    "rejected_too_long": "Prompt and rejected text are more than max_length tokens; none is cut.",
+    "completion_is_no_single_turn": "A side of the pair is anything but one turn of the assistant's.",
     "responses_too_long": "Both responses leave no room for what they answer.",
     "prompt_too_long": "The prompt and the tokens asked for are more than the model, or its server, takes.",
     "identical_after_tokenizing": "Two texts that differ are the same tokens.",
-    "cut_verdict": "A judgment would be cut before its verdict.",
     # a request to a model
     "rate_limited": "The server refused for now, more often than max_retries allows.",
     "server_error": "The server failed, more often than max_retries allows.",

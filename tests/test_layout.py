@@ -68,7 +68,8 @@ FLOORS = [  # a module imports from its own room and from rooms above it in this
     "files languages questions",
     "templates near_duplicates verdicts formats",
     "chat judge judgment_pairs rating_prompts",
-    "ratings ratings_report translations",
+    "ratings translations",
+    "ratings_report",
     "models",
     "llm",
     "compare",
@@ -208,7 +209,7 @@ def test_no_word_of_a_stages_settings_is_the_name_of_a_constant_twice():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    paths = {value for name, value in vars(config).items() if name.isupper()}
+    paths = [value for name, value in vars(config).items() if name.isupper()]
     shown = {str(p) for p in paths if isinstance(p, str | Path) and "/" in str(p)}
     assert not own & (shown - {str(ROOT), str(config.PROFILES)})
 
@@ -242,7 +243,9 @@ def test_the_package_imports_where_there_is_no_posix(path):
 
 # ---- reasons
 
-REASON_ARGUMENT = {"Reject": 1, "Failure": 1, "Unreadable": 0, "Unscorable": 0}
+REASON_ARGUMENT = {
+    "Reject": 1, "Failure": 1, "Unreadable": 0, "Unscorable": 0, "left_out": 0, "reject": 0
+}  # fmt: skip
 """Where the reason stands in a call, where it has no name."""
 
 
@@ -289,8 +292,10 @@ def test_every_reason_of_the_table_has_a_sentence_and_is_written_somewhere():
         assert reason in words or ends or starts, reason
 
 
-def test_the_data_readme_has_the_table_of_reasons():
+def test_the_data_readme_has_the_table_of_reasons_and_names_no_other():
     text = (ROOT / "data/README.md").read_text(encoding="utf-8")
+    for words in re.findall(r"Reasons[^:]*:((?:[^`.]*`\w+`)+)", text):
+        assert not set(re.findall(r"`([a-z]+_[a-z_]+)`", words)) - set(REASONS)
     for reason, meaning in REASONS.items():
         assert f"| `{reason}` | {meaning} |" in text, "python -m prefpipe.reasons prints the table"
 
@@ -523,12 +528,23 @@ def test_the_links_and_files_that_a_document_names_are_there(path):
             assert (path.parent / target).exists(), target
 
 
-def test_the_readme_names_every_stage_and_every_module():
+def test_the_readmes_tree_is_the_tree_one_file_a_line():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert not {p.name for p in STAGES if p.name not in text}
-    parts = {p.relative_to(ROOT).parts[1] for p in MODULES} - {"__init__.py"}
-    missing = {part for part in parts if f"prefpipe/{part}" not in text}
-    assert not missing
+    (tree,) = re.findall(r"^```\n(config\.py .*?)^```", text, re.M | re.S)
+    named, folder = [], ""
+    for line in tree.split("\n"):
+        if entry := re.match(r"( *)([\w./]+\.(?:py|sh|md)|[\w/]+/)(?: |$)", line):
+            indent, name = len(entry[1]), entry[2]
+            if name.endswith("/"):
+                folder = name if not indent else f"prefpipe/{name}" if indent == 2 else folder
+            else:
+                named.append(
+                    name if not indent else f"{folder}{name}" if indent == 4 else f"prefpipe/{name}"
+                )
+    assert len(set(named)) == len(named)
+    assert not [name for name in named if not (ROOT / name).is_file()]
+    modules = {str(path.relative_to(ROOT)) for path in MODULES if path.name != "__init__.py"}
+    assert not ({p.name for p in STAGES} | modules) - set(named)
 
 
 def test_every_file_kind_is_in_the_data_readme():
