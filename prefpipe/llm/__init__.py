@@ -64,10 +64,13 @@ class TokenScores:
     """The end of turn counts."""
 
 
+Result = list[Completion] | Failure
+
+
 class Engine(Protocol):
     """Requests to texts."""
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
         """One result a request, as soon as it is there: callers go by id, not by the order.
 
         Reads a bounded number of requests ahead.

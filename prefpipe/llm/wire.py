@@ -3,6 +3,7 @@
 Both engines that ask a server write and read it here.
 """
 
+import contextlib
 import email.utils
 import functools
 import itertools
@@ -16,18 +17,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import openai
 from pydantic import SecretStr
 
 from prefpipe import draws
-from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm import Completion, Failure, Request, Result
 
 NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 LONGEST_RETRY_AFTER_SECONDS = 900.0
 """A server that asks for a longer pause ends the run."""
 _LONGEST_BACKOFF_SECONDS = 60.0
 _REFUSED_OPTION = re.compile(r"unrecognized|unsupported|unknown|not supported|extra inputs", re.I)
-
-Result = list[Completion] | Failure
 
 
 class Stop(Exception):
@@ -87,11 +87,8 @@ def printable_url(url: str) -> str:
 
 @functools.cache
 def certificates() -> ssl.SSLContext:
-    """For the connections of all engines. Reading them takes longer than a whole generate() of a few requests."""
+    """For all connections: reading them takes longer than a whole generate() of a few requests."""
     return httpx2.create_ssl_context()
-
-
-# ---- the request -----------------------------------------------------------------------------
 
 
 def request_body(
@@ -109,17 +106,9 @@ def request_body(
     if len(samples) > 1:
         body["n"] = len(samples)
     if served.structured_output and request.reply_schema:
-        body["response_format"] = response_format(request.reply_schema)
+        schema = {"name": "reply", "strict": True, "schema": dict(request.reply_schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body | dict(served.extra_body or {})
-
-
-def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The API's word for: the reply is one JSON object of this schema."""
-    named = {"name": "reply", "strict": True, "schema": dict(schema)}
-    return {"type": "json_schema", "json_schema": named}
-
-
-# ---- the reply -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +184,10 @@ def share_out(total: int, weights: list[int]) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-# ---- the error -------------------------------------------------------------------------------
+def stated_error(error: openai.APIStatusError) -> dict[str, Any]:
+    """The API's error object; its message is the whole reply where it has none."""
+    stated = error.body if isinstance(error.body, dict) else {}
+    return {**stated, "message": str(stated.get("message") or error.response.text)}
 
 
 def read_error(
@@ -229,7 +221,6 @@ def read_error(
                 f"{where} refuses {', '.join(sorted(refused))}: {detail}; set it "
                 "to the value that switches it off, or use a server that takes it"
             )
-        return "bad_request", detail
     if status == 429:
         return "rate_limited", detail
     if status in (408, 409) or status >= 500:
@@ -240,13 +231,9 @@ def read_error(
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as the server states them (a number or an HTTP date); None: it does not."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
+        with contextlib.suppress(KeyError, ValueError):
             return max(float(headers[name]) * unit, 0.0)
-        except (KeyError, ValueError):
-            continue
-    try:
-        return max(
-            email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(), 0.0
-        )
-    except (KeyError, ValueError):
-        return None
+    with contextlib.suppress(KeyError, ValueError):
+        date = email.utils.parsedate_to_datetime(headers["retry-after"])
+        return max(date.timestamp() - time.time(), 0.0)
+    return None

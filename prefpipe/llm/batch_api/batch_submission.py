@@ -18,20 +18,15 @@ from prefpipe.llm.wire import Stop
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How a BatchEngine submits and waits."""
+    """How a BatchEngine submits and waits; the settings of a ServerStage, and the API's limits."""
 
     folder: Path
     """Of the record; one process at a time."""
     requests: int = 50_000
-    """Most requests of one batch; the API's limit."""
     bytes: int = 200_000_000
-    """Most bytes of one batch; the API's limit."""
     tries: int = 3
-    """Batches that a request is sent in at most, where they end without an answer to it."""
     max_cost: float | None = None
-    """USD that all batches of the folder may cost together; None: no limit."""
     poll_seconds: float = 60.0
-    """Longest pause between two looks at the batches under way."""
     settle_seconds: float = 20.0
     """After which a batch that was created is in the server's list of batches; poll_seconds where
     that is shorter."""
@@ -68,19 +63,16 @@ class Submission:
         if self._lines:
             self._lines.close()
 
-    def add(
-        self, id: str, hash: str, samples: Sequence[int], body: Callable[[], dict[str, Any]]
-    ) -> None:
+    def add(self, id: str, hash: str, samples: Sequence[int], body: dict[str, Any]) -> None:
         """A line of the batch that is being built, which is submitted first where it is full.
 
-        id: of the request, for what a person is told. body: makes it, where it is to be sent.
+        id: of the request, for what a person is told.
         """
         if self.over_budget or not self._may_submit:
             self.unsubmitted += 1
             return
-        sent = body()
         line = {"custom_id": custom_id(hash, samples), "method": "POST", "url": ENDPOINT}
-        data = json.dumps(line | {"body": sent}, ensure_ascii=False).encode() + b"\n"
+        data = json.dumps(line | {"body": body}, ensure_ascii=False).encode() + b"\n"
         if len(data) > self._options.bytes:
             raise Stop(
                 f"request {id!r} has {len(data):,} bytes, over the limit of a whole batch "
@@ -99,7 +91,7 @@ class Submission:
         self._record.add_line(batch, line["custom_id"], self._size)
         lines.write(data)
         self._size += len(data)
-        prompt_tokens, new_tokens = most_tokens(sent)
+        prompt_tokens, new_tokens = most_tokens(body)
         batch.requests += 1
         batch.prompt_tokens += prompt_tokens
         batch.new_tokens += new_tokens
@@ -111,8 +103,8 @@ class Submission:
             number = batches[-1].number + 1 if batches else 1
             self.batch = Batch(number, uuid.uuid4().hex, self._model, 0, 0, 0)
             # In place: until the record names it, it is a file that no one has sent.
-            path = self._record.path("requests", self.batch)
-            self._lines, self._size = open(path, "wb"), 0  # noqa: SIM115
+            self._lines = self._record.path("requests", self.batch).open("wb")
+            self._size = 0
         return self.batch, self._lines
 
     def flush(self) -> None:
@@ -129,7 +121,7 @@ class Submission:
             batch.status = "absent"
             return
         batch.file_id = self._api().upload(self._record.path("requests", batch), batch.name)
-        self._record.note_creating(batch)
+        self._record.note("creating", batch)
         batch_id = self._api().create(batch)
         self._record.note("created", batch, batch_id=batch_id, status="validating")
         self.submitted += batch.requests

@@ -98,10 +98,7 @@ class LocalEngine:
                 yield [TokenScores(float(logps.double().sum()), len(logps)) for logps in result]
 
     def _pack(
-        self,
-        index: int,
-        ids: Sequence[int],
-        completions: Sequence[Sequence[int]],
+        self, index: int, ids: Sequence[int], completions: Sequence[Sequence[int]]
     ) -> Pack | Failure:
         new = max((len(completion) for completion in completions), default=0)
         if why := self._too_long(len(ids), new):

@@ -9,29 +9,21 @@ import aiohttp
 import httpx2
 import openai
 
-from prefpipe.llm.wire import (
-    LONGEST_RETRY_AFTER_SECONDS,
-    ServedModel,
-    Stop,
-    certificates,
-    printable_url,
-)
-
-_CONNECT_SECONDS = 30.0
-_KEEPALIVE_SECONDS = 4.0  # below the 5 s after which uvicorn (vLLM, SGLang) closes idle ones
+from prefpipe.llm import wire
+from prefpipe.llm.wire import ServedModel, Stop
 
 
 class Endpoint:
     """One base URL: its connections, and whether it is worth asking now."""
 
     def __init__(self, url: str, served: ServedModel, connections: int) -> None:
-        self.name = printable_url(url)
+        self.name = wire.printable_url(url)
         limits = httpx2.Limits(
             max_connections=connections,
             max_keepalive_connections=connections,
-            keepalive_expiry=_KEEPALIVE_SECONDS,
+            keepalive_expiry=4.0,  # below the 5 s after which uvicorn (vLLM, SGLang) closes idle ones
         )
-        timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
+        timeout = httpx2.Timeout(None, connect=30.0)
         self.client = openai.AsyncOpenAI(
             base_url=url,
             api_key=served.key(),
@@ -39,7 +31,7 @@ class Endpoint:
             timeout=timeout,
             # A quarter of the CPU of the default transport with 512 requests in flight.
             http_client=openai.DefaultAioHttpClient(
-                limits=limits, timeout=timeout, verify=certificates()
+                limits=limits, timeout=timeout, verify=wire.certificates()
             ),
         )
         self.in_flight = 0
@@ -105,7 +97,7 @@ class Endpoints:
         tries: of the request so far. after: seconds that the server asks to wait.
         """
         now = time.monotonic()
-        if after is not None and after > LONGEST_RETRY_AFTER_SECONDS:
+        if after is not None and after > wire.LONGEST_RETRY_AFTER_SECONDS:
             raise Stop(
                 f"{endpoint.name}: {detail}: it asks to wait {after:.0f} s; run the same command "
                 "again then, it goes on from the rows done"

@@ -12,25 +12,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 import httpx2
 import openai
 
-from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request
+from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, wire
 from prefpipe.llm.costs import Spending, estimate_prompt_tokens
 from prefpipe.llm.server.limits import Budget, Endpoint, Endpoints, network_reason
-from prefpipe.llm.wire import (
-    ChatCompletion,
-    Result,
-    ServedModel,
-    completions_of,
-    read_error,
-    read_reply,
-    request_body,
-    retry_after,
-)
+from prefpipe.llm.wire import ChatCompletion, ServedModel
 
 _DRAIN_SECONDS = 30.0
 
@@ -47,14 +38,12 @@ class ServerOptions:
     reports. None: no limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Trouble:
-    """A try that brought no reply."""
+class _Trouble(NamedTuple):
+    """A try that brought no reply. after: seconds that the server asks to wait."""
 
     reason: str
     detail: str = ""
     after: float | None = None
-    """Seconds that the server asks to wait."""
 
 
 class ServerSession:
@@ -165,18 +154,17 @@ class ServerSession:
         missing = request.samples
         while missing:
             reply = await self._ask(request, missing)
+            if isinstance(reply, ChatCompletion):
+                reply = wire.completions_of(reply, request.id, missing, self._served)
             if isinstance(reply, Failure):
                 return reply
-            more = completions_of(reply, request.id, missing, self._served)
-            if isinstance(more, Failure):
-                return more
-            completions += more
-            missing = missing[len(more) :]
+            completions += reply
+            missing = missing[len(reply) :]
         return completions
 
     async def _ask(self, request: Request, samples: Sequence[int]) -> ChatCompletion | Failure:
         """One reply, however many tries it takes."""
-        body = request_body(self._served, request, samples, self._limit_field)
+        body = wire.request_body(self._served, request, samples, self._limit_field)
         tokens = 0
         if self._options.tokens_per_minute:
             tokens = len(samples) * request.max_new_tokens
@@ -226,26 +214,24 @@ class ServerSession:
             self._endpoints.connected(endpoint)
             if self._renames_limit(error, body):
                 return _Trouble("renamed")
-            fields = error.body if isinstance(error.body, dict) else {}
-            message = str(fields.get("message") or error.response.text)
-            stated = {**fields, "message": message}
-            reason, detail = read_error(
+            stated = wire.stated_error(error)
+            reason, detail = wire.read_error(
                 error.status_code, stated, body, endpoint.name, self._served
             )
-            return _Trouble(reason, detail, retry_after(error.response.headers))
+            return _Trouble(reason, detail, wire.retry_after(error.response.headers))
         finally:
             endpoint.in_flight -= 1
             self._in_flight.discard(task)
         self._endpoints.connected(endpoint)
         try:
-            reply = read_reply(json.loads(response.content))
+            reply = wire.read_reply(json.loads(response.content))
         except (ValueError, RecursionError):
             reply = None
-        if reply is None:
-            kind = response.headers.get("content-type", "no content type")
-            text = self._served.printable(response.text)
-            return _Trouble("garbled_reply", f"no chat completion but {kind}: {text}")
-        return reply
+        if reply:
+            return reply
+        kind = response.headers.get("content-type", "no content type")
+        text = self._served.printable(response.text)
+        return _Trouble("garbled_reply", f"no chat completion but {kind}: {text}")
 
     def _renames_limit(self, error: openai.APIStatusError, body: dict[str, Any]) -> bool:
         """Newer OpenAI models call max_tokens max_completion_tokens, and say so in a 400."""
