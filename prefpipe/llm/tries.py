@@ -16,9 +16,8 @@ R = TypeVar("R", bound=Row)
 class Tries(Generic[R]):
     """What became of each row that a model is to rewrite; request ids are the rows'.
 
-    Each try has a Replies, and so a log, of its own. What a row came to is read off them, try by
-    try, whenever it is wanted: a reply that was paid and failed its check stays on disk too, and a
-    stopped run goes on with the try behind it.
+    Each try has a Replies, and so a log, of its own: a reply that was paid and failed its check stays
+    on disk too, and a stopped run goes on with the try behind it.
     """
 
     def __init__(
@@ -74,10 +73,9 @@ class Tries(Generic[R]):
         """What the check made of the first reply that passed, or the last Reject; None: not asked."""
         result = None
         for replies in self._tries:
-            if not replies.has(row.id):
-                continue
-            reply = replies.of(row.id)
-            result = reply if isinstance(reply, Reject) else self._check(row, reply[0])
-            if not self._is_asked_again(result):
-                break
+            if replies.has(row.id):
+                reply = replies.of(row.id)
+                result = reply if isinstance(reply, Reject) else self._check(row, reply[0])
+                if not self._is_asked_again(result):
+                    break
         return result

@@ -1,7 +1,4 @@
-"""An OpenAI chat completion over the wire: the request, the reply, and how each can fail.
-
-Both engines that ask a server write and read it here.
-"""
+"""An OpenAI chat completion over the wire: the request, the reply, and how each can fail."""
 
 import contextlib
 import email.utils
@@ -138,8 +135,8 @@ def completions_of(
 ) -> Result:
     """The reply's choices as the first of those samples; there may be fewer of them.
 
-    Of n samples, new_tokens is the reply's total shared out by length of text: servers report no
-    more. Failure reasons: too_few_choices, content_filter, refused, garbled_reply.
+    Its new tokens are shared out by length of text. Failure reasons: too_few_choices,
+    content_filter, refused, garbled_reply.
     """
     if not reply.choices:
         return Failure(id, "too_few_choices", "the reply has no choices")
@@ -163,14 +160,12 @@ def completions_of(
         Completion(
             id=id,
             sample=sample,
-            text=text,
-            finish_reason=choice["finish_reason"],
+            text=texts[i],
+            finish_reason=reply.choices[i]["finish_reason"],
             prompt_tokens=reply.prompt_tokens,
-            new_tokens=tokens,
+            new_tokens=new_tokens[i],
         )
-        for sample, text, choice, tokens in zip(
-            samples, texts, reply.choices, new_tokens, strict=False
-        )
+        for i, sample in enumerate(samples[: len(texts)])
     ]
 
 

@@ -55,15 +55,15 @@ class BatchEngine:
 
     def download(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Results of the batches that have ended; SystemExit at the end where there are others."""
-        with self._session(may_submit=False) as session:
-            yield from session.take(requests)
+        with self._session() as session:
+            yield from session.take(requests, submits=False)
             session.check_nothing_left()
 
     @contextlib.contextmanager
-    def _session(self, *, may_submit: bool = True) -> Iterator[BatchSession]:
+    def _session(self) -> Iterator[BatchSession]:
         """A session that has looked at what is under way."""
-        opened = (self.served, self.options, self._spending)
-        with _stopping(), BatchSession(*opened, may_submit=may_submit) as session:
+        session = BatchSession(self.served, self.options, self._spending)
+        with _stopping(), contextlib.closing(session):
             session.look()
             yield session
 

@@ -84,14 +84,12 @@ class BatchApi:
 
         Where it is not there, looks again once it would have been.
         """
-        for pause in (self._settle_seconds, None):
+        for pause in (0.0, self._settle_seconds):
+            time.sleep(pause)
             for other in self._list():
-                if (other.get("metadata") or {}).get("prefpipe") == batch.name:
+                name = (other.get("metadata") or {}).get("prefpipe")
+                if name == batch.name or other.get("input_file_id") == batch.file_id:
                     return other["id"]
-                if other.get("input_file_id") == batch.file_id:
-                    return other["id"]
-            if pause is not None:
-                time.sleep(pause)
         return None
 
     def _list(self) -> Iterator[dict[str, Any]]:

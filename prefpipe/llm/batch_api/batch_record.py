@@ -5,6 +5,7 @@
 goes by a custom id: a hash of the request's id and of all that it asks for, and which samples.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,9 +58,8 @@ class Batch:
     model: str
     requests: int
     prompt_tokens: int
-    """Estimated."""
     new_tokens: int
-    """At most."""
+    """At most; prompt_tokens are estimated."""
     file_id: str = ""
     batch_id: str | None = None
     """None: it is not known whether it was created."""
@@ -72,9 +72,8 @@ class Batch:
     used: list[tuple[int, int]] = field(default_factory=list)
     """Prompt and new tokens of each answer."""
     ids: list[str] = field(default_factory=list)
-    """The custom id of each line of its requests."""
     offsets: list[int] = field(default_factory=list)
-    """Where each of these lines begins."""
+    """Where each line of its requests begins; ids: its custom id."""
     answers: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Where the answer to a custom id stands: name and offset; of the first line that has one."""
     is_incomplete: bool = False
@@ -256,16 +255,13 @@ def _line(path: Path, offset: int) -> dict[str, Any]:
 
 def _parse_answer(line: bytes) -> dict[str, Any] | None:
     """A line of an output or error file; None where it is not one."""
-    try:
-        answer = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(answer, dict) or not isinstance(answer.get("custom_id"), str):
-        return None
-    response, error = answer.get("response"), answer.get("error")
-    if isinstance(response, dict) and isinstance(response.get("status_code"), int):
-        return answer
-    return answer if isinstance(error, dict) else None
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(line):
+            case {"custom_id": str(), "response": {"status_code": int()}} as answer:
+                return answer
+            case {"custom_id": str(), "error": dict()} as answer:
+                return answer
+    return None
 
 
 def _usage(answer: dict[str, Any]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from prefpipe import draws
 from prefpipe.llm import Request, Result
@@ -18,39 +18,24 @@ from prefpipe.llm.batch_api.batch_submission import BatchOptions, Submission
 from prefpipe.llm.costs import Spending
 from prefpipe.llm.wire import ServedModel, Stop
 
-_READS = 3
-"""Times an output file is fetched where it has lines that are no answers."""
-_QUEUE_PAUSES = 8
-"""Times in a row that the account's queue may be full with no batch of ours in it."""
+_READS = 3  # times an output file is fetched where it has lines that are no answers
+_QUEUE_PAUSES = 8  # times in a row that the account's queue may be full with no batch of ours in it
 
 
 class BatchSession:
-    """Holds the record for itself: what it finds, submits and reads, it appends; a context manager."""
+    """Holds the record for itself, until close(): what it finds, submits and reads, it appends."""
 
-    def __init__(
-        self,
-        served: ServedModel,
-        options: BatchOptions,
-        spending: Spending,
-        *,
-        may_submit: bool = True,
-    ) -> None:
+    def __init__(self, served: ServedModel, options: BatchOptions, spending: Spending) -> None:
         """spending: counts the answers that are fetched."""
         self._served, self._options, self._spending = served, options, spending
         self._record = BatchRecord(options.folder, writes=True)
         self._answers = Answers(self._record, served, options.tries)
-        self._submission = Submission(
-            self._record, served.model, options, lambda: self._api, may_submit=may_submit
-        )
+        self._submission = Submission(self._record, served.model, options, lambda: self._api)
         self._waiting: dict[str, list[Request]] = {}
         """By its hash; without the messages, which are on disk."""
         self._full_queue = 0
-        """Times in a row that the account's queue was full."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._submission.close()
         self._record.close()
         if "_api" in vars(self):
@@ -62,8 +47,10 @@ class BatchSession:
         settle = min(self._options.settle_seconds, self._options.poll_seconds)
         return BatchApi(self._served, settle)
 
-    def take(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
-        """Results that the record has; the other requests are kept, and submitted where allowed."""
+    def take(
+        self, requests: Iterable[Request], *, submits: bool = True
+    ) -> Generator[Result, None, None]:
+        """Results that the record has; the other requests are kept, and submitted or only counted."""
         for request in requests:
             hash = self._answers.hash(request)
             result = self._answers.result(hash, request)
@@ -71,6 +58,9 @@ class BatchSession:
                 yield result
                 continue
             self._waiting.setdefault(hash, []).append(replace(request, messages=()))
+            if not submits:
+                self._submission.unsubmitted += len(result)
+                continue
             for samples in result:
                 body = self._answers.body(request, samples)
                 self._submission.add(request.id, hash, samples, body)
@@ -81,11 +71,10 @@ class BatchSession:
         for batch in self._record.batches:
             if batch.batch_id is None and batch.is_under_way:
                 # The run that created it, or was about to, has never read its id.
-                batch_id = self._api.find(batch)
-                if batch_id is None:
-                    self._record.note("absent", batch, status="absent")
-                else:
+                if batch_id := self._api.find(batch):
                     self._record.note("created", batch, batch_id=batch_id, status="validating")
+                else:
+                    self._record.note("absent", batch, status="absent")
             if batch.is_under_way:
                 self._poll(batch)
 
@@ -121,15 +110,12 @@ class BatchSession:
         """Results as the batches end that have a request of the caller; asks again what has none."""
         pause = first = min(1.0, self._options.poll_seconds)
         while True:
-            under_way = [
-                batch
-                for batch in self._under_way()
-                if any(hash_of(id) in self._waiting for id in batch.ids)
-            ]
-            if not under_way and not self._submission.batch:
+            batches = self._under_way()
+            batches = [b for b in batches if any(hash_of(id) in self._waiting for id in b.ids)]
+            if not batches and not self._submission.batch:
                 return
             changed = False
-            for batch in under_way:
+            for batch in batches:
                 changed |= self._poll(batch)
                 if batch.downloaded:
                     self._check_queue(batch)
@@ -137,9 +123,9 @@ class BatchSession:
             self._submission.flush()
             if changed:
                 pause = first
-                continue
-            time.sleep(pause * random.uniform(0.8, 1.0))
-            pause = min(pause * 1.5, self._options.poll_seconds)
+            else:
+                time.sleep(pause * random.uniform(0.8, 1.0))
+                pause = min(pause * 1.5, self._options.poll_seconds)
 
     def _under_way(self) -> list[Batch]:
         return [batch for batch in self._record.batches if batch.is_under_way]

@@ -36,17 +36,10 @@ class Submission:
     """The batch that is being built, and why no more may be submitted."""
 
     def __init__(
-        self,
-        record: BatchRecord,
-        model: str,
-        options: BatchOptions,
-        api: Callable[[], BatchApi],
-        *,
-        may_submit: bool,
+        self, record: BatchRecord, model: str, options: BatchOptions, api: Callable[[], BatchApi]
     ) -> None:
-        """api: connects, once something is to be sent. may_submit: else requests are only counted."""
+        """api: connects, once something is to be sent."""
         self._record, self._model, self._options, self._api = record, model, options, api
-        self._may_submit = may_submit
         self.batch: Batch | None = None
         self._lines: IO[bytes] | None = None
         self._size = 0
@@ -55,7 +48,7 @@ class Submission:
         self.unsubmitted = 0
         """Requests that are in no batch since they may not be submitted."""
         self.over_budget = ""
-        """Why max_cost allows no more; empty: it does."""
+        """Why max_cost allows no more."""
         self.queue_free_at = 0.0
         """time.monotonic() from which on the account's queue may take a batch again."""
 
@@ -68,7 +61,7 @@ class Submission:
 
         id: of the request, for what a person is told.
         """
-        if self.over_budget or not self._may_submit:
+        if self.over_budget:
             self.unsubmitted += 1
             return
         line = {"custom_id": custom_id(hash, samples), "method": "POST", "url": ENDPOINT}
@@ -134,8 +127,7 @@ class Submission:
         price = find_price(batch.model, batch=True)
         if price is None:
             raise Stop(f"max_cost: {no_price(batch.model)}; add it, or leave max_cost out")
-        spent = self._record.cost(price)
-        more = self._record.most_cost(batch, price)
+        spent, more = self._record.cost(price), self._record.most_cost(batch, price)
         if spent + more <= self._options.max_cost:
             return ""
         return (

@@ -7,6 +7,7 @@ runs out, the newer jobs are preempted: they wait again and, having the same noi
 texts. Words as in nano-vllm, whose scheduler and model runner are cut the same way.
 """
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Sequence
@@ -46,14 +47,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a batch needs in the store."""
+    """What a batch needs in the store; tokens of the longest prompt, and the most new ones."""
 
     slots: int
     prompt_tokens: int
-    """The longest prompt's."""
     samples: int
     new_tokens: int
-    """The most that one may get."""
 
     @property
     def tokens(self) -> int:
@@ -90,12 +89,12 @@ class Scheduler:
         jobs = self._in_one_pass(fitting)
         try:
             # 2) Run, 3) choose a token for each row, 4) let go of what ended.
-            if jobs:
-                finished = self._admit(jobs, fitting)
-                for _ in jobs:
-                    self.waiting.popleft()
-                return finished
-            return self._decode() if self.running else []
+            if not jobs:
+                return self._decode() if self.running else []
+            finished = self._admit(jobs, fitting)
+            for _ in jobs:
+                self.waiting.popleft()
+            return finished
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -132,10 +131,9 @@ class Scheduler:
         """The running batch's, with these jobs in it, too."""
         longest = max((len(job.ids) for job in self.running), default=0)
         new = max((job.request.max_new_tokens for job in self.running), default=0)
-        size = Size(len(self.running), longest, len(self.rows), new)
-        for job in more:
-            size = size.with_job(job)
-        return size
+        return functools.reduce(
+            Size.with_job, more, Size(len(self.running), longest, len(self.rows), new)
+        )
 
     def _admit(self, jobs: list[Job], fitting: list[Job]) -> list[Job]:
         """Read the prompts, and choose the first token of each of their samples.
@@ -155,8 +153,7 @@ class Scheduler:
         return self._choose(np.arange(first_row, len(self.rows)), logits)
 
     def _decode(self) -> list[Job]:
-        rows = self.rows
-        every, last = np.arange(len(rows)), rows.age - 1
+        rows, every, last = self.rows, np.arange(len(self.rows)), self.rows.age - 1
         prompt_tokens = np.array([len(job.ids) for job in self.running])
         logits = self.runner.decode(rows.tokens[every, last], rows.slot, last, prompt_tokens)
         return self._choose(every, logits)

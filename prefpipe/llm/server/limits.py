@@ -112,13 +112,12 @@ class Endpoints:
 
 
 class Budget:
-    """Spends at most per_minute in a minute, evenly; a large amount is paid back by waiting.
+    """Spends at most per_minute (None: no limit) in a minute, evenly.
 
     A token bucket that may go below zero: who takes too much makes the next one wait.
     """
 
     def __init__(self, per_minute: int | None) -> None:
-        """per_minute: None for no limit."""
         self._rate = per_minute / 60 if per_minute else None
         self._balance = 0.0
         self._at = time.monotonic()
@@ -128,21 +127,19 @@ class Budget:
         if self._rate is None:
             return
         async with self._lock:  # first come, first served
-            self._refill(self._rate)
-            if self._balance < 0:
-                await asyncio.sleep(-self._balance / self._rate)
-                self._refill(self._rate)
+            while (balance := self._refill(self._rate)) < 0:
+                await asyncio.sleep(-balance / self._rate)
             self._balance -= amount
 
     def give(self, amount: float) -> None:
         """Correct an estimate: back (or, negative, more) once the true amount is known."""
         self._balance += amount
 
-    def _refill(self, rate: float) -> None:
-        now = time.monotonic()
+    def _refill(self, rate: float) -> float:
+        before, self._at = self._at, time.monotonic()
         # A tenth of a second may be caught up on: sleeps end late.
-        self._balance = min(self._balance + (now - self._at) * rate, 0.1 * rate)
-        self._at = now
+        self._balance = min(self._balance + (self._at - before) * rate, 0.1 * rate)
+        return self._balance
 
 
 def network_reason(error: BaseException) -> tuple[str, str]:
