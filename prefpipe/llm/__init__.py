@@ -22,10 +22,8 @@ MANY = 20
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt and how to answer it. temperature 0 is greedy: top_p, top_k, seed have no effect.
-
     A text depends on the request and the sample's number only, not on what else is in its batch:
-    the noise is drawn from (seed, id, sample, position).
-    """
+    the noise is drawn from (seed, id, sample, position)."""
 
     id: str
     messages: tuple[Message, ...]

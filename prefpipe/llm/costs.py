@@ -18,9 +18,7 @@ PRICES = Path(__file__).parent.parent / "prices.toml"
 
 def estimate_tokens(text: str) -> int:
     """Tokens of the text, roughly: 0.8 a CJK character, 0.25 any other character, rounded up.
-
-    Within about a quarter for English and Chinese prose with the vocabularies of 2024 and later.
-    """
+    Within about a quarter for English and Chinese prose with the vocabularies of 2024 and later."""
     if text.isascii():
         return -(-len(text) // 4)
     cjk = sum(c >= "\u2e80" for c in text)
@@ -85,10 +83,8 @@ def describe_tokens(
     batch: bool = False,
     usd: float | None = None,
 ) -> str:
-    """10,000 prompt + 500 new tokens, 0.002 USD; without money where no price is known.
-
-    usd: of the requests, added up one by one; None: each is taken for a short one.
-    """
+    """10,000 prompt + 500 new tokens, 0.002 USD; without money where no price is known. usd: of the
+    requests, added up one by one; None: each is taken for a short one."""
     text = f"{prompt_tokens:,} prompt + {new_tokens:,} new tokens"
     if price := find_price(model, batch=batch):
         usd = price.money_of_short(prompt_tokens, new_tokens) if usd is None else usd
@@ -106,9 +102,7 @@ def describe_estimate(
     usd: float | None = None,
 ) -> str:
     """Two lines for a person, before anything is sent: the tokens, and the money they may cost.
-
-    at_most: each text is counted as long as it may be. usd: as in describe_tokens.
-    """
+    at_most: each text is counted as long as it may be. usd: as in describe_tokens."""
     bound = "at most " if at_most else ""
     tokens = (
         f"tokens: about {prompt_tokens:,} in the prompts and {bound}{new_tokens:,} new "

@@ -14,11 +14,9 @@ R = TypeVar("R", bound=Row)
 
 
 class Tries(Generic[R]):
-    """What became of each row that a model is to rewrite; request ids are the rows'.
-
-    Each try has a Replies, and so a log, of its own: a reply that was paid and failed its check stays
-    on disk too, and a stopped run goes on with the try behind it.
-    """
+    """What became of each row that a model is to rewrite; request ids are the rows'. Each try has a
+    Replies, and so a log, of its own: a reply that was paid and failed its check stays on disk too,
+    and a stopped run goes on with the try behind it."""
 
     def __init__(
         self,
@@ -37,11 +35,9 @@ class Tries(Generic[R]):
     def ask(
         self, open_engine: Callable[[], Engine], tries: int, *, accept_failures: bool = False
     ) -> None:
-        """Ask for every row, and in further tries for those that are asked again.
-
-        Raises SystemExit where the server, not the row, is to blame (not with accept_failures), once
-        all others have had their tries: it may answer later.
-        """
+        """Ask for every row, and in further tries for those that are asked again. Raises SystemExit
+        where the server, not the row, is to blame (not with accept_failures), once all others have
+        had their tries: it may answer later."""
         # all logs are opened at once: where try 0 failed without a text, try 1 may have one on disk
         self._tries = [
             Replies(self._run, partial(self._requests, number), f"try{number}")

@@ -133,11 +133,9 @@ def read_reply(data: Any) -> ChatCompletion | None:
 def completions_of(
     reply: ChatCompletion, id: str, samples: Sequence[int], served: ServedModel
 ) -> Result:
-    """The reply's choices as the first of those samples; there may be fewer of them.
-
-    Its new tokens are shared out by length of text. Failure reasons: too_few_choices,
-    content_filter, refused, garbled_reply.
-    """
+    """The reply's choices as the first of those samples; there may be fewer of them. Its new tokens
+    are shared out by length of text. Failure reasons: too_few_choices, content_filter, refused,
+    garbled_reply."""
     if not reply.choices:
         return Failure(id, "too_few_choices", "the reply has no choices")
     texts: list[str] = []
@@ -188,10 +186,8 @@ def stated_error(error: openai.APIStatusError) -> dict[str, Any]:
 def read_error(
     status: int, error: Mapping[str, Any], body: Mapping[str, Any], where: str, served: ServedModel
 ) -> tuple[str, str]:
-    """Reason and detail of the API's error object for a request with that body.
-
-    Raises Stop, its message beginning with `where`, if no later request can pass either.
-    """
+    """Reason and detail of the API's error object for a request with that body. Raises Stop, its
+    message beginning with `where`, if no later request can pass either."""
     code, param = error.get("code"), error.get("param")
     detail = f"HTTP {status}: {served.printable(str(error.get('message')))}"
     if status in (401, 403):

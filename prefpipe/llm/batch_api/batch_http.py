@@ -80,10 +80,8 @@ class BatchApi:
         return self._retry(call)
 
     def find(self, batch: Batch) -> str | None:
-        """Id of the batch of that name, or of that input file, among all of the account.
-
-        Where it is not there, looks again once it would have been.
-        """
+        """Id of the batch of that name, or of that input file, among all of the account. Where it
+        is not there, looks again once it would have been."""
         for pause in (0.0, self._settle_seconds):
             time.sleep(pause)
             for other in self._list():

@@ -85,10 +85,8 @@ class Batch:
 
 
 class BatchRecord:
-    """The batches of a folder, and where each request stands in them.
-
-    In memory are the hashes of the requests and the offsets of their answers; texts stay on disk.
-    """
+    """The batches of a folder, and where each request stands in them. In memory are the hashes of
+    the requests and the offsets of their answers; texts stay on disk."""
 
     def __init__(self, folder: Path, *, writes: bool = False) -> None:
         """writes: hold the record against other processes; else only look, while another writes it,
@@ -152,10 +150,8 @@ class BatchRecord:
             self.index_answers(batch)
 
     def note(self, kind: str, batch: Batch, **values: Any) -> None:
-        """Write the event down, safe against a power cut; then change the batch by it.
-
-        From "creating" on the batch may exist: what is not found at the server was not created.
-        """
+        """Write the event down, safe against a power cut; then change the batch by it. From
+        "creating" on the batch may exist: what is not found at the server was not created."""
         event = {"event": kind, "batch": batch.number, **values}
         if kind == "creating":
             event |= {name: getattr(batch, name) for name in _DESCRIPTION}
@@ -212,9 +208,7 @@ class BatchRecord:
 
     def cost(self, price: Price) -> float:
         """USD at most: of what was used, and of what is under way as if each text were longest.
-
-        price: of a model that has none of its own.
-        """
+        price: of a model that has none of its own."""
         usd = 0.0
         for batch in self.batches:
             price_of = find_price(batch.model, batch=True) or price

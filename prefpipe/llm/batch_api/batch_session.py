@@ -131,10 +131,8 @@ class BatchSession:
         return [batch for batch in self._record.batches if batch.is_under_way]
 
     def _check_queue(self, batch: Batch) -> None:
-        """Wait before the next batch where this one, which has ended, found the account's queue full.
-
-        Raises Stop where it failed for a reason that none of its lines is to blame for.
-        """
+        """Wait before the next batch where this one, which has ended, found the account's queue
+        full. Raises Stop where it failed for a reason that none of its lines is to blame for."""
         if batch.status != "failed" or batch.answers:
             self._full_queue = 0
             return
@@ -160,9 +158,7 @@ class BatchSession:
 
     def _results(self, batch: Batch) -> Generator[Result, None, None]:
         """Results of the waiting requests that this batch answers; the others are sent again.
-
-        Raises Stop at the end where one of them asks for it.
-        """
+        Raises Stop at the end where one of them asks for it."""
         stop: Stop | None = None
         for line, sent_as in enumerate(batch.ids):
             hash = hash_of(sent_as)

@@ -57,10 +57,8 @@ class Submission:
             self._lines.close()
 
     def add(self, id: str, hash: str, samples: Sequence[int], body: dict[str, Any]) -> None:
-        """A line of the batch that is being built, which is submitted first where it is full.
-
-        id: of the request, for what a person is told.
-        """
+        """A line of the batch that is being built, which is submitted first where it is full. id:
+        of the request, for what a person is told."""
         if self.over_budget:
             self.unsubmitted += 1
             return

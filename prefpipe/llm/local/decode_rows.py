@@ -97,10 +97,8 @@ def _joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def closing(count: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How `count` rows close up when some go: the new order, and the moves (to, from).
-
-    The last ones fill the gaps, so that no more move than go, and the first ones stay where they are.
-    """
+    """How `count` rows close up when some go: the new order, and the moves (to, from). The last
+    ones fill the gaps, so that no more move than go, and the first ones stay where they are."""
     left = count - len(gone)
     to = np.sort(gone[gone < left])
     source = np.setdiff1d(np.arange(left, count), gone)

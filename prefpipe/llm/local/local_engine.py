@@ -75,10 +75,8 @@ class LocalEngine:
     def score(
         self, prompted: Iterable[tuple[Sequence[Message], Sequence[str]]]
     ) -> Iterator[list[TokenScores] | Failure]:
-        """The log-probabilities of each (messages, answers)' answers, end of turn included.
-
-        A Failure (its id is the number in the input, from 0) where an answer does not fit.
-        """
+        """The log-probabilities of each (messages, answers)' answers, end of turn included. A
+        Failure (its id is the number in the input, from 0) where an answer does not fit."""
         packs = (self._pack(index, *prompt) for index, prompt in enumerate(prompted))
         for result in self._logps(packs):
             if isinstance(result, Failure):

@@ -42,11 +42,9 @@ class Runner:
         age_N: np.ndarray,
         prompt_tokens_S: np.ndarray,
     ) -> Tensor:
-        """Read one more token of each sample; the logits (N, V) behind it.
-
-        slot_N: the slot of a sample's prompt. age_N: its own tokens before this one. prompt_tokens_S:
-        how many tokens each slot's prompt has.
-        """
+        """Read one more token of each sample; the logits (N, V) behind it. slot_N: the slot of a
+        sample's prompt. age_N: its own tokens before this one. prompt_tokens_S: how many tokens
+        each slot's prompt has."""
         layout = Decode(self.store, slot_N, age_N, prompt_tokens_S)
         return self._forward(tokens_N, layout.position_N, layout, 0)
 
@@ -90,10 +88,8 @@ def prefill_plan(
 
 
 def shared_tokens(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both prompts begin with, not counting the last one of either.
-
-    0 where that is too little to be read apart, since a segment has its cost, too.
-    """
+    """How many tokens both prompts begin with, not counting the last one of either. 0 where that is
+    too little to be read apart, since a segment has its cost, too."""
     shared = min(common_tokens(a, b), len(a) - 1, len(b) - 1)
     return shared if shared >= MIN_SHARED_TOKENS else 0
 
@@ -114,11 +110,9 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[Sequence[i
 
 @torch.inference_mode()
 def check_attention(model: PreTrainedModel) -> None:
-    """Eight tokens, read and continued, must get the logits of the model's own attention.
-
-    A model may have what this engine's has not (attention sinks, softcaps, state-space layers), or
-    not call it at all; then it would write wrong texts without a word. Raises SystemExit.
-    """
+    """Eight tokens, read and continued, must get the logits of the model's own attention. A model
+    may have what this engine's has not (attention sinks, softcaps, state-space layers), or not call
+    it at all; then it would write wrong texts without a word. Raises SystemExit."""
     config = model.config.get_text_config()
     name, rope = config.model_type, str(getattr(config, "rope_parameters", None))
     if "'dynamic'" in rope or "'longrope'" in rope:

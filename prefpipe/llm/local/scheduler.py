@@ -105,11 +105,9 @@ class Scheduler:
         return []
 
     def _fitting(self) -> list[Job]:
-        """The waiting jobs for which there is room.
-
-        None while less than an eighth is free: prompts that come in twos and threads pay a forward
-        pass each, those that come together share one. A job that is larger than the limits runs alone.
-        """
+        """The waiting jobs for which there is room. None while less than an eighth is free: prompts
+        that come in twos and threads pay a forward pass each, those that come together share one. A
+        job that is larger than the limits runs alone."""
         limits, jobs = self.limits, []
         size = self._size([])
         if 8 * size.samples > 7 * limits.samples or 8 * size.tokens > 7 * limits.batch_tokens:
@@ -136,10 +134,8 @@ class Scheduler:
         )
 
     def _admit(self, jobs: list[Job], fitting: list[Job]) -> list[Job]:
-        """Read the prompts, and choose the first token of each of their samples.
-
-        fitting: these and what will be admitted next; room is made for all of them at once.
-        """
+        """Read the prompts, and choose the first token of each of their samples. fitting: these and
+        what will be admitted next; room is made for all of them at once."""
         first_slot, first_row = len(self.running), len(self.rows)
         new = DecodeRows.of(jobs, first_slot, self._ways)
         room = self._size(fitting)

@@ -16,10 +16,8 @@ from torch import Tensor
 
 def uniforms(seed: int, request_id: str, sample: int, count: int) -> np.ndarray:
     """A text's noise, whatever its batch, order, shard or restart: float32 in [0, 1), one a token.
-
-    Philox (Salmon et al. 2011) keyed by a hash of the three; asking for more numbers repeats the first
-    ones, so that max_new_tokens changes no text but its length.
-    """
+    Philox (Salmon et al. 2011) keyed by a hash of the three; asking for more numbers repeats the
+    first ones, so that max_new_tokens changes no text but its length."""
     name = json.dumps([seed, request_id, sample]).encode()
     key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
     return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
@@ -62,10 +60,8 @@ _PARTS = 16
 
 def _highest(logits_N_V: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
     """The k highest logits (N, k) and their token ids, which rise; None where the last has a tie.
-
-    On a CPU not every logit is sorted: of V // 16 columns, of 16 each, the k highest logits stand in
-    the k with the highest maxima.
-    """
+    On a CPU not every logit is sorted: of V // 16 columns, of 16 each, the k highest logits stand
+    in the k with the highest maxima."""
     N, V = logits_N_V.shape
     width = V // _PARTS
     logits, ids, maxima = logits_N_V, None, None

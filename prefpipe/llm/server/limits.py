@@ -93,9 +93,7 @@ class Endpoints:
         self, endpoint: Endpoint, detail: str, tries: int, after: float | None
     ) -> None:
         """Wait before the next try; what the server asks to wait holds for every request to it.
-
-        tries: of the request so far. after: seconds that the server asks to wait.
-        """
+        tries: of the request so far. after: seconds that the server asks to wait."""
         now = time.monotonic()
         if after is not None and after > wire.LONGEST_RETRY_AFTER_SECONDS:
             raise Stop(
@@ -112,10 +110,8 @@ class Endpoints:
 
 
 class Budget:
-    """Spends at most per_minute (None: no limit) in a minute, evenly.
-
-    A token bucket that may go below zero: who takes too much makes the next one wait.
-    """
+    """Spends at most per_minute (None: no limit) in a minute, evenly. A token bucket that may go
+    below zero: who takes too much makes the next one wait."""
 
     def __init__(self, per_minute: int | None) -> None:
         self._rate = per_minute / 60 if per_minute else None

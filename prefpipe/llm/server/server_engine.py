@@ -74,10 +74,8 @@ class ServerEngine:
         self.usage, self.spent = self._spending.usage, self._spending.describe
 
     def generate(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
-        """Results as they come, at most 4 x requests_in_flight requests read ahead.
-
-        The requests run on while the caller works on a result.
-        """
+        """Results as they come, at most 4 x requests_in_flight requests read ahead. The requests
+        run on while the caller works on a result."""
         source = iter(requests)
         window = 4 * self.options.requests_in_flight
         outstanding = 0
