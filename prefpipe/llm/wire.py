@@ -93,8 +93,7 @@ def request_body(
 ) -> dict[str, Any]:
     """The chat completion request for those samples. limit_field: how the server calls max_tokens."""
     body: dict[str, Any] = {"model": served.model, "messages": list(request.messages)}
-    body[limit_field] = request.max_new_tokens
-    body["temperature"] = request.temperature
+    body |= {limit_field: request.max_new_tokens, "temperature": request.temperature}
     if request.temperature > 0:
         body["top_p"] = request.top_p
         if request.top_k:
@@ -169,18 +168,21 @@ def completions_of(
 
 def share_out(total: int, weights: list[int]) -> list[int]:
     """Whole numbers in proportion to the weights that add up to total: 10, [1, 1, 2] -> 2, 3, 5."""
-    whole = sum(weights)
-    if not whole:
+    if not (whole := sum(weights)):
         weights, whole = [1] * len(weights), len(weights)
     # differences of the rounded cumulative sums: each rounding error is made good by the next number
     ends = [total * end // whole for end in itertools.accumulate(weights)]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def stated_error(error: openai.APIStatusError) -> dict[str, Any]:
-    """The API's error object; its message is the whole reply where it has none."""
+def read_status(
+    error: openai.APIStatusError, body: Mapping[str, Any], where: str, served: ServedModel
+) -> tuple[str, str, float | None]:
+    """read_error of such a reply, and the seconds that the server asks to wait."""
     stated = error.body if isinstance(error.body, dict) else {}
-    return {**stated, "message": str(stated.get("message") or error.response.text)}
+    stated = {**stated, "message": str(stated.get("message") or error.response.text)}
+    wait = retry_after(error.response.headers)
+    return *read_error(error.status_code, stated, body, where, served), wait
 
 
 def read_error(

@@ -37,14 +37,12 @@ class BatchApi:
             raise Stop(f"the batch engine talks to one server; found {len(others) + 1} base URLs")
         self._served, self._settle_seconds = served, settle_seconds
         self._name = wire.printable_url(url)
+        timeout = httpx2.Timeout(served.timeout_seconds, connect=30.0)
         self._client = openai.OpenAI(
             base_url=url,
             api_key=served.key(),
             max_retries=0,
-            http_client=openai.DefaultHttpxClient(
-                timeout=httpx2.Timeout(served.timeout_seconds, connect=30.0),
-                verify=wire.certificates(),
-            ),
+            http_client=openai.DefaultHttpxClient(timeout=timeout, verify=wire.certificates()),
         )
         self.close = self._client.close
         self._batches = self._client.batches.with_raw_response
@@ -80,8 +78,8 @@ class BatchApi:
         return self._retry(call)
 
     def find(self, batch: Batch) -> str | None:
-        """Id of the batch of that name, or of that input file, among all of the account. Where it
-        is not there, looks again once it would have been."""
+        """Id of the account's batch of that name, or of that input file; where it is not there,
+        looks again once it would have been."""
         for pause in (0.0, self._settle_seconds):
             time.sleep(pause)
             for other in self._list():
@@ -127,9 +125,7 @@ class BatchApi:
                 if not any(line.startswith(b"{") for line in file):
                     raise _Garbled(f"file {file_id} has no line of JSON")
 
-        self._retry(
-            call, missing=f"file {file_id} is there no more; without it the answers are lost"
-        )
+        self._retry(call, f"file {file_id} is there no more; without it the answers are lost")
         os.replace(temporary, path)
 
     def _object(self, response: Any, needed: str = "id") -> dict[str, Any]:
@@ -149,13 +145,10 @@ class BatchApi:
             except openai.APIStatusError as error:
                 if error.status_code == 404 and missing:
                     raise Stop(f"{self._name}: {missing}") from None
-                stated, body = wire.stated_error(error), {"model": served.model}
-                reason, detail = wire.read_error(
-                    error.status_code, stated, body, self._name, served
-                )
+                body = {"model": served.model}
+                reason, detail, after = wire.read_status(error, body, self._name, served)
                 if reason not in SERVER_FAILURES:
                     raise Stop(f"{self._name}: {detail}") from None
-                after = wire.retry_after(error.response.headers)
             except _Garbled as error:
                 detail = f"a reply that is none: {error}"
             except (openai.APIConnectionError, httpx2.HTTPError) as error:

@@ -57,8 +57,8 @@ class Submission:
             self._lines.close()
 
     def add(self, id: str, hash: str, samples: Sequence[int], body: dict[str, Any]) -> None:
-        """A line of the batch that is being built, which is submitted first where it is full. id:
-        of the request, for what a person is told."""
+        """A line of the batch that is being built, which is submitted first where it is full.
+        id: of the request, for what a person is told."""
         if self.over_budget:
             self.unsubmitted += 1
             return
@@ -78,25 +78,20 @@ class Submission:
             if self.over_budget:
                 self.unsubmitted += 1
                 return
-        batch, lines = self._open()
+        if self.batch is None or self._lines is None:
+            number = self._record.batches[-1].number + 1 if self._record.batches else 1
+            self.batch = Batch(number, uuid.uuid4().hex, self._model, 0, 0, 0)
+            # In place: until the record names it, it is a file that no one has sent.
+            self._lines = self._record.path("requests", self.batch).open("wb")
+            self._size = 0
+        batch = self.batch
         self._record.add_line(batch, line["custom_id"], self._size)
-        lines.write(data)
+        self._lines.write(data)
         self._size += len(data)
         prompt_tokens, new_tokens = most_tokens(body)
         batch.requests += 1
         batch.prompt_tokens += prompt_tokens
         batch.new_tokens += new_tokens
-
-    def _open(self) -> tuple[Batch, IO[bytes]]:
-        """The batch that is being built, and the file of its lines."""
-        if self.batch is None or self._lines is None:
-            batches = self._record.batches
-            number = batches[-1].number + 1 if batches else 1
-            self.batch = Batch(number, uuid.uuid4().hex, self._model, 0, 0, 0)
-            # In place: until the record names it, it is a file that no one has sent.
-            self._lines = self._record.path("requests", self.batch).open("wb")
-            self._size = 0
-        return self.batch, self._lines
 
     def flush(self) -> None:
         """Submit the batch that is being built, if there is one and the account's queue is free."""

@@ -1,10 +1,9 @@
 """Who is in the batch: continuous batching of many samples behind each prompt.
 
 A job waits, runs (its prompt takes a slot of the store, each of its samples a row) and is finished.
-Before each step those waiting jobs are admitted for which there is room; samples that end leave at
-once, and the last ones close the gaps, so that a step reads plain slices of the store. Where memory
-runs out, the newer jobs are preempted: they wait again and, having the same noise, end in the same
-texts. Words as in nano-vllm, whose scheduler and model runner are cut the same way.
+Samples that end leave at once, and the last ones close the gaps, so that a step reads plain slices of
+the store. Where memory runs out, the newer jobs are preempted: they wait again and, having the same
+noise, end in the same texts. Words as in nano-vllm, whose scheduler and runner are cut the same way.
 """
 
 import functools
@@ -69,8 +68,7 @@ class Size:
 
 class Scheduler:
     """waiting: whoever calls `step` adds to it. running: slot i of the store holds the prompt of
-    running[i], row r the sample rows[r].
-    """
+    running[i], row r the sample rows[r]."""
 
     def __init__(self, runner: Runner, limits: Limits, end_ids: frozenset[int]) -> None:
         self.runner, self.limits, self.end_ids = runner, limits, sorted(end_ids)
@@ -82,8 +80,7 @@ class Scheduler:
     @torch.inference_mode()
     def step(self) -> list[Job]:
         """One forward pass: of prompts that are admitted or, where none is, of every sample's last
-        token. The jobs that it finished.
-        """
+        token. The jobs that it finished."""
         # 1) Schedule: prompts first, so that a step carries as many samples as there is room for.
         fitting = self._fitting()
         jobs = self._in_one_pass(fitting)

@@ -1,9 +1,7 @@
 """From logits to tokens: temperature, top-k, top-p as in transformers, with noise of our own.
 
 Each token is drawn by inverse CDF from one uniform number, which is keyed by (seed, request, sample,
-position) and not taken from a generator that a batch shares: so a text is the same in any batch.
-
-N: samples; V: vocabulary.
+position): so a text is the same in any batch. N: samples; V: vocabulary.
 """
 
 import hashlib

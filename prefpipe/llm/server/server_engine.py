@@ -1,6 +1,6 @@
 """Prompts to texts through any OpenAI-compatible server: vLLM, SGLang, llama.cpp, OpenAI itself.
 
-What a server does not get told it may take from the model's generation_config.json (vLLM does:
+What a server is not told it may take from the model's generation_config.json (vLLM does:
 repetition_penalty and top_k of Qwen2 are not neutral), so temperature and top_p are always sent;
 start vLLM with `--generation-config vllm`, or name the rest in extra_body. An option the server
 refuses stops the run: nothing is sampled with other settings than the ones asked for.
@@ -89,10 +89,6 @@ class ServerEngine:
                 for result in session.results():
                     outstanding -= 1
                     yield result
-                if isinstance(session.error, Stop) and session.ended:
-                    raise SystemExit(str(session.error))
-                if session.error and session.ended:
-                    raise session.error
 
 
 class ServerSession:
@@ -101,10 +97,8 @@ class ServerSession:
     def __init__(self, served: ServedModel, options: ServerOptions, spending: Spending) -> None:
         """spending: counts each reply, also one that is thrown away."""
         self._served, self._options, self._spending = served, options, spending
-        self.error: Exception | None = None
+        self._error: Exception | None = None
         """Set once; no request is sent from then on, those in flight come back."""
-        self.ended = False
-        """No more results will come: all that came have been given."""
         self._waiting: deque[Request] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._in_flight: set[asyncio.Task[Any] | None] = set()
@@ -124,15 +118,14 @@ class ServerSession:
         self._thread.join()
 
     def submit(self, requests: list[Request]) -> None:
-        if requests:
-            self._call(self._start, requests)
+        self._call(self._start, requests)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, on an error it has kept
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def results(self) -> Iterator[Result]:
-        """Waits for one result, then gives all there are."""
+        """Waits for one result, then gives all there are; raises the error behind the last one."""
         result = self._done.get()
         while result is not None:
             yield result
@@ -140,7 +133,8 @@ class ServerSession:
                 result = self._done.get_nowait()
             except queue.Empty:
                 return
-        self.ended = True
+        assert self._error
+        raise SystemExit(str(self._error)) if isinstance(self._error, Stop) else self._error
 
     # -- in the loop's thread
 
@@ -148,7 +142,7 @@ class ServerSession:
         try:
             asyncio.run(self._main())
         except Exception as error:  # raised again in the caller's thread
-            self.error = self.error or error
+            self._error = self._error or error
         finally:
             self._ready.set()
             self._done.put(None)
@@ -163,7 +157,7 @@ class ServerSession:
         self._ready.set()
         try:
             await self._closed.wait()
-            if self.error and (in_flight := self._tasks & self._in_flight):
+            if self._error and (in_flight := self._tasks & self._in_flight):
                 await asyncio.wait(in_flight, timeout=_DRAIN_SECONDS)  # they are paid for
         finally:
             for task in self._tasks:
@@ -174,7 +168,7 @@ class ServerSession:
     def _start(self, requests: Sequence[Request] = ()) -> None:
         self._waiting.extend(requests)
         at_once = self._options.requests_in_flight
-        while self._waiting and len(self._tasks) < at_once and not self.error:
+        while self._waiting and len(self._tasks) < at_once and not self._error:
             task = self._loop.create_task(self._complete(self._waiting.popleft()))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
@@ -186,7 +180,7 @@ class ServerSession:
         except asyncio.CancelledError:
             pass  # the session is closed
         except Exception as error:
-            self.error = self.error or error
+            self._error = self._error or error
             self._closed.set()
         self._start()
 
@@ -217,8 +211,8 @@ class ServerSession:
             await self._requests_budget.take(1)
             await self._tokens_budget.take(tokens)
             endpoint = await self._endpoints.pick(avoid=endpoint)
-            if self.error:
-                raise self.error
+            if self._error:
+                raise self._error
             # 2) Ask it, once.
             reply = await self._send(endpoint, body)
             if isinstance(reply, ChatCompletion):
@@ -256,11 +250,7 @@ class ServerSession:
             self._endpoints.connected(endpoint)
             if self._renames_limit(error, body):
                 return _Trouble("renamed")
-            stated = wire.stated_error(error)
-            reason, detail = wire.read_error(
-                error.status_code, stated, body, endpoint.name, self._served
-            )
-            return _Trouble(reason, detail, wire.retry_after(error.response.headers))
+            return _Trouble(*wire.read_status(error, body, endpoint.name, self._served))
         finally:
             endpoint.in_flight -= 1
             self._in_flight.discard(task)
