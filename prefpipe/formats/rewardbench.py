@@ -35,12 +35,7 @@ SECTIONS: dict[str, dict[str, int]] = {
     },
     "Reasoning": {
         "math-prm": 984,
-        "hep-cpp": 164,
-        "hep-go": 164,
-        "hep-java": 164,
-        "hep-js": 164,
-        "hep-python": 164,
-        "hep-rust": 164,
+        **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
     },
 }
 
@@ -59,18 +54,14 @@ def section_scores(accuracy: Mapping[str, float]) -> dict[str, Any]:
     A subset that is not there is left out of its section's mean, and named, since a score over fewer
     subsets is another score.
     """
-    sections = {}
+    sections, missing = {}, set[str]()
     for section, weights in SECTIONS.items():
-        there = {subset: weight for subset, weight in weights.items() if subset in accuracy}
-        if there:
-            total = sum(accuracy[subset] * weight for subset, weight in there.items())
-            sections[section] = total / sum(there.values())
-    known = {subset for weights in SECTIONS.values() for subset in weights}
-    return {
-        "sections": sections,
-        "score": sum(sections.values()) / len(sections) if sections else None,
-        "missing_subsets": sorted(known - accuracy.keys()),
-    }
+        missing |= weights.keys() - accuracy.keys()
+        if there := [subset for subset in weights if subset in accuracy]:
+            total = sum(accuracy[subset] * weights[subset] for subset in there)
+            sections[section] = total / sum(weights[subset] for subset in there)
+    score = sum(sections.values()) / len(sections) if sections else None
+    return {"sections": sections, "score": score, "missing_subsets": sorted(missing)}
 
 
 FORMAT = Format(read, published_of_subsets=section_scores)

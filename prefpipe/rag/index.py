@@ -111,23 +111,10 @@ def tune_index(index: Any, queries: np.ndarray, target_recall: float) -> IndexFa
     )
 
 
-class QuerySample:
-    """A fixed number of the table's queries, each as likely as any other, in whatever order they come.
+def sample_queries(entries: Iterable[Entry], size: int, seed: int) -> list[str]:
+    """A fixed number of the rows' queries, each as likely as any other, in whatever order they come.
 
-    Kept are those with the largest numbers drawn from (seed, id).
+    They are those with the largest numbers drawn from (seed, id).
     """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed = size, seed
-        self._kept: list[tuple[int, str]] = []
-
-    def add(self, entry: Entry) -> None:
-        """Take the row's query into the draw, if it has one."""
-        if not entry.query.strip():
-            return
-        heapq.heappush(self._kept, (draws.number(self._seed, entry.id), entry.query))
-        if len(self._kept) > self._size:
-            heapq.heappop(self._kept)
-
-    def texts(self) -> list[str]:
-        return [text for _, text in sorted(self._kept)]
+    drawn = ((draws.number(seed, row.id), row.query) for row in entries if row.query.strip())
+    return [query for _, query in sorted(heapq.nlargest(size, drawn))]

@@ -147,7 +147,9 @@ def measure_cosines(
     """
     retrieved = [query.retrieved for query in queries]
     # 1) a context that is one whole document has its vector in the store; all else is embedded
-    whole = {row.context: row.store_rows[0] for row in retrieved if _is_one_document(row)}
+    whole = {
+        r.context: r.store_rows[0] for r in retrieved if len(r.store_rows) == 1 and not r.is_cut
+    }
     vectors = dict(zip(whole, store.vectors([*whole.values()]), strict=True)) if whole else {}
     texts = [row.context for row in retrieved]
     texts += [candidate.text for query in queries for candidate in query.candidates]
@@ -164,10 +166,6 @@ def measure_cosines(
         own = [float(vectors[candidate.text] @ context) for candidate in query.candidates]
         cosines.append((own, None if other is None else float(vector_of[other] @ context)))
     return cosines
-
-
-def _is_one_document(row: Retrieved) -> bool:
-    return len(row.store_rows) == 1 and not row.is_cut
 
 
 def draw_other(count: int, retrieved: Sequence[int], rng: random.Random) -> int | None:
