@@ -4,14 +4,7 @@ import random
 from collections.abc import Sequence
 
 from prefpipe import draws
-from prefpipe.rows import (
-    CleanJudgment,
-    Item,
-    JudgmentPair,
-    Message,
-    PairType,
-    Reject,
-)
+from prefpipe.rows import CleanJudgment, Item, JudgmentPair, Message, PairType, Reject
 
 
 def build_judgment_pairs(

@@ -14,13 +14,7 @@ from typing import Literal, NamedTuple
 
 from prefpipe.rating_prompts import SCALE
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt
-from prefpipe.verdicts import (
-    KeyValues,
-    Unreadable,
-    begins_with_object,
-    json_objects,
-    without_draft,
-)
+from prefpipe.verdicts import KeyValues, Unreadable, begins_with_object, json_objects, without_draft
 
 RATING_REASONS = (
     "empty",  # nothing but white space
@@ -49,7 +43,7 @@ _RATING_LINE = re.compile(
 _RATING = re.compile(
     r"\[?(?P<rating>-?\d{1,9}(?:\.\d{1,9})?)\]?"
     r"(?:\s*(?:/|out\s+of)\s*(?P<scale>\d{1,9})\b)?"
-    r"(?:[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]+\s*[^\d\s].*)",
+    r"(?:[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]+\s*[^\d\s].*)"
 )
 _NOT_APPLICABLE = re.compile(r"\[?(?:n\s*/\s*a|not applicable)\b(?!\s*/).*", re.IGNORECASE)
 _TEXT_KEY = re.compile(r"text[_ ]?(\d{1,4})", re.IGNORECASE)

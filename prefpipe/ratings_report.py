@@ -32,10 +32,7 @@ class Report:
         self.pairs = self.ties = 0
 
     def add(
-        self,
-        mix: AnnotationMix,
-        annotations: Sequence[Annotation],
-        pairs: Sequence[SyntheticPair],
+        self, mix: AnnotationMix, annotations: Sequence[Annotation], pairs: Sequence[SyntheticPair]
     ) -> None:
         """One prompt's annotations, and the pairs that were made of them."""
         for a in annotations:
