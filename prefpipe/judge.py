@@ -43,15 +43,11 @@ def judge_prompt(
     template: a name or file to use instead of `judge.<language>` (or `guide.<language>`); it gets
     question, answer_1, answer_2 and, for a hinted prompt, hint.
     """
-    kind = "judge" if hint is None else "guide"
-    values = {
-        "question": escape_markers(question),
-        "answer_1": escape_markers(answer_1),
-        "answer_2": escape_markers(answer_2),
-    }
+    texts = {"question": question, "answer_1": answer_1, "answer_2": answer_2}
+    values = {name: escape_markers(text) for name, text in texts.items()}
     if hint is not None:
         values["hint"] = str(hint)
-    name = template or f"{kind}.{language}"
+    name = template or f"{'judge' if hint is None else 'guide'}.{language}"
     return load_template(name, frozenset(values)).render(**values)
 
 
@@ -117,11 +113,12 @@ def both_orders(
     ids: the requests' ids, of the given and of the swapped order.
     """
 
-    def showing(id: str, first: str, second: str, *, swapped: bool) -> Showing:
-        prompt = judge_prompt(question, first, second, language=language, template=template)
-        return Showing(id, prompt, language, swapped)
-
-    return showing(ids[0], a, b, swapped=False), showing(ids[1], b, a, swapped=True)
+    options = {"language": language, "template": template}
+    given, swapped = (
+        judge_prompt(question, a, b, **options),
+        judge_prompt(question, b, a, **options),
+    )
+    return Showing(ids[0], given, language, False), Showing(ids[1], swapped, language, True)
 
 
 def item_in_both_orders(

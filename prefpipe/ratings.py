@@ -16,16 +16,6 @@ from prefpipe.rating_prompts import SCALE
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt
 from prefpipe.verdicts import KeyValues, Unreadable, begins_with_object, json_objects, without_draft
 
-RATING_REASONS = (
-    "empty",  # nothing but white space
-    "cut_off",  # thoughts, or an object, that did not end
-    "broken_json",  # an object begins and is not valid
-    "no_rating",  # a text got none
-    "two_ratings",  # a text got ratings that differ
-    "unknown_text",  # a rating of a text that was not shown, or of no text at all
-    "out_of_scale",  # a number that is not from 1 to 5, or of another scale (8/10)
-    "not_a_rating",  # neither a number nor N/A
-)
 Ratings = list[float | None]
 """A rating each; None: N/A, or none that counts."""
 

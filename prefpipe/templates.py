@@ -7,7 +7,6 @@ share a prefix, which is computed once (prefpipe/models/trees.py).
 import functools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 import jinja2.meta
@@ -15,12 +14,7 @@ import jinja2.nodes
 
 from prefpipe.files import DataError
 
-if TYPE_CHECKING:
-    pass
-
-
 TEMPLATES = Path(__file__).parent / "templates"
-
 
 # A line that begins with a marker of our templates, inside the text of a person or of a model.
 _MARKER = re.compile(

@@ -14,7 +14,7 @@ FIELDS = ("question", "answer_1", "answer_2")
 SCHEMA = object_schema({name: {"type": "string"} for name in FIELDS})
 """JSON schema of a translator's reply."""
 ASKED_AGAIN = frozenset(
-    {
+    [
         "not_json",
         "wrong_keys",
         "not_text",
@@ -24,7 +24,7 @@ ASKED_AGAIN = frozenset(
         "still_chinese",
         "garbled_reply",
         "too_few_choices",
-    }
+    ]
 )
 """Reasons that another sample of the same translation may not have."""
 
@@ -49,9 +49,8 @@ def english_item(item: Item, reply: Completion, *, template: str | None = None) 
     if written.startswith("```"):
         written = written.partition("\n")[2].rpartition("```")[0]
     try:
-        texts = json.loads(
-            written, strict=False
-        )  # a raw newline inside a text is no reason to ask again
+        # not strict: a raw newline inside a text is no reason to ask again
+        texts = json.loads(written, strict=False)
     except (ValueError, RecursionError) as error:
         return reject("not_json", f"{error}: {written[:100]!r}")
     if not isinstance(texts, dict) or set(texts) != set(FIELDS):
