@@ -5,6 +5,7 @@ Everything here is a pure function of its rows and of (seed, id).
 """
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,12 +114,12 @@ def both_orders(
     ids: the requests' ids, of the given and of the swapped order.
     """
 
-    options = {"language": language, "template": template}
-    given, swapped = (
-        judge_prompt(question, a, b, **options),
-        judge_prompt(question, b, a, **options),
+    prompt = partial(judge_prompt, question, language=language, template=template)
+    given, swapped = ids
+    return (
+        Showing(given, prompt(a, b), language, swapped=False),
+        Showing(swapped, prompt(b, a), language, swapped=True),
     )
-    return Showing(ids[0], given, language, False), Showing(ids[1], swapped, language, True)
 
 
 def item_in_both_orders(

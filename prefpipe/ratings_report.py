@@ -1,7 +1,7 @@
 """What the ratings look like: histograms, how far aspects agree, places, models, ties."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from prefpipe.rating_prompts import SCALE
@@ -18,9 +18,9 @@ class Report:
     def __init__(self) -> None:
         self.ratings: dict[str, Counter[int]] = defaultdict(Counter)
         """Aspect -> ratings from k to under k + 1 -> how many."""
-        self.sums: dict[str, float] = defaultdict(float)
+        self.sums = Counter[str]()
         """Aspect -> sum of its ratings."""
-        self.not_applicable: Counter[str] = Counter()
+        self.not_applicable = Counter[str]()
         self.unreadable: dict[str, Counter[str]] = defaultdict(Counter)
         """Aspect -> reason -> annotations."""
         self.by_place: dict[int, list[float]] = defaultdict(lambda: [0, 0.0])
@@ -40,8 +40,7 @@ class Report:
                 self.unreadable[a.aspect][a.ratings.reason] += 1
                 continue
             for place, index in enumerate(a.order, start=1):
-                rating = a.ratings[index]
-                if rating is None:
+                if (rating := a.ratings[index]) is None:
                     self.not_applicable[a.aspect] += 1
                     continue
                 self.ratings[a.aspect][int(rating)] += 1
@@ -62,10 +61,7 @@ class Report:
         for aspect, ratings in by_aspect.items():
             rest = [other for name, other in by_aspect.items() if name != aspect]
             means = [mean_rating(column, 1) for column in zip(*rest, strict=True)]
-            if not means:
-                continue
-            for a, b in combinations(range(len(ratings)), 2):
-                here, there = order_of(ratings, a, b), order_of(means, a, b)
+            for here, there in orders(ratings, means):
                 if here and there:
                     self.agreement[aspect][0] += here == there
                     self.agreement[aspect][1] += 1
@@ -76,19 +72,17 @@ class Report:
             one, two = first.get(second.aspect), second.ratings
             if not second.swapped or not isinstance(one, list) or not isinstance(two, list):
                 continue
-            for a, b in zip(one, two, strict=True):
-                if a is not None and b is not None:
-                    self.twice["ratings"] += 1
-                    self.twice["equal"] += a == b
-            for a, b in combinations(range(len(one)), 2):
-                before, after = order_of(one, a, b), order_of(two, a, b)
-                if before is not None and after is not None:
-                    self.twice["pairs"] += 1
-                    self.twice["same_order"] += before == after
-                    self.twice["reversed"] += before * after < 0
+            both = [
+                (a, b) for a, b in zip(one, two, strict=True) if a is not None and b is not None
+            ]
+            self.twice.update(ratings=len(both), equal=sum(a == b for a, b in both))
+            for before, after in orders(one, two):
+                self.twice["pairs"] += 1
+                self.twice["same_order"] += before == after
+                self.twice["reversed"] += before * after < 0
 
     def summary(self) -> dict[str, object]:
-        """The same numbers as in table() and lines(), for .meta.json."""
+        """The same numbers, for .meta.json."""
         return {
             "pairs": self.pairs,
             "ties": self.ties,
@@ -123,8 +117,7 @@ class Report:
             "agrees: pairs of texts that the aspect orders as the mean of the other aspects does, "
             "of those that neither rates alike"
         ]
-        reasons = sum(self.unreadable.values(), Counter())
-        if reasons:
+        if reasons := sum(self.unreadable.values(), Counter()):
             shown = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
             lines.append(f"unreadable annotations: {shown}")
         places = ", ".join(f"{place}: {total / n:.2f}" for place, (n, total) in self._places())
@@ -154,10 +147,11 @@ class Report:
         return share(self.sums[aspect], sum(self.ratings[aspect].values()))
 
 
-def order_of(ratings: Sequence[float | None], a: int, b: int) -> int | None:
-    """1 where a is rated higher, -1 where b is, 0 where they are alike; None: one has no rating."""
-    first, second = ratings[a], ratings[b]
-    return None if first is None or second is None else higher_rated(first, second)
+def orders(one: Ratings, two: Ratings) -> Iterator[tuple[int, int]]:
+    """How each puts any two texts that both have rated (higher_rated)."""
+    both = [(a, b) for a, b in zip(one, two, strict=False) if a is not None and b is not None]
+    for (a, in_two), (b, also) in combinations(both, 2):
+        yield higher_rated(a, b), higher_rated(in_two, also)
 
 
 def share(part: float, whole: float) -> float | None:

@@ -23,7 +23,16 @@ from prefpipe.rows import AnnotationAnswer, AnnotationPrompt
 from prefpipe.verdicts import Unreadable
 
 KNOWN = set(
-    "empty cut_off broken_json no_rating two_ratings unknown_text out_of_scale not_a_rating".split()
+    [
+        "empty",
+        "cut_off",
+        "broken_json",
+        "no_rating",
+        "two_ratings",
+        "unknown_text",
+        "out_of_scale",
+        "not_a_rating",
+    ]
 )
 ULTRAFEEDBACK = """\
 #### Output for Text 1
