@@ -18,7 +18,7 @@ class Report:
     def __init__(self) -> None:
         self.ratings: dict[str, Counter[int]] = defaultdict(Counter)
         """Aspect -> ratings from k to under k + 1 -> how many."""
-        self.sums = Counter[str]()
+        self.sums: dict[str, float] = defaultdict(float)
         """Aspect -> sum of its ratings."""
         self.not_applicable = Counter[str]()
         self.unreadable: dict[str, Counter[str]] = defaultdict(Counter)
@@ -72,10 +72,9 @@ class Report:
             one, two = first.get(second.aspect), second.ratings
             if not second.swapped or not isinstance(one, list) or not isinstance(two, list):
                 continue
-            both = [
-                (a, b) for a, b in zip(one, two, strict=True) if a is not None and b is not None
-            ]
-            self.twice.update(ratings=len(both), equal=sum(a == b for a, b in both))
+            for a, b in rated_by_both(one, two):
+                self.twice["ratings"] += 1
+                self.twice["equal"] += a == b
             for before, after in orders(one, two):
                 self.twice["pairs"] += 1
                 self.twice["same_order"] += before == after
@@ -147,11 +146,15 @@ class Report:
         return share(self.sums[aspect], sum(self.ratings[aspect].values()))
 
 
+def rated_by_both(one: Ratings, two: Ratings) -> list[tuple[float, float]]:
+    """The two ratings of each text that has both."""
+    return [(a, b) for a, b in zip(one, two, strict=False) if a is not None and b is not None]
+
+
 def orders(one: Ratings, two: Ratings) -> Iterator[tuple[int, int]]:
-    """How each puts any two texts that both have rated (higher_rated)."""
-    both = [(a, b) for a, b in zip(one, two, strict=False) if a is not None and b is not None]
-    for (a, in_two), (b, also) in combinations(both, 2):
-        yield higher_rated(a, b), higher_rated(in_two, also)
+    """Which of any two texts is the higher one, by the first ratings and by the second."""
+    for (a, also_a), (b, also_b) in combinations(rated_by_both(one, two), 2):
+        yield higher_rated(a, b), higher_rated(also_a, also_b)
 
 
 def share(part: float, whole: float) -> float | None:
