@@ -169,7 +169,7 @@ def describe(counts: Counter[str], spent: str) -> str:
 
 
 def print_estimate(s: Settings) -> None:
-    counts: Counter[str] = Counter()
+    counts = Counter[str]()
     for item, is_wanted in first_rows(files.read_rows(s.input, Item, s.limit), s.max_rows):
         counts[item.language if is_wanted else "left_out"] += 1
         if is_wanted and item.language == "zh":
