@@ -40,9 +40,6 @@ class Format:
     """The leaderboard's score of a model that scores responses."""
 
 
-# ---- records -----------------------------------------------------------------------------------
-
-
 def read_named(name: str, limit: int | None = None) -> Iterator[tuple[str, Any]]:
     """(place, record) of a file, of a folder saved by `datasets`, or of a data set on the hub."""
     path = Path(name)
@@ -61,9 +58,6 @@ def read_named(name: str, limit: int | None = None) -> Iterator[tuple[str, Any]]
         ) from None
     for row, record in enumerate(loaded if limit is None else loaded.take(limit), start=1):
         yield f"{name}:{row}", record
-
-
-# ---- fields ------------------------------------------------------------------------------------
 
 
 def field(record: Record, name: str) -> Any:
@@ -139,9 +133,6 @@ def _tie(value: Any) -> bool:
     if word in ("true", "false", "") or isinstance(word, bool | None):
         return word in (True, "true")
     raise ValueError(f"tie: found {value!r}, wanted true or false")
-
-
-# ---- rows --------------------------------------------------------------------------------------
 
 
 def to_preference(
