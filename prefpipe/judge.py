@@ -60,11 +60,8 @@ def question_of(prompt: str) -> str:
 def build_item(
     row: Preference, *, split: Split, seed: int, template: str | None = None
 ) -> Item | Reject:
-    """The better answer stands first or second by a coin drawn from (seed, row.id).
-
-    A tie stays a tie (better None) and is placed by the same coin. Left out: an empty question or
-    answer, and answers that are equal but for white space.
-    """
+    """The better answer stands first or second by a coin drawn from (seed, row.id); a tie stays a
+    tie (better None) and is placed by the same coin. Left out is what Preference.fault names."""
     if reason := row.fault:
         return Reject(id=row.id, reason=reason)
     question = flatten_turns(row.prompt)
@@ -109,10 +106,8 @@ def both_orders(
     language: Language,
     template: str | None = None,
 ) -> tuple[Showing, Showing]:
-    """(a, b) as given, and swapped. Who is asked in both orders has no say by position alone.
-
-    ids: the requests' ids, of the given and of the swapped order.
-    """
+    """(a, b) as given, and swapped, under these two ids of requests: who is asked in both orders
+    has no say by position alone."""
 
     prompt = partial(judge_prompt, question, language=language, template=template)
     given, swapped = ids
@@ -140,10 +135,8 @@ def item_in_both_orders(
 
 
 def verdict(reply: list[Completion] | Reject, showing: Showing) -> int | Unreadable | Reject:
-    """1: a is better, 2: b is, whichever stood first; or why that is not known.
-
-    reply: as Replies.of gives it. A text that cannot be read is no verdict, and not half a win.
-    """
+    """1: a is better, 2: b is, whichever stood first; or why that is not known, from what
+    Replies.of gave. A text that cannot be read is no verdict, and not half a win."""
     if isinstance(reply, Reject):
         return reply
     parsed = parse_verdict(reply[0].text)

@@ -62,10 +62,8 @@ def annotation_prompts(
     swapped_share: float = 0.0,
     template: str = "rate.en",
 ) -> list[AnnotationPrompt]:
-    """One request an aspect, the responses in an order drawn from (seed, id, aspect).
-
-    Of a swapped_share of the prompts there are two, the second one in reversed order.
-    """
+    """One request an aspect, the responses in an order drawn from (seed, id, aspect); of a
+    swapped_share of the prompts a second one, in reversed order."""
     is_asked_twice = draws.rng(seed, mix.id, "swapped").random() < swapped_share
     prompts = []
     for aspect, criterion in criteria.items():

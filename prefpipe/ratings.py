@@ -185,12 +185,7 @@ class Pair(NamedTuple):
 
 
 def higher_rated(a: float, b: float, tie_margin: float = 0.0) -> Literal[-1, 0, 1]:
-    """Which of two mean ratings is the higher one: the tie rule of the synthetic path.
-
-    a - b is over tie_margin            1   a is rated higher
-    within tie_margin, either way       0   a tie
-    b - a is over tie_margin           -1   b is rated higher
-    """
+    """1 where a is over b by more than tie_margin, -1 where b is over a, 0 within it: a tie."""
     if abs(a - b) <= tie_margin + _ROUNDING:
         return 0
     return 1 if a > b else -1

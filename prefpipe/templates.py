@@ -71,9 +71,7 @@ def load_template(name: str | Path, variables: frozenset[str] | None = None) -> 
     With variables, what the caller will give: TemplateError where the template asks for another
     one, or leaves one out (a prompt without its hint would be sampled as if it had one).
     """
-    path = TEMPLATES / f"{name}.jinja"
-    if not path.is_file():
-        path = Path(name)
+    (path,) = template_files(str(name), "")
     if not path.is_file():
         known = ", ".join(sorted(p.name.removesuffix(".jinja") for p in TEMPLATES.glob("*.jinja")))
         raise TemplateError(f"{name}: no such template file; in prefpipe/templates are: {known}")
@@ -91,10 +89,8 @@ def load_template(name: str | Path, variables: frozenset[str] | None = None) -> 
 
 
 def template_files(name: str | None, built_in: str) -> list[Path]:
-    """The files that a template setting stands for: they are part of a run's input.
-
-    name: a name in prefpipe/templates, or a file; None: the built_in ones, of each language.
-    """
+    """The files that a template setting stands for, which are part of a run's input: of that name
+    in prefpipe/templates, or that file; None: the built_in ones, of each language."""
     if name is None:
         return sorted(TEMPLATES.glob(f"{built_in}.*.jinja"))
     path = TEMPLATES / f"{name}.jinja"

@@ -11,10 +11,8 @@ from prefpipe.rows import Prompt, Reject
 
 
 def read_prompt(record: Any) -> Prompt:
-    """A row of `prompt` or `text`, with `id` and `source` where it has them; the rest is left alone.
-
-    The prompt is text, or turns of which the last one is the user's. Raises ValueError.
-    """
+    """A row of `prompt` or `text` (text, or turns of which the last one is the user's), with `id`
+    and `source` where it has them; the rest is left alone. Raises ValueError."""
     if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
         raise record
     if not isinstance(record, Mapping):
@@ -70,10 +68,8 @@ def accepted(
 
 
 def select_names(names: Iterable[str], include: str | None, ignore: str | None) -> list[str]:
-    """The names in which include (None: any) is found and ignore (None: none) is not.
-
-    Raises SystemExit where none is left.
-    """
+    """The names in which include (None: any) is found and ignore (None: none) is not; SystemExit
+    where none is left."""
     names = list(names)
     left = [name for name in names if include is None or re.search(include, name)]
     if left := [name for name in left if ignore is None or not re.search(ignore, name)]:

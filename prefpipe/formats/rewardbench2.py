@@ -34,11 +34,8 @@ def read(record: Record) -> Question:
 
 
 def best_of_score(row: ScoredQuestion) -> float:
-    """1 where a right response has the highest score; shared first places count in part.
-
-    1 / (responses that share the first place) where the one right response is among them; with
-    several right ones, the share of right ones among those.
-    """
+    """1 where a right response alone has the highest score; of a shared first place, the share of
+    right responses among those that share it."""
     best = max([*row.right_scores, *row.wrong_scores])
     right, wrong = row.right_scores.count(best), row.wrong_scores.count(best)
     return right / (right + wrong)

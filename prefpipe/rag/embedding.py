@@ -173,10 +173,8 @@ class VectorCache(AbstractContextManager["VectorCache"]):
 
 
 class DocumentVectors:
-    """The vectors of a store's documents, in order; embedded are those that the cache lacks.
-
-    Iterating gives them block by block, as often as it is done.
-    """
+    """The vectors of a store's documents, in order and in blocks; embedded are those the cache
+    lacks."""
 
     def __init__(self, embedder: Embedder, cache: VectorCache) -> None:
         self._embedder, self._cache = embedder, cache

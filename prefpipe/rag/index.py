@@ -112,9 +112,7 @@ def tune_index(index: Any, queries: np.ndarray, target_recall: float) -> IndexFa
 
 
 def sample_queries(entries: Iterable[Entry], size: int, seed: int) -> list[str]:
-    """A fixed number of the rows' queries, each as likely as any other, in whatever order they come.
-
-    They are those with the largest numbers drawn from (seed, id).
-    """
+    """So many of the rows' queries, those with the largest numbers drawn from (seed, id): each is
+    as likely as any other, in whatever order they come."""
     drawn = ((draws.number(seed, row.id), row.query) for row in entries if row.query.strip())
     return [query for _, query in sorted(heapq.nlargest(size, drawn))]

@@ -119,7 +119,7 @@ def score_block(
     embedder: Embedder,
     rules: PairRules,
 ) -> Iterator[ScoredQuery | Reject]:
-    """The queries with their candidates' scores; a Reject as it is. All texts are embedded at once."""
+    """The queries with their candidates' scores; a Reject as it is."""
     answered = [query for query in block if isinstance(query, AnsweredQuery)]
     cosines = iter(measure_cosines(answered, store, embedder, seed=rules.seed))
     for query in block:
@@ -133,10 +133,8 @@ def score_block(
 def measure_cosines(
     queries: Sequence[AnsweredQuery], store: VectorStore, embedder: Embedder, *, seed: int
 ) -> list[tuple[list[float], float | None]]:
-    """Cosines of each query's context with its candidates, and with a random other document.
-
-    None: the store has no other. seed: of these documents. All texts are embedded in one call.
-    """
+    """Cosines of each query's context with its candidates, and with a document that it did not get,
+    drawn from the seed (None: there is none). All texts are embedded in one call."""
     retrieved = [query.retrieved for query in queries]
     # 1) a context that is one whole document has its vector in the store; all else is embedded
     whole = {
@@ -186,10 +184,7 @@ def score_candidates(
 
 
 def build_pair(scored: ScoredQuery, rules: PairRules) -> RagPair | Reject:
-    """The best and the worst of a query's candidates, or the reason why there is no pair.
-
-    With scorer judge they are compared by the judge's scores.
-    """
+    """The best and the worst of a query's candidates, or the reason why there is no pair."""
     query, parts = scored.query, scored.parts
     id, candidates, answerable = query.entry.id, query.candidates, is_answerable(query, rules)
     if len(candidates) < 2:

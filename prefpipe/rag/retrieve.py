@@ -22,10 +22,7 @@ def retrieve(
     documents: int,
     characters: int,
 ) -> None:
-    """Search the contexts that the log lacks, block by block.
-
-    documents, characters: how many of them a context has at most.
-    """
+    """Search the contexts that the log lacks, each of so many documents and characters at most."""
     for block in in_blocks(entries, BLOCK):
         if all(entry.id in log for entry in block):
             continue

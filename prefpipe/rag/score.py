@@ -106,11 +106,9 @@ def length_penalty(text: str, rules: ScoreRules) -> float:
 
 
 def keyword_coverage(text: str, keywords: Sequence[str]) -> float:
-    """Share of the keywords whose words stand in the text, one behind the other; 0 without keywords.
-
-    Case, accents' encoding and the way identifiers are written do not matter: `readLine` stands in
-    "read_line".
-    """
+    """Share of the keywords whose words stand in the text, one behind the other; 0 without
+    keywords. Case, the encoding of accents and the spelling of identifiers (readLine, read_line) do
+    not matter."""
     if not keywords:
         return 0.0
     there = f" {' '.join(split_words(text))} "
@@ -118,14 +116,10 @@ def keyword_coverage(text: str, keywords: Sequence[str]) -> float:
 
 
 def extract_keywords(query: str, context: str, most: int) -> list[str]:
-    """The words an answer should mention, at most so many, by this rule:
-
-    1. words of the query that stand in the context, in the order of the query;
-    2. then the context's other words, the frequent first, equally frequent ones as they come.
-
-    Identifiers are split (`read_line`, `readLine`: read, line); stop_words(), numbers and single
-    letters are left out.
-    """
+    """The words an answer should mention, at most so many: first those of the query that stand in
+    the context, in the query's order; then the context's others, the frequent first, equally
+    frequent ones as they come. Identifiers are split; stop_words(), numbers and single letters are
+    left out."""
     counts = Counter(word for word in split_words(context) if _is_keyword(word))
     shared = [word for word in split_words(query) if word in counts]
     others = sorted(counts, key=lambda word: -counts[word])

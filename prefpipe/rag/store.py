@@ -89,10 +89,8 @@ class VectorStore:
         return self.manifest.count
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(scores, rows), both (N, k) or less wide in a small store; best first.
-
-        Scores are cosines. Row -1: the probed lists hold fewer than k.
-        """
+        """(scores, rows), both (N, k) or less wide in a small store; best first. Scores are
+        cosines; row -1: the probed lists hold fewer than k."""
         if vectors.shape[1] != self.manifest.dimension:
             raise ValueError(f"{vectors.shape[1]} dimensions, not {self.manifest.dimension}")
         k = min(k, len(self))
