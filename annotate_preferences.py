@@ -15,8 +15,7 @@ The steps of --engine batch, each of them safe to stop and to repeat: nothing is
     uv run annotate_preferences.py
     uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step estimate
     uv run annotate_preferences.py --engine batch --model gpt-4o-mini --max-cost 20 --step submit
-    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step status
-    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step download
+    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step status    (or download)
 """
 
 from collections import Counter

@@ -128,11 +128,10 @@ class NearDuplicates:
     """Finds whether a question is nearly one of those given: jaccard(shingles) >= threshold.
 
     Prefix filter (Chaudhuri et al. 2006; Bayardo et al. 2007): with both sets in one order, here that
-    of the hashes, two that share the threshold's part cannot differ in all of their first few, for
-    too few would be left to share. So only the first few hashes of each sketch are kept as keys to
-    look up, and jaccard is asked of what they find. In memory are 1 kB a long question, and at a
-    threshold of 0.8 another 0.6 kB: sketches are kept as their upper 32 bits, which join two of 256
-    hashes by a chance of 1 in 100,000.
+    of the hashes, two that share the threshold's part cannot differ in all of their first few. So
+    only these of each sketch are kept as keys to look up, and jaccard is asked of what they find. In
+    memory are 1 kB a long question, and at a threshold of 0.8 another 0.6 kB: sketches are kept as
+    their upper 32 bits, which join two of 256 hashes by a chance of 1 in 100,000.
     """
 
     def __init__(self, questions: Iterable[str], threshold: float = 0.8) -> None:

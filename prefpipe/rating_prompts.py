@@ -72,16 +72,9 @@ def annotation_prompts(
         for swapped in (False, True) if is_asked_twice else (False,):
             shown = order[::-1] if swapped else order
             texts = [mix.responses[index] for index in shown]
-            prompts.append(
-                AnnotationPrompt(
-                    id=mix.id,
-                    aspect=aspect,
-                    swapped=swapped,
-                    prompt=rating_prompt(mix.prompt, texts, criterion, template),
-                    order=shown,
-                    texts=len(shown),
-                )
-            )
+            prompt = rating_prompt(mix.prompt, texts, criterion, template)
+            own = {"aspect": aspect, "swapped": swapped, "order": shown, "texts": len(shown)}
+            prompts.append(AnnotationPrompt(id=mix.id, prompt=prompt, **own))
     return prompts
 
 

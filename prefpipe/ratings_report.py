@@ -95,7 +95,9 @@ class Report:
                 }
                 for aspect, counts in self._by_aspect()
             },
-            "mean_rating_by_place": [n and total / n for _, (n, total) in self._places()],
+            "mean_rating_by_place": [
+                n and total / n for _, (n, total) in sorted(self.by_place.items())
+            ],
             "self_agreement": dict(self.twice),
             "models": {name: dict(counts) for name, counts in sorted(self.models.items())},
         }
@@ -119,7 +121,9 @@ class Report:
         if reasons := sum(self.unreadable.values(), Counter()):
             shown = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
             lines.append(f"unreadable annotations: {shown}")
-        places = ", ".join(f"{place}: {total / n:.2f}" for place, (n, total) in self._places())
+        places = ", ".join(
+            f"{place}: {total / n:.2f}" for place, (n, total) in sorted(self.by_place.items())
+        )
         lines.append(f"mean rating by place of the text: {places or 'none'}")
         if self.twice["pairs"]:
             equal = share(self.twice["equal"], self.twice["ratings"])
@@ -138,9 +142,6 @@ class Report:
     def _by_aspect(self) -> list[tuple[str, Counter[int]]]:
         names = dict.fromkeys([*self.ratings, *self.unreadable, *self.not_applicable])
         return [(name, self.ratings[name]) for name in names]
-
-    def _places(self) -> list[tuple[int, list[float]]]:
-        return sorted(self.by_place.items())
 
     def _mean(self, aspect: str) -> float | None:
         return share(self.sums[aspect], sum(self.ratings[aspect].values()))

@@ -13,19 +13,10 @@ FIELDS = ("question", "answer_1", "answer_2")
 """What is translated of an item."""
 SCHEMA = object_schema({name: {"type": "string"} for name in FIELDS})
 """JSON schema of a translator's reply."""
-ASKED_AGAIN = frozenset(
-    [
-        "not_json",
-        "wrong_keys",
-        "not_text",
-        "empty_text",
-        "truncated",
-        "json_changed",
-        "still_chinese",
-        "garbled_reply",
-        "too_few_choices",
-    ]
-)
+ASKED_AGAIN = {
+    *("not_json", "wrong_keys", "not_text", "empty_text", "truncated", "json_changed"),
+    *("still_chinese", "garbled_reply", "too_few_choices"),
+}
 """Reasons that another sample of the same translation may not have."""
 
 _JSON_START = re.compile(r'\[\s*\{\s*"|\{\s*"')

@@ -22,18 +22,11 @@ from prefpipe.ratings import (
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt
 from prefpipe.verdicts import Unreadable
 
-KNOWN = set(
-    [
-        "empty",
-        "cut_off",
-        "broken_json",
-        "no_rating",
-        "two_ratings",
-        "unknown_text",
-        "out_of_scale",
-        "not_a_rating",
-    ]
-)
+KNOWN = {
+    *("empty", "cut_off", "broken_json", "no_rating", "two_ratings", "unknown_text"),
+    *("out_of_scale", "not_a_rating"),
+}
+
 ULTRAFEEDBACK = """\
 #### Output for Text 1
 Rating: 5
