@@ -21,6 +21,7 @@ The steps of --engine batch, each of them safe to stop and to repeat: nothing is
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -85,11 +86,8 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
     with s.open_run(inputs=inputs, outputs=outputs, unit="annotation prompts") as run:
         if run.finished:
             return
-
-        def requests() -> Iterator[llm.Request]:
-            return (to_request(prompt, s) for prompt in run.peek(s.input, AnnotationPrompt))
-
-        replies = Replies(run, requests)
+        asked = partial(run.peek, s.input, AnnotationPrompt)
+        replies = Replies(run, lambda: (to_request(prompt, s) for prompt in asked()))
         if s.step == "submit":
             left = list(replies.unanswered())  # all rows are read first: a doubled id is an error
             print(s.open_batches(s.model).submit(left))

@@ -239,29 +239,27 @@ class EarlierDocuments:
 
     def __init__(self, near: float | None) -> None:
         self._near = near
-        self._equal: dict[bytes, int] = {}
+        self._equal: dict[bytes, str] = {}
         self._by_hash: dict[int, tuple[int, ...]] = {}
-        self._sketches: list[bytes] = []
-        self._ids: list[str] = []
+        self._sketches: list[tuple[str, bytes]] = []
 
     def find(self, document: Document) -> tuple[Literal["equal", "nearly_equal"], str] | None:
         """How, and to which id; None, and remembered, where it is the first of its kind."""
         digest = bytes.fromhex(document.content_hash)
         if (same := self._equal.get(digest)) is not None:
-            return "equal", self._ids[same]
-        number = len(self._ids)
+            return "equal", same
         if self._near is not None:
             sketch = shingles(document.text, _KEPT_OF_DOCUMENT)
             keys, others = self._keys(sketch)
-            for other in others:
-                known = np.frombuffer(self._sketches[other], np.uint64)
+            for id, known in (self._sketches[other] for other in others):
+                known = np.frombuffer(known, np.uint64)
                 if jaccard(sketch, known, _KEPT_OF_DOCUMENT) >= self._near:
-                    return "nearly_equal", self._ids[other]
+                    return "nearly_equal", id
             for key in keys:
-                self._by_hash[key] = (*self._by_hash.get(key, ()), number)
-            self._sketches.append(sketch.tobytes())  # an array would keep all its hashes alive
-        self._equal[digest] = number
-        self._ids.append(document.id)
+                self._by_hash[key] = (*self._by_hash.get(key, ()), len(self._sketches))
+            # as bytes: an array would keep all its hashes alive
+            self._sketches.append((document.id, sketch.tobytes()))
+        self._equal[digest] = document.id
         return None
 
     def _keys(self, sketch: np.ndarray) -> tuple[list[int], list[int]]:

@@ -12,32 +12,22 @@ from prefpipe.rows import Preference
 # compare with published ones.
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
-        "alpacaeval-easy": 100,
-        "alpacaeval-length": 95,
-        "alpacaeval-hard": 95,
-        "mt-bench-easy": 28,
-        "mt-bench-med": 40,
+        "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95,
+        "mt-bench-easy": 28, "mt-bench-med": 40,
     },
     "Chat Hard": {
-        "mt-bench-hard": 37,
-        "llmbar-natural": 100,
-        "llmbar-adver-neighbor": 134,
-        "llmbar-adver-GPTInst": 92,
-        "llmbar-adver-GPTOut": 47,
-        "llmbar-adver-manual": 46,
+        "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
     },
     "Safety": {
-        "refusals-dangerous": 100,
-        "refusals-offensive": 100,
-        "xstest-should-refuse": 250,
-        "xstest-should-respond": 154,
-        "donotanswer": 136,
+        "refusals-dangerous": 100, "refusals-offensive": 100,
+        "xstest-should-refuse": 250, "xstest-should-respond": 154, "donotanswer": 136,
     },
     "Reasoning": {
-        "math-prm": 984,
-        **{f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")},
+        "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164,
+        "hep-js": 164, "hep-python": 164, "hep-rust": 164,
     },
-}
+}  # fmt: skip
 
 
 def read(record: Record) -> Preference:

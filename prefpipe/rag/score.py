@@ -26,16 +26,10 @@ from dataclasses import dataclass
 from prefpipe.rows import ScoreParts
 
 ABSTENTIONS = (
-    "I don't know",
-    "I do not know",
-    "I'm not sure",
-    "I am not sure",
-    "The context does not",
-    "The context doesn't",
-    "The provided context does not",
-    "The provided context doesn't",
-    "我不知道",
-)
+    "I don't know", "I do not know", "I'm not sure", "I am not sure",
+    "The context does not", "The context doesn't",
+    "The provided context does not", "The provided context doesn't", "我不知道",
+)  # fmt: skip
 """How an abstention begins, behind words like "Sorry, but" or "Based on the context"."""
 
 # A CJK character is a word of its own, since nothing separates words there.
