@@ -120,10 +120,8 @@ def both_orders(
 def item_in_both_orders(
     item: Item, ids: tuple[str, str], *, template: str | None = None
 ) -> tuple[Showing, Showing]:
-    """The item's two answers; the given order is its own prompt.
-
-    template: the one its prompt was made with. DataError where that gives another prompt.
-    """
+    """The item's two answers; the given order is its own prompt, made with this template: DataError
+    where that gives another prompt."""
     answers = (item.question, item.answer_1, item.answer_2)
     given, swapped = both_orders(ids, *answers, language=item.language, template=template)
     if given.prompt != item.prompt:

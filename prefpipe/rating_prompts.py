@@ -21,10 +21,8 @@ SCALE = (1, 5)
 
 
 def read_criteria(path: Path, aspects: Sequence[str] | None = None) -> dict[str, str]:
-    """Aspect -> the sentence that says what to rate; aspects: of these only, None: of all.
-
-    Raises SystemExit where the file lacks one of them; says so on stderr where it has others.
-    """
+    """Aspect -> the sentence that says what to rate; aspects: of these only, None: of all. Raises
+    SystemExit where the file lacks one of them; says so on stderr where it has others."""
     try:
         sentences = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

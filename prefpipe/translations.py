@@ -62,10 +62,8 @@ def english_item(item: Item, reply: Completion, *, template: str | None = None) 
 
 
 def embedded_json(text: str) -> list[Any]:
-    """The JSON objects (and lists of them) inside a text, in order, with `...` for each string.
-
-    Keys, nesting, lengths, numbers, true, false and null are what a translation must keep.
-    """
+    """The JSON objects (and lists of them) inside a text, in order, with `...` for each string:
+    what a translation must keep."""
     values, at = [], 0
     while start := _JSON_START.search(text, at):
         try:

@@ -65,10 +65,8 @@ def parse_verdict(text: str) -> Verdict | Unreadable:
 
 
 def without_draft(text: str) -> str | None:
-    """What a reasoning model wrote after its thoughts; None where they did not end.
-
-    A text that begins with its object has no draft, whatever the object's reason quotes.
-    """
+    """What a reasoning model wrote after its thoughts; None where they did not end. A text that
+    begins with its object has no draft, whatever the object's reason quotes."""
     draft, end, answer = text.partition("</think>")
     if end and not begins_with_object(text):
         return answer
@@ -157,10 +155,8 @@ def render_judgment(reason: str, better: int, language: Language) -> str:
 
 def read_hinted_reason(text: str, hint: int, *, finish_reason: str) -> Verdict | Unreadable:
     """A hinted text as a verdict for the hinted answer: its reason, plain or from its own object.
-
-    Unreadable where the reason was cut at the token limit, or where the text's own object names
-    the other answer.
-    """
+    Unreadable where it was cut at the token limit, or where its own object names the other
+    answer."""
     better: Literal[1, 2] = 1 if hint == 1 else 2
     parsed = parse_verdict(text)
     if isinstance(parsed, Verdict):

@@ -35,9 +35,7 @@ def read_prompts(
     paths: Iterable[Path], limit: int | None = None
 ) -> Iterator[tuple[str, Prompt | Reject | ValueError]]:
     """(place, row) of each record of these files; a Reject for a second copy of a row without id.
-
-    Raises DataError, with both places, where two rows have the same id.
-    """
+    Raises DataError, with both places, where two rows have the same id."""
     places = Places()
     for path in paths:
         for place, record in read_records(path, limit):

@@ -40,10 +40,8 @@ def read(record: Record) -> Preference:
 
 def section_scores(accuracy: Mapping[str, float]) -> dict[str, Any]:
     """Accuracy by subset -> section scores (weighted means) and their plain mean, all 0 to 1.
-
-    A subset that is not there is left out of its section's mean, and named, since a score over fewer
-    subsets is another score.
-    """
+    Subsets that are not there are left out of these means, and named: a score over fewer is another
+    score."""
     sections, missing = {}, set[str]()
     for section, weights in SECTIONS.items():
         missing |= weights.keys() - accuracy.keys()

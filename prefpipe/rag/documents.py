@@ -16,10 +16,8 @@ def to_text(entry: Entry) -> str:
 
 
 def to_documents(entry: Entry, chunk: int | None = None, overlap: int = 0) -> list[Document]:
-    """The row as one document; with chunk, as windows of so many characters that overlap.
-
-    A window ends at the last white space of its second half, where there is one.
-    """
+    """The row as one document; with chunk, as windows of so many characters that overlap. A window
+    ends at the last white space of its second half, where there is one."""
     text = to_text(entry)
     if chunk is None or len(text) <= chunk:
         return [_document(entry.id, entry.id, 0, text)]

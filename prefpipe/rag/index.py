@@ -83,10 +83,8 @@ def every_nth(blocks: Iterable[np.ndarray], n: int) -> np.ndarray:
 
 
 def tune_index(index: Any, queries: np.ndarray, target_recall: float) -> IndexFacts:
-    """Have an ivf index probe as many lists (1, 2, 4, ...) as it takes to find what exact search does.
-
-    A hit counts where its score is the best one: of equal documents either may come first.
-    """
+    """Have an ivf index probe as many lists (1, 2, 4, ...) as it takes to find what exact search
+    does. A hit counts where its score is the best one: of equal documents either may come first."""
     import faiss
 
     def best_scores(lists: int) -> np.ndarray:
@@ -94,11 +92,9 @@ def tune_index(index: Any, queries: np.ndarray, target_recall: float) -> IndexFa
         parameters.nprobe = lists
         return index.search(queries, 1, params=parameters)[0][:, 0]
 
-    exact = best_scores(index.nlist)
-    probed = 1
-    while True:
-        recall = float((best_scores(probed) >= exact - 1e-6).mean())
-        if recall >= target_recall or probed == index.nlist:
+    exact, probed = best_scores(index.nlist), 1
+    while (share := (best_scores(probed) >= exact - 1e-6).mean()) < target_recall:
+        if probed == index.nlist:
             break
         probed = min(2 * probed, index.nlist)
     index.nprobe = probed
@@ -106,7 +102,7 @@ def tune_index(index: Any, queries: np.ndarray, target_recall: float) -> IndexFa
         kind="ivf",
         lists=index.nlist,
         probed_lists=probed,
-        recall_at_1=round(recall, 4),
+        recall_at_1=round(float(share), 4),
         recall_queries=len(queries),
     )
 

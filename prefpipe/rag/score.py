@@ -67,11 +67,9 @@ def score_answer(
     is_answerable: bool = True,
     judge_score: float | None = None,
 ) -> ScoreParts:
-    """The score of one answer and its parts; it depends on nothing but these arguments.
-
-    cosine: of the answer and its context, -1 to 1. is_answerable: the context is held to answer the
-    question. judge_score: taken over as it is; it is no part of the score.
-    """
+    """The score of one answer and its parts. cosine: of the answer and its context, -1 to 1.
+    is_answerable: the context is held to answer the question. judge_score: taken over as it is; it
+    is no part of the score."""
     grounding = round(min(max(cosine, 0.0), 1.0), 4)  # more digits depend on the machine
     coverage, penalty = keyword_coverage(text, keywords), length_penalty(text, rules)
     parts = {  # name: (value, weight, value at best)
@@ -156,9 +154,7 @@ def pick_extremes(
     scores: Sequence[float], texts: Sequence[str], may_win: Sequence[bool]
 ) -> tuple[int, int] | None:
     """Places of the best text that may win, and of the worst of the others; None: no text may win.
-
-    Equal scores are put in order by the text, so the order they come in does not matter.
-    """
+    Equal scores are put in order by the text, so the order they come in does not matter."""
     order = sorted(range(len(texts)), key=lambda i: (scores[i], texts[i]))
     best = next((i for i in reversed(order) if may_win[i]), None)
     return None if best is None else (best, next(i for i in order if i != best))

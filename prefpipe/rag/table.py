@@ -63,9 +63,7 @@ def read_queries(
     path: Path, columns: Columns, limit: int | None = None, *, strict: bool = False
 ) -> Iterator[Entry | Reject]:
     """The rows of a table that ask something; a Reject for each that does not or cannot be read.
-
-    Raises DataError as read_entries does; strict: at a row that cannot be read, too.
-    """
+    Raises DataError as read_entries does; strict: at a row that cannot be read, too."""
     for place, entry in read_entries(path, columns, limit):
         if isinstance(entry, ValueError):
             if strict:
