@@ -132,7 +132,9 @@ class VectorCache(AbstractContextManager["VectorCache"]):
             self._file.write(header)
         size = self._file.seek(0, os.SEEK_END) - self._start
         records = self._records(size // self._record.itemsize)
-        whole = max(np.flatnonzero(records["left"] == 0), default=-1) + 1  # behind the last batch
+        whole = (
+            int(max(np.flatnonzero(records["left"] == 0), default=-1)) + 1
+        )  # to the last batch's end
         digests = records["digest"][:whole].tobytes()
         self._rows = {digests[16 * row : 16 * (row + 1)]: row for row in range(whole)}
         del records  # a file that is mapped cannot be cut everywhere

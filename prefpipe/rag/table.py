@@ -117,7 +117,7 @@ def _text(record: Mapping[str, Any], column: str | None) -> str:
 
 def _keywords(record: Mapping[str, Any], column: str | None) -> list[str]:
     """A list as it is, or a text with the keywords behind commas or semicolons."""
-    value = record.get(column) if column else None
+    value: Any = record.get(column) if column else None
     is_list = isinstance(value, list) and all(isinstance(word, str) for word in value)
     words = value if is_list else _text(record, column).replace(";", ",").split(",")
     return [word.strip() for word in words if word.strip()]
