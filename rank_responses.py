@@ -27,13 +27,7 @@ from prefpipe.compare.matches import Contest
 from prefpipe.compare.rankings import By, Totals, to_ranking
 from prefpipe.compare.tournament import Tournament, competitors
 from prefpipe.ranges import Positive
-from prefpipe.rows import (
-    Message,
-    Preference,
-    Ranking,
-    Reject,
-    Responses,
-)
+from prefpipe.rows import Message, Preference, Ranking, Reject, Responses
 from prefpipe.screen import progress
 from prefpipe.settings import EngineStage, NoEffectOnRows, local_folders
 from prefpipe.templates import template_files

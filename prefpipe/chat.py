@@ -139,8 +139,7 @@ def _apply(tokenizer: "Tokenizer", turns: Sequence[Mapping[str, Any]], **options
 def _takes_system(tokenizer: "Tokenizer") -> bool:
     try:
         text = _apply(
-            tokenizer,
-            [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}],
+            tokenizer, [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}]
         )
     except jinja2.TemplateError:
         return False

@@ -119,14 +119,13 @@ def by_pairwise(
     if kind != "knockout" or all(len(contest.entrants) == 2 for contest in contests.values()):
         return hold(contests, partial(pairwise_matches, model), kind, seed=seed)
     standings: dict[str, Standing | Reject] = {}
-    sized = ((_estimate_tokens(contest), id) for id, contest in contests.items())
-    for ids in in_batches(sized, model.max_batch_tokens):
+    for ids in in_batches(contests, model.max_batch_tokens, lambda id, _: _tokens(contests[id])):
         play = partial(pairwise_matches, model, cache=model.new_cache())
         standings |= hold({id: contests[id] for id in ids}, play, kind, seed=seed)
     return standings
 
 
-def _estimate_tokens(contest: Contest) -> int:
-    """Tokens of a knockout's first round, four bytes each: each response stands in both orders."""
+def _tokens(contest: Contest) -> int:
+    """An estimate for a knockout's first round, four bytes each: each response stands in both orders."""
     texts = [flatten_turns(contest.prompt), *contest.responses, *contest.responses]
     return sum(len(text.encode()) for text in texts) // 4

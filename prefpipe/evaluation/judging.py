@@ -85,10 +85,7 @@ def report(
 
 
 def _judgments(
-    item: Item,
-    benchmark: str,
-    showings: tuple[Showing, Showing],
-    replies: Mapping[Judge, Replies],
+    item: Item, benchmark: str, showings: tuple[Showing, Showing], replies: Mapping[Judge, Replies]
 ) -> list[EvaluatedJudgment] | Reject:
     """Those of the base judge in both orders, then of the tuned one; or why one of them has none."""
     replied = {

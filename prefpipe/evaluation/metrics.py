@@ -186,8 +186,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 LengthBucket = TypedDict(  # a call: `from` is a keyword
-    "LengthBucket",
-    {"from": int, "to": int, "n": int, "accuracy": float, "interval": list[float]},
+    "LengthBucket", {"from": int, "to": int, "n": int, "accuracy": float, "interval": list[float]}
 )
 
 

@@ -1,6 +1,6 @@
 """How much memory there is, what a token takes of it, and what to do when it runs out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import psutil
@@ -33,6 +33,20 @@ def free_bytes(device: torch.device) -> int:
 def is_out_of_memory(error: RuntimeError) -> bool:
     # accelerate reads the messages; cudaMallocAsync's own is not among those it knows
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def run_batches(
+    run: Callable[[list[R]], list[T]],
+    rows: Sequence[R],
+    batches: Iterable[Sequence[int]],
+    cache: PrefixCache | None = None,
+) -> list[T]:
+    """What `run` gives for each row, run by batches of their indices, each in_halves where it must be."""
+    results: dict[int, T] = {}
+    for batch in batches:
+        of_batch = in_halves(run, [rows[i] for i in batch], cache)
+        results |= zip(batch, of_batch, strict=True)
+    return [results[i] for i in range(len(rows))]
 
 
 def in_halves(

@@ -44,10 +44,7 @@ class Pack:
 
 
 def pack(
-    prompt_ids: Sequence[int],
-    completions: Sequence[Sequence[int]],
-    *,
-    with_last: bool = False,
+    prompt_ids: Sequence[int], completions: Sequence[Sequence[int]], *, with_last: bool = False
 ) -> Pack:
     """completions: token ids, the end of turn included where it is to be scored.
 

@@ -8,7 +8,7 @@ of earlier passes began with is not computed again, either: so a knockout reads 
 the first of two. Source: the radix attention of Zheng et al. 2024 (SGLang).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -91,13 +91,10 @@ def tree_of(
             segment = add(first[start:shared], start, parent)
             grow(run, shared, segment)
 
-    if cache is None:
-        grow(order, 0, None)
-        return tree
     # those that begin with the same kept tokens grow behind these together
     groups: dict[tuple[int, ...], tuple[Segment | None, list[int]]] = {}
     for i in order:
-        have, segment = cache.find(sequences[i])
+        have, segment = cache.find(sequences[i]) if cache else (0, None)
         if have < min_shared:
             have, segment = 0, None
         groups.setdefault(tuple(sequences[i][:have]), (segment, []))[1].append(i)
@@ -152,29 +149,27 @@ def tree_batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterato
     In sorted order, so that those which share most stand together. A common beginning that is too
     short to be shared (MIN_SHARED_TOKENS) is not counted.
     """
-    batch: list[int] = []
-    size = 0
-    for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
-        own = len(sequences[i])
-        more = own - common_tokens(sequences[batch[-1]], sequences[i], 0) if batch else own
-        if batch and size + more > max_tokens:
-            yield batch
-            batch, size, more = [], 0, own
-        batch.append(i)
-        size += more
-    if batch:
-        yield batch
+
+    def own_tokens(i: int, before: int | None) -> int:
+        shared = 0 if before is None else common_tokens(sequences[before], sequences[i])
+        return len(sequences[i]) - shared
+
+    order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
+    return in_batches(order, max_tokens, own_tokens)
 
 
-def in_batches(items: Iterable[tuple[int, T]], max_tokens: int) -> Iterator[list[T]]:
-    """Items, each with its size in tokens, in lists of at most max_tokens (or of one item)."""
+def in_batches(
+    items: Iterable[T], max_tokens: int, size: Callable[[T, T | None], int]
+) -> Iterator[list[T]]:
+    """Items in lists of at most max_tokens (or of one item); size: its tokens, behind the one before."""
     batch: list[T] = []
-    size = 0
-    for tokens, item in items:
-        if batch and size + tokens > max_tokens:
+    tokens = 0
+    for item in items:
+        more = size(item, batch[-1] if batch else None)
+        if batch and tokens + more > max_tokens:
             yield batch
-            batch, size = [], 0
+            batch, tokens, more = [], 0, size(item, None)
         batch.append(item)
-        size += tokens
+        tokens += more
     if batch:
         yield batch
