@@ -59,18 +59,16 @@ class Totals:
             self.best_is_right += ranking.best_is_right
             self.right_shares += ranking.right_share
 
-    def right(self) -> dict[str, float]:
-        """Shares of the prompts of which it is known: of the best response, and of a random one."""
-        shares = {"best_is_right": self.best_is_right, "random_is_right": self.right_shares}
-        return {name: share / self.known for name, share in shares.items() if self.known}
-
     def summary(self) -> dict[str, float | int]:
-        return {
+        counts: dict[str, float | int] = {
             "comparisons": self.comparisons,
             "undecided_comparisons": self.undecided,
             "prompts_with_a_circle": self.cycles,
-            **self.right(),
         }
+        if self.known:
+            counts["best_is_right"] = self.best_is_right / self.known
+            counts["random_is_right"] = self.right_shares / self.known
+        return counts
 
     def lines(self, by: By) -> list[str]:
         lines = []
@@ -80,7 +78,7 @@ class Totals:
                 f"each other in a circle: {self.cycles} of {self.prompts} prompts"
             )
         if self.known:
-            best, random = self.right().values()
+            best, random = self.best_is_right / self.known, self.right_shares / self.known
             lines.append(
                 f"the best response by {by} is right: {best:.3f}; a random one: {random:.3f} "
                 f"(n = {self.known})"

@@ -81,22 +81,16 @@ Course = Generator[list[Match], Mapping[Match, float | None], Standing]
 def _hold(courses: Mapping[str, Course], compare: Compare) -> dict[str, Standing]:
     """Tournaments by id, all at once: what can be played now in any of them is one call of compare."""
     standings: dict[str, Standing] = {}
-    ready: dict[str, list[Match]] = {}
-
-    def go_on(id: str, outcomes: Mapping[Match, float | None] | None) -> None:
-        try:
-            ready[id] = courses[id].send(outcomes)  # pyright: ignore[reportArgumentType]
-        except StopIteration as end:
-            standings[id] = end.value
-
-    for id in courses:
-        go_on(id, None)  # None starts it
-    while ready:
-        matches = [match for of_one in ready.values() for match in of_one]
-        outcomes = dict(zip(matches, compare(matches), strict=True))
-        asked, ready = ready, {}
-        for id in asked:
-            go_on(id, outcomes)
+    left, outcomes = list(courses), None  # None starts a generator
+    while left:
+        matches: list[Match] = []
+        for id in left:
+            try:
+                matches += courses[id].send(outcomes)  # pyright: ignore[reportArgumentType]
+            except StopIteration as end:
+                standings[id] = end.value
+        if left := [id for id in left if id not in standings]:
+            outcomes = dict(zip(matches, compare(matches), strict=True))
     return {id: standings[id] for id in courses}
 
 
