@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, TokenizedTurns
-from prefpipe.compare.context import MAX_BATCH_TOKENS, Unscorable, read_window
+from prefpipe.compare.context import MAX_BATCH_TOKENS, Unscorable, run_window
 from prefpipe.models import trees
 from prefpipe.models.loading import bare_model, load_model, load_tokenizer, max_positions
 from prefpipe.models.memory import free_bytes, position_bytes, run_batches
@@ -98,7 +98,7 @@ class PairwiseModel:
     def _compare_window(
         self, window: list[list[list[int]] | Unscorable], cache: PrefixCache | None
     ) -> Iterator[list[Preferred] | Unscorable]:
-        for logps in read_window(window, partial(self.label_logps, cache=cache)):
+        for logps in run_window(window, partial(self.label_logps, cache=cache)):
             if isinstance(logps, Unscorable):
                 yield logps
             else:

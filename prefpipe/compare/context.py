@@ -50,7 +50,7 @@ def cut_left(tokenizer: Tokenizer, text: str, tokens: int) -> str:
     return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).lstrip("\ufffd")
 
 
-def read_window(
+def run_window(
     window: Sequence[list[list[int]] | Unscorable], run: Callable[[list[list[int]]], list[R]]
 ) -> Iterator[list[R] | Unscorable]:
     """For each question's rows of token ids what `run` makes of them; it gets all rows at once."""

@@ -9,14 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefpipe import llm
-from prefpipe.compare.matches import (
-    Contest,
-    Contests,
-    Standings,
-    hold,
-    judge_matches,
-    pairwise_matches,
-)
+from prefpipe.compare import matches
+from prefpipe.compare.matches import Contest, Contests, Standings, hold
 from prefpipe.compare.tournament import Standing, Tournament
 from prefpipe.rows import Message, Reject, as_turns, flatten_turns
 
@@ -65,12 +59,11 @@ def by_implicit_reward(
     base: Any, tuned: Any, contests: Contests, _: Tournament = "knockout"
 ) -> Standings:
     """By log p(tuned) - log p(base), summed over a response's tokens; Rafailov et al. 2023, eq. 5."""
-
     prompted = [(as_turns(prompt), texts) for prompt, texts in map(_texts, contests.values())]
     gains = (
         [b.sum_logp - a.sum_logp for a, b in zip(before, after, strict=True)]
         if isinstance(before, list) and isinstance(after, list)
-        else next(failure for failure in (before, after) if isinstance(failure, llm.Failure))
+        else (after if isinstance(before, list) else before)  # a Failure
         for before, after in zip(base.score(prompted), tuned.score(prompted), strict=True)
     )
     return _by_scores(contests, gains)
@@ -105,8 +98,8 @@ def by_judge(
     template: str | None,
     max_new_tokens: int,
 ) -> Standings:
-    options = {"template": template, "max_new_tokens": max_new_tokens}
-    return hold(contests, partial(judge_matches, engine, seed=seed, **options), kind, seed=seed)
+    options = {"template": template, "max_new_tokens": max_new_tokens, "seed": seed}
+    return hold(contests, partial(matches.judge_matches, engine, **options), kind, seed=seed)
 
 
 def by_pairwise(
@@ -118,10 +111,10 @@ def by_pairwise(
     from prefpipe.models.trees import in_batches
 
     if kind != "knockout" or all(len(contest.entrants) == 2 for contest in contests.values()):
-        return hold(contests, partial(pairwise_matches, model), kind, seed=seed)
+        return hold(contests, partial(matches.pairwise_matches, model), kind, seed=seed)
     standings: Standings = {}
     for ids in in_batches(contests, model.max_batch_tokens, lambda id, _: _tokens(contests[id])):
-        play = partial(pairwise_matches, model, cache=model.new_cache())
+        play = partial(matches.pairwise_matches, model, cache=model.new_cache())
         standings |= hold({id: contests[id] for id in ids}, play, kind, seed=seed)
     return standings
 

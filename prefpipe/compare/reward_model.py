@@ -1,8 +1,8 @@
-"""Reward models: what they read, and the score they give. Training is in prefpipe.training.reward.
+"""Reward models: what they read, and the score they give.
 
 A score r(x, y) is read at the last token of prompt and response: the end of the assistant's turn of
-a decoder, or what an encoder's own head pools. Training, evaluation and ranking get their token ids
-from RewardTokenizer, with the same limit; a response is never cut.
+a decoder, or what an encoder's own head pools. Training and use get their token ids from
+RewardTokenizer, with the same limit; a response is never cut.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +16,7 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe import chat
-from prefpipe.compare.context import (
-    MAX_BATCH_TOKENS,
-    SavedFormat,
-    Unscorable,
-    cut_left,
-    read_window,
-)
+from prefpipe.compare.context import MAX_BATCH_TOKENS, SavedFormat, Unscorable, cut_left, run_window
 from prefpipe.models import packs, trees
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import bare_model, max_positions
@@ -63,9 +57,8 @@ class TokenizedResponses:
 class RewardTokenizer:
     """A prompt and its responses to token ids.
 
-    A decoder reads its chat template (prefpipe.chat), an encoder prompt and response as a pair
-    of texts. All responses of one call are behind the same prompt: where it must be cut, it is cut
-    for the longest of them, so that they are compared in one context.
+    A decoder reads its chat template, an encoder prompt and response as a pair of texts. The prompt
+    is cut for the longest response of a call, so that all are compared in one context.
     """
 
     tokenizer: Tokenizer
@@ -157,7 +150,7 @@ class RewardModel:
         """For each prompt and its responses their rewards, in order; streams."""
         rows = (self._rows(prompt, responses) for prompt, responses in questions)
         while window := [*islice(rows, _WINDOW)]:
-            yield from read_window(window, self.score_rows)
+            yield from run_window(window, self.score_rows)
 
     def _rows(
         self, prompt: str | list[Message], responses: Sequence[str]

@@ -75,9 +75,9 @@ def report(
                 continue
             sources.append(item.source)
             lengths = len(item.answer_1), len(item.answer_2)
-            for judge, both in zip(JUDGES, (rows[:2], rows[2:]), strict=True):
-                verdicts = [row.verdict for row in both]
-                by_judge[judge].append(BothOrders(item.id, item.better, *verdicts, lengths))
+            for judge, (given, swapped) in zip(JUDGES, (rows[:2], rows[2:]), strict=True):
+                both = BothOrders(item.id, item.better, given.verdict, swapped.verdict, lengths)
+                by_judge[judge].append(both)
         if sources:
             of_sets[measured.name] = _compare(measured.name, by_judge, sources, seed=seed)
     return of_sets

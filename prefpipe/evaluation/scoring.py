@@ -39,7 +39,8 @@ def measure(
     """
     log = run.open_log(ScoredQuestion, "scores")
     report: dict[str, dict[str, Any]] = {}
-    for kind in dict.fromkeys(measured.kind for measured in scored):
+    kinds: dict[Kind, None] = dict.fromkeys(measured.kind for measured in scored)
+    for kind in kinds:
         ranker: Ranker | None = None
         for measured in (m for m in scored if m.kind == kind):
             questions = list(held_out.questions(measured, run))
@@ -75,15 +76,14 @@ def _score(
                 failed[question.id] = scores
                 continue
             n = len(question.right)
-            log.add(
-                ScoredQuestion(
-                    id=question.id,
-                    benchmark=measured.name,
-                    kind=measured.kind,
-                    right_scores=scores[:n],
-                    wrong_scores=scores[n:],
-                )
+            row = ScoredQuestion(
+                id=question.id,
+                benchmark=measured.name,
+                kind=measured.kind,
+                right_scores=scores[:n],
+                wrong_scores=scores[n:],
             )
+            log.add(row)
     return failed
 
 

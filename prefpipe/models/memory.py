@@ -1,6 +1,7 @@
 """How much memory there is, what a token takes of it, and what to do when it runs out."""
 
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import TypeVar
 
 import psutil
@@ -18,8 +19,7 @@ T = TypeVar("T")
 def position_bytes(model: PreTrainedModel) -> int:
     """Bytes that one token's keys and values take in all layers."""
     config = model.config.get_text_config()
-    heads, size = kv_shape(config)
-    return 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+    return 2 * config.num_hidden_layers * prod(kv_shape(config)) * model.dtype.itemsize
 
 
 def free_bytes(device: torch.device) -> int:
@@ -52,8 +52,7 @@ def run_batches(
 def in_halves(
     run: Callable[[list[R]], list[T]], rows: list[R], cache: PrefixCache | None = None
 ) -> list[T]:
-    """run(rows); where memory does not suffice, without the cache, then of each half by itself, and
-    so on.
+    """run(rows); where memory is short, without the cache, then of each half by itself, and so on.
 
     Raises SystemExit where it does not suffice for one row.
     """

@@ -1,11 +1,10 @@
 """One forward pass over many token sequences; what several of them begin with is computed once.
 
 The sequences are laid out as a tree: n responses behind one prompt, both orders of a comparison
-behind one context, all opponents of one response behind it. Each piece is a segment of one long
-row that attends to its ancestors and itself (prefpipe.models.attention); its positions go on where
-they end. So each sequence gets what it would get alone, to rounding. With a PrefixCache, what sequences
-of earlier passes began with is not computed again, either: so a knockout reads each response once as
-the first of two. Source: the radix attention of Zheng et al. 2024 (SGLang).
+behind one context. Each piece is a segment of one long row that attends to its ancestors and itself
+(prefpipe.models.attention); its positions go on where they end. So each sequence gets what it would
+get alone, to rounding. With a PrefixCache, what sequences of earlier passes began with is not computed
+again, either. Source: the radix attention of Zheng et al. 2024 (SGLang).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,29 +114,20 @@ def run_tree(
     *,
     cache: PrefixCache | None = None,
     only_last: bool = False,
-    **options: Any,
 ) -> tuple[Any, Tensor]:
     """The model's outputs on the tree of the sequences, and where their last tokens stand (N,).
 
     Only at these the last hidden states are the model's.
-
     model: a backbone, or with only_last (logits at the last tokens, in order) a causal LM.
     """
     tree = tree_of(sequences, cache=cache)
-    device = model.device
-    last = torch.tensor(tree.last, device=device)
+    row = torch.tensor([tree.ids, tree.positions], device=model.device)
+    last = torch.tensor(tree.last, device=model.device)
     cut_last_layer(model)
-    layout = Prefill(tree.segments, row_kv=tree.row_kv, keep=last.unique())
-    if only_last:
-        options["logits_to_keep"] = last
+    options = {"logits_to_keep": last} if only_last else {}
+    options |= {"layout": Prefill(tree.segments, row_kv=tree.row_kv, keep=last.unique())}
     with shared_prefix_attention(model), reordered(model).used():
-        outputs = model(
-            input_ids=torch.tensor([tree.ids], device=device),
-            position_ids=torch.tensor([tree.positions], device=device),
-            use_cache=False,
-            layout=layout,
-            **options,
-        )
+        outputs = model(input_ids=row[:1], position_ids=row[1:], use_cache=False, **options)
     if cache is not None and tree.row_kv is not None:
         cache.add(len(tree.ids), sequences, tree.ends)
     return outputs, last
