@@ -274,13 +274,16 @@ class Run(AbstractContextManager["Run"]):
             os.replace(beside(path, ".tmp"), path)
             del self._writers[path]
 
+    def reasons(self) -> str:
+        """Why rows were left out, with their counts, the most frequent first."""
+        return ", ".join(f"{n} {reason}" for reason, n in self.left_out.most_common())
+
     def closing_line(self) -> str:
         """read = kept + left out by reason."""
-        reasons = ", ".join(f"{n} {reason}" for reason, n in self.left_out.most_common())
         written = ", ".join(f"{n} in {name}" for name, n in self.written.items())
         home = self.meta_path.parent
         return (
             f"{home}: {self.read_count} {self._unit} read = {self.kept_count} kept + "
-            f"{sum(self.left_out.values())} left out ({reasons or 'none'}); "
+            f"{sum(self.left_out.values())} left out ({self.reasons() or 'none'}); "
             f"written: {written or 'nothing'}"
         )

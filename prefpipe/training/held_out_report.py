@@ -8,7 +8,7 @@ from prefpipe.evaluation import metrics
 from prefpipe.files import write_json, write_rows
 from prefpipe.questions import question_key
 from prefpipe.rows import Disagreement, Message, Preference, answer_of, flatten_turns
-from prefpipe.training.curve import save_figure
+from prefpipe.training.record import save_figure
 
 
 def both_responses(
