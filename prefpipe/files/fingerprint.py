@@ -8,9 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import (
-    Any,
-)
+from typing import Any
 
 from prefpipe.files.records import SPLITS, DataError, data_files
 

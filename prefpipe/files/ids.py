@@ -4,9 +4,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Container
 from pathlib import Path
-from typing import (
-    Generic,
-)
+from typing import Generic
 
 from prefpipe.files.records import DataError, R, read_rows
 

@@ -3,9 +3,7 @@
 import io
 import json
 from pathlib import Path
-from typing import (
-    Generic,
-)
+from typing import Generic
 
 from prefpipe.files.fingerprint import difference
 from prefpipe.files.outputs import open_alone

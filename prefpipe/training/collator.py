@@ -26,12 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefpipe.models.attention import (
-    USED_IN_BOTH_WAYS,
-    Prefill,
-    Segment,
-    shared_prefix_attention,
-)
+from prefpipe.models.attention import USED_IN_BOTH_WAYS, Prefill, Segment, shared_prefix_attention
 from prefpipe.models.last_layer import cut_last_layer
 from prefpipe.models.packs import PADDING, PROMPT, Pack, branch_mask, pack, stack
 from prefpipe.models.trees import can_share

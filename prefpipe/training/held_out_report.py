@@ -11,9 +11,7 @@ from prefpipe.rows import Disagreement, Message, Preference, answer_of, flatten_
 from prefpipe.training.record import save_figure
 
 
-def both_responses(
-    rows: Sequence[Preference],
-) -> Iterator[tuple[str | list[Message], list[str]]]:
+def both_responses(rows: Sequence[Preference]) -> Iterator[tuple[str | list[Message], list[str]]]:
     """Each row's prompt with its chosen and its rejected response, as models that score take it."""
     return ((row.prompt, [answer_of(row.chosen), answer_of(row.rejected)]) for row in rows)
 
