@@ -138,45 +138,38 @@ def run_packed(model: torch.nn.Module) -> None:
         cut_last_layer(backbone)
 
     @functools.wraps(run)
-    def forward(
-        self: Any,
-        *args: Any,
-        pack_input_ids: Tensor | None = None,
-        pack_position_ids: Tensor | None = None,
-        pack_segments: Tensor | None = None,
-        pack_index: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if pack_input_ids is None or pack_position_ids is None or pack_segments is None:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names = ("input_ids", "position_ids", "segments", "index")
+        ids, positions, segments, index = (kwargs.pop(f"pack_{name}", None) for name in names)
+        if ids is None:
             return run(*args, **kwargs)
         implementation = self.config._attn_implementation
         if implementation == USED_IN_BOTH_WAYS:
-            if pack_input_ids.device.type == "cpu":
+            if ids.device.type == "cpu":
                 # all packs end to end in one row without their padding, (1, N): index_2B_C says
                 # where in it each of the trainer's positions stands
-                real_R_T = pack_segments != PADDING
+                real_R_T = segments != PADDING
                 index_RT = real_R_T.flatten().cumsum(0) - 1
-                index_2B_C = index_RT[pack_index]
-                layout = Prefill(_segments_of(pack_segments), keep=index_2B_C.unique())
+                index_2B_C = index_RT[index]
+                layout = Prefill(_segments_of(segments), keep=index_2B_C.unique())
                 kwargs |= {"attention_mask": None, "layout": layout}
-                kwargs["input_ids"] = pack_input_ids[real_R_T][None]
-                kwargs["position_ids"] = pack_position_ids[real_R_T][None]
+                kwargs["input_ids"] = ids[real_R_T][None]
+                kwargs["position_ids"] = positions[real_R_T][None]
                 with shared_prefix_attention(self):
                     outputs = run(**kwargs)
                 outputs.last_hidden_state = outputs.last_hidden_state[0, index_2B_C]
                 return outputs
             implementation = "sdpa"
-        length = pack_input_ids.shape[1]
+        length = ids.shape[1]
         if implementation == "flex_attention":
             short = (0, -length % FLEX_BLOCK)
-            pack_input_ids = torch.nn.functional.pad(pack_input_ids, short)
-            pack_position_ids = torch.nn.functional.pad(pack_position_ids, short)
-            pack_segments = torch.nn.functional.pad(pack_segments, short, value=PADDING)
-        kwargs |= {"input_ids": pack_input_ids, "position_ids": pack_position_ids}
-        kwargs["attention_mask"] = attention_mask(pack_segments, implementation, self.dtype)
+            ids, positions = (torch.nn.functional.pad(t, short) for t in (ids, positions))
+            segments = torch.nn.functional.pad(segments, short, value=PADDING)
+        kwargs |= {"input_ids": ids, "position_ids": positions}
+        kwargs["attention_mask"] = attention_mask(segments, implementation, self.dtype)
         outputs = run(**kwargs)
         hidden_R_T_H = outputs.last_hidden_state[:, :length]
-        outputs.last_hidden_state = hidden_R_T_H.flatten(0, 1)[pack_index]
+        outputs.last_hidden_state = hidden_R_T_H.flatten(0, 1)[index]
         return outputs
 
     backbone.forward = types.MethodType(forward, backbone)

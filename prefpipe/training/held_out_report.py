@@ -42,11 +42,10 @@ def write_evaluation(
     ]
     report = metrics.preference_report(pairs) | more
     write_json(folder / f"{name}_eval.json", report)
-    draw_reliability(
-        folder / "reliability.png", report, f"{name} model, {len(pairs)} held-out pairs"
-    )
-    order = sorted(range(len(rows)), key=lambda k: (margins[k], rows[k].id))
-    wrong = [k for k in order if margins[k] < 0 and not rows[k].tie]
+    title = f"{name} model, {len(pairs)} held-out pairs"
+    draw_reliability(folder / "reliability.png", report, title)
+    wrong = [k for k, row in enumerate(rows) if margins[k] < 0 and not row.tie]
+    wrong.sort(key=lambda k: (margins[k], rows[k].id))
     disagreements = (
         Disagreement(
             id=rows[k].id,
