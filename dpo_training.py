@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import config
-from prefpipe import draws, files
+from prefpipe import draws, files, screen
 from prefpipe.files import DataError
 from prefpipe.ranges import AboveZero, Positive, Weight
 from prefpipe.settings import NoEffectOnRows, TrainingStage, local_folders
@@ -63,12 +63,10 @@ def main(s: Settings) -> None:
 
 
 def train(s: Settings, run: files.Run) -> dict[str, float]:
-    from prefpipe.training.fit import fit, quiet
-
-    quiet()
+    screen.quiet_libraries()
     from prefpipe.models.loading import load_model, load_tokenizer, max_positions
     from prefpipe.training import saving
-    from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
+    from prefpipe.training.checkpoints import fit, open_checkpoints
     from prefpipe.training.dpo import PrefixSharedDPOTrainer
     from prefpipe.training.record import record
     from prefpipe.training.tokenized_pairs import collect_judgment_pairs, to_dataset
@@ -92,10 +90,9 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
         prefix_sharing=s.prefix_sharing,
         reference_cache=s.reference_cache,
         peft_config=s.adapter("CAUSAL_LM"),
-        callbacks=[TrainingCallback(s.output, run.stage)],
     )
     del model  # the trainer's from here on, which lets go of it
-    fit(trainer, stopped_at, s.early_stopping, run.stage)
+    fit(trainer, s.output, run.stage, stopped_at, s.early_stopping)
     results = last_numbers(trainer.state.log_history)
     checked = (validation or pairs["train"])[:CHECKED_PAIRS]
     _, difference = saving.save_and_reload(
@@ -106,8 +103,7 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
     )
     counts = {f"{split} pairs": len(rows) for split, rows in pairs.items()}
     counts["validation pairs measured"] = len(validation)
-    settings = s.model_dump(mode="json")
-    record(run, trainer, "dpo", settings, counts, results, difference, {"results": results})
+    record(run, trainer, "dpo", s.model_dump(mode="json"), counts, results, difference)
     return results
 
 

@@ -18,6 +18,7 @@ both orders; the loss is -log p of the label token alone. Its probability is the
     uv run train_pairwise_model.py --input my_preferences.jsonl --validation-input ""
 """
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,9 +58,7 @@ def main(s: Settings) -> None:
 
 
 def train(s: Settings, run: files.Run) -> dict[str, Any]:
-    from prefpipe.training.fit import fit, quiet
-
-    quiet()
+    screen.quiet_libraries()
     import transformers
     from trl.trainer.sft_config import SFTConfig
 
@@ -68,7 +67,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.models.loading import load_model, load_tokenizer, max_positions
     from prefpipe.training import preferences, saving
     from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
-    from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
+    from prefpipe.training.checkpoints import fit, open_checkpoints
     from prefpipe.training.record import record
     from prefpipe.training.tokenized_pairs import to_dataset
 
@@ -80,26 +79,20 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     model = load_model(s.model, for_training=True, **s.load_options())
     model.set_attn_implementation(s.attn_implementation)
     limit = min(s.max_length, max_positions(model))
-    tokenize = PairwiseTokenizer(tokenizer, limit)
-    pairs = preferences.collect(
-        s.raw_preferences(),
-        run,
-        lambda row: tokenize_pair(row, tokenize),
-        drop_ties=s.ties == "drop",
-    )
+    tokenize = functools.partial(tokenize_pair, tokenize=PairwiseTokenizer(tokenizer, limit))
+    pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
     trainer = PrefixSharedPairwiseTrainer(
         model,
         SFTConfig(**s.trainer_arguments()),
-        to_dataset(pairs.train, tie=pairs.ties["train"]),
-        to_dataset(pairs.validation, tie=pairs.ties["validation"]),
+        to_dataset(pairs.train, "tie"),
+        to_dataset(pairs.validation, "tie"),
         processing_class=tokenizer,
         labels=labels,
         prefix_sharing=s.prefix_sharing,
         peft_config=s.adapter("CAUSAL_LM"),
-        callbacks=[TrainingCallback(s.output, run.stage)],
     )
     del model  # the trainer's from here on, which lets go of it
-    fit(trainer, stopped_at, s.early_stopping, run.stage)
+    fit(trainer, s.output, run.stage, stopped_at, s.early_stopping)
     checked = pairs.validation[:CHECKED_PAIRS]
     loaded, difference = saving.save_and_reload(
         trainer,
@@ -111,10 +104,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     report = evaluate(s, PairwiseModel(loaded, tokenizer, PairwiseFormat(limit)), pairs)
     PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
-    names = ("accuracy", "agreement", "ece", "temperature", "ece_scaled", "longer_is_right")
-    numbers = {name: report[name] for name in names}
-    settings, summary = s.model_dump(mode="json"), {"accuracy": report["accuracy"]}
-    record(run, trainer, "pairwise", settings, pairs.counts(), numbers, difference, summary)
+    settings = s.model_dump(mode="json")
+    record(run, trainer, "pairwise", settings, pairs.counts(), report, difference)
     return report
 
 

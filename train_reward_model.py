@@ -19,33 +19,31 @@ in Ouyang et al. 2022, eq. 1. The saved model is loaded again and must give the 
 """
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 import config
 from prefpipe import files, screen
+from prefpipe.ranges import Weight
 from prefpipe.settings import PreferenceTrainingStage, local_folders
 
 if TYPE_CHECKING:
     from trl.trainer.reward_config import RewardConfig
 
     from prefpipe.compare.reward_model import RewardModel
-    from prefpipe.rows import Split
     from prefpipe.training.preferences import TrainingPairs
 
 CHECKED_PAIRS = 16
 """Held-out pairs that a saved model must give the same scores when it is loaded again."""
-NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Settings(PreferenceTrainingStage, env_prefix="REWARD_MODEL_"):
     output: Path = config.REWARD_MODEL
     """Folder of the trained model."""
-    margin_weight: NotNegative = 1.0
+    margin_weight: Weight = 1.0
     """The loss subtracts this times the row's margin (0 where it has none), in the unit of scores."""
-    center_rewards: NotNegative = 0.01
+    center_rewards: Weight = 0.01
     """Weight of (r(chosen) + r(rejected))^2 in the loss, which keeps scores around 0; 0: none."""
     cut_prompt: bool = True
     """Cut a prompt from its left where it has no room before its response; else leave the row out."""
@@ -66,16 +64,14 @@ def main(s: Settings) -> None:
 
 
 def train(s: Settings, run: files.Run) -> dict[str, Any]:
-    from prefpipe.training.fit import fit, quiet
-
-    quiet()
+    screen.quiet_libraries()
     import transformers
 
     from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
     from prefpipe.models.classifiers import head_name, load_classifier
     from prefpipe.models.loading import max_positions
     from prefpipe.training import preferences, saving
-    from prefpipe.training.checkpoints import TrainingCallback, open_checkpoints
+    from prefpipe.training.checkpoints import fit, open_checkpoints
     from prefpipe.training.record import record
     from prefpipe.training.reward import PrefixSharedRewardTrainer, tokenize_pair
     from prefpipe.training.tokenized_pairs import to_dataset
@@ -87,28 +83,28 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         s.model, chat_template=s.chat_template, for_training=True, **s.load_options()
     )
     own_format = RewardFormat(min(s.max_length, max_positions(model)), s.cut_prompt)
-    tokenize = RewardTokenizer(tokenizer, own_format, is_causal)
-    pairs = preferences.collect(
-        s.raw_preferences(),
-        run,
-        lambda row: tokenize_pair(row, tokenize),
-        drop_ties=s.ties == "drop",
+    tokenize = functools.partial(
+        tokenize_pair,
+        tokenize=RewardTokenizer(tokenizer, own_format, is_causal),
+        margin_weight=s.margin_weight,
     )
+    pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
     if is_causal:
         model.set_attn_implementation(s.attn_implementation)
     head = [head_name(model)] if s.method == "lora" else None
+    has_margins = any(pair.margin for pair in [*pairs.train, *pairs.validation])
+    columns = ("tie", "margin") if has_margins else ("tie",)
     trainer = PrefixSharedRewardTrainer(
         model,
         training_arguments(s),
-        to_dataset(pairs.train, **columns(pairs, "train", s.margin_weight)),
-        to_dataset(pairs.validation, **columns(pairs, "validation", s.margin_weight)),
+        to_dataset(pairs.train, *columns),
+        to_dataset(pairs.validation, *columns),
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing and is_causal,
         peft_config=s.adapter("SEQ_CLS", head),
-        callbacks=[TrainingCallback(s.output, run.stage)],
     )
     del model  # the trainer's from here on, which lets go of it
-    fit(trainer, stopped_at, s.early_stopping, run.stage)
+    fit(trainer, s.output, run.stage, stopped_at, s.early_stopping)
     checked = pairs.validation[:CHECKED_PAIRS]
     loaded, difference = saving.save_and_reload(
         trainer,
@@ -119,10 +115,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     report = evaluate(s, RewardModel(loaded, tokenizer, own_format, is_causal), pairs)
     dataclasses.replace(own_format, temperature=report["temperature"]).save(s.output)
-    names = ("accuracy", "ece", "temperature", "ece_scaled", "mean_margin", "longer_is_right")
-    numbers = {name: report[name] for name in names}
-    settings, summary = s.model_dump(mode="json"), {"accuracy": report["accuracy"]}
-    record(run, trainer, "reward", settings, pairs.counts(), numbers, difference, summary)
+    settings = s.model_dump(mode="json")
+    record(run, trainer, "reward", settings, pairs.counts(), report, difference)
     return report
 
 
@@ -134,14 +128,6 @@ def training_arguments(s: Settings) -> "RewardConfig":
         center_rewards_coefficient=s.center_rewards or None,
         disable_dropout=s.lora_dropout == 0,  # it would switch the adapter's off, too
     )
-
-
-def columns(pairs: "TrainingPairs", split: "Split", margin_weight: float) -> dict[str, list[Any]]:
-    """What stands beside a pair: whether it is a tie, and its margin where one is used."""
-    beside: dict[str, list[Any]] = {"tie": pairs.ties[split]}
-    if margin_weight and any(pairs.margins["train"] + pairs.margins["validation"]):
-        beside["margin"] = [margin_weight * margin for margin in pairs.margins[split]]
-    return beside
 
 
 def evaluate(s: Settings, scorer: "RewardModel", pairs: "TrainingPairs") -> dict[str, Any]:

@@ -4,12 +4,28 @@ Where standard output is no terminal a table is plain text, without colour and a
 be; where standard error is none there is no bar.
 """
 
+import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from io import StringIO
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+
+def quiet_libraries() -> None:
+    """Let the libraries report nothing to anyone and warn of nothing; before they are imported."""
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of TRL and transformers, mutually
+    if not sys.stderr.isatty():
+        transformers.utils.logging.disable_progress_bar()
+
+
 _WIDE = 500
 """Columns of a page that is no terminal: nothing is wrapped."""
 

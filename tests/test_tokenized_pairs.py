@@ -66,7 +66,7 @@ def test_the_limit_counts_prompt_completion_and_end_of_turn():
     pair = PairTokenizer(tokenizer(), 1000)(preference())
     assert isinstance(pair, TokenizedPair)
     length = len(pair.prompt_ids) + len("five") + 1
-    assert len(pair) == length
+    assert length == len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
     assert isinstance(PairTokenizer(tokenizer(), length)(preference()), TokenizedPair)
     result = PairTokenizer(tokenizer(), length - 1)(preference())
     assert isinstance(result, Reject)
@@ -82,8 +82,10 @@ def test_a_pair_that_comes_again_is_left_out_and_its_mirror_is_not():
 
 
 def test_a_dataset_has_the_columns_of_trl_and_those_given():
-    pair = TokenizedPair("p1", *(np.array([k, k + 1], dtype=np.int32) for k in range(3)))
-    dataset = to_dataset([pair], margin=[0.5])
+    pair = TokenizedPair(
+        "p1", *(np.array([k, k + 1], dtype=np.int32) for k in range(3)), margin=0.5
+    )
+    dataset = to_dataset([pair], "margin")
     assert dataset[0] == {
         "id": "p1", "prompt_ids": [0, 1], "chosen_ids": [1, 2], "rejected_ids": [2, 3],
         "margin": 0.5,

@@ -58,7 +58,7 @@ def pairs(rows=ROWS) -> list[TokenizedPair]:
 
 
 def data(ties=None):
-    return to_dataset(pairs(), tie=ties or [False] * len(ROWS))
+    return to_dataset(pairs()).add_column("tie", ties or [False] * len(ROWS))
 
 
 def config(folder, **changes):

@@ -132,7 +132,7 @@ def test_the_loss_is_that_of_numbers_worked_out_by_hand(tmp_path):
     """Rewards 0.5 and -0.5 with margin 0.25: -log sigmoid(0.75) = 0.3869; the second pair, -1 and 1
     with margin 0: -log sigmoid(-2) = 2.1269; centring 0.1 * ((0.5 - 0.5)^2 + (-1 + 1)^2) / 2 = 0."""
     rows = pairs([2])
-    data = to_dataset(rows, margin=[0.25, 0.0])
+    data = to_dataset(rows).add_column("margin", [0.25, 0.0])
     trainer = ours(tmp_path, data, sharing=False, center_rewards_coefficient=0.1)
 
     class Fixed(torch.nn.Module):
@@ -152,7 +152,10 @@ def test_the_gradient_is_that_of_autograd_on_the_formula(tmp_path, sharing):
     rows = pairs(SIZES)
     margins = [0.1 * (k % 4) for k in range(len(rows))]
     trainer = ours(
-        tmp_path, to_dataset(rows, margin=margins), sharing=sharing, center_rewards_coefficient=0.05
+        tmp_path,
+        to_dataset(rows).add_column("margin", margins),
+        sharing=sharing,
+        center_rewards_coefficient=0.05,
     )
     found = step(trainer)
     model = classifier()
@@ -171,7 +174,9 @@ def test_the_gradient_is_that_of_autograd_on_the_formula(tmp_path, sharing):
 @pytest.mark.parametrize("sharing", [True, False])
 def test_loss_metrics_and_gradients_are_those_of_trl(tmp_path, sharing, options):
     rows = pairs(SIZES)
-    data = to_dataset(rows, margin=[0.2] * len(rows)) if options else to_dataset(rows)
+    data = to_dataset(rows)
+    if options:
+        data = data.add_column("margin", [0.2] * len(rows))
     assert_equal_steps(
         step(stock(tmp_path, data, **options)),
         step(ours(tmp_path, data, sharing=sharing, **options)),
@@ -183,7 +188,7 @@ def test_a_tie_is_half_in_each_direction(tmp_path, sharing):
     """log sigmoid by hand on the scores of rows run alone; a tie with margin 0 whatever it says."""
     rows = pairs([3, 2])
     ties = [False, True, False, True, False]
-    data = to_dataset(rows, tie=ties, margin=[0.5, 9.0, 0.0, 9.0, 0.0])
+    data = to_dataset(rows).add_column("tie", ties).add_column("margin", [0.5, 9.0, 0.0, 9.0, 0.0])
     found = step(ours(tmp_path, data, sharing=sharing), count=5)
     chosen, rejected = (s.tolist() for s in scores(classifier(), rows))
     total = 0.0

@@ -8,7 +8,7 @@ RowLog, from which a killed run goes on.
 
 from prefpipe.files.fingerprint import difference, fingerprint, hash_path, library_versions
 from prefpipe.files.ids import Aligned, Places
-from prefpipe.files.outputs import beside, open_alone, write_json, write_rows, write_text
+from prefpipe.files.outputs import open_alone, write_json, write_rows, write_text
 from prefpipe.files.records import (
     ENDINGS,
     SPLITS,
@@ -31,7 +31,6 @@ __all__ = [
     "RowLog",
     "Run",
     "StageFacts",
-    "beside",
     "data_files",
     "difference",
     "fingerprint",

@@ -1,18 +1,16 @@
-"""What makes two runs comparable: a hash of each input, the settings that change rows; and, for a
-reader of .meta.json, the versions of the libraries."""
+"""What makes two runs comparable: a hash of each input, the settings that change rows."""
 
 import hashlib
 import importlib.metadata
 import io
 import json
-import sys
+import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import (
-    Any,
-)
+from typing import Any
 
-from prefpipe.files.records import SPLITS, DataError, data_files
+from prefpipe.files.records import DataError, split_files
 
 
 def hash_path(path: Path) -> str:
@@ -51,17 +49,7 @@ def fingerprint(stage: str, depends_on: dict[str, Any], inputs: Sequence[Path]) 
 
 def input_files(inputs: Sequence[Path]) -> list[Path]:
     """A folder of train and validation files as these; any other folder as a whole."""
-    return [
-        file for path in inputs for file in (data_files(path) if _is_split_folder(path) else [path])
-    ]
-
-
-def _is_split_folder(path: Path) -> bool:
-    return any((path / (s + e)).is_file() for s in SPLITS for e in (".jsonl", ".parquet"))
-
-
-def without_inputs(mark: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in mark.items() if not name.startswith("input ")}
+    return [file for path in inputs for file in split_files(path) or [path]]
 
 
 def difference(old: dict[str, str], new: dict[str, str]) -> str:
@@ -74,23 +62,18 @@ def difference(old: dict[str, str], new: dict[str, str]) -> str:
     return "; ".join(shown) + ("; ..." if len(changed) > 4 else "")
 
 
-_LIBRARIES = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "datasets",
-    "sentence-transformers",
-    "faiss-cpu",
-)
-
-
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that can change a number."""
-    versions = {"python": sys.version.split()[0]}
-    for name in _LIBRARIES:
-        try:
+    versions = {"python": platform.python_version()}
+    for name in [
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "sentence-transformers",
+        "faiss-cpu",
+    ]:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return versions

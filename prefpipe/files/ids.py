@@ -4,9 +4,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Container
 from pathlib import Path
-from typing import (
-    Generic,
-)
+from typing import Generic
 
 from prefpipe.files.records import DataError, R, read_rows
 
@@ -44,7 +42,6 @@ class Aligned(Generic[R]):
 
 
 _FILE_BITS = 24  # of a place; the other 39 of a signed 64-bit number are its line
-_FILES = 1 << _FILE_BITS
 
 
 class Places:
@@ -74,11 +71,9 @@ class Places:
             first = self._recent.setdefault(key, here)
             if len(self._recent) == self._RECENT:
                 self._sort_in()
-        return (
-            None
-            if first == here
-            else f"{list(self._files)[first & _FILES - 1]}:{first >> _FILE_BITS}"
-        )
+        if first == here:
+            return None
+        return f"{list(self._files)[first & (1 << _FILE_BITS) - 1]}:{first >> _FILE_BITS}"
 
     def _sort_in(self) -> None:
         import numpy as np  # here: it takes a third of the time in which --help answers

@@ -5,16 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import (
-    IO,
-    Any,
-    Literal,
-    Protocol,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import filelock
 from typing_extensions import is_typeddict

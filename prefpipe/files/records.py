@@ -6,10 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import (
-    Any,
-    TypeVar,
-)
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -17,14 +14,8 @@ from pydantic_core import from_json
 from prefpipe.rows import Row
 
 R = TypeVar("R", bound=Row)
-
-
 SPLITS = ("train", "validation")
-
-
 ENDINGS = (".jsonl", ".json", ".ndjson", ".parquet", ".csv")
-
-
 BUFFER = 1 << 18  # bytes; Python's own 8 kB is two rows
 
 
@@ -41,15 +32,15 @@ def data_files(path: Path) -> list[Path]:
         return [path]
     if not path.exists():
         raise DataError(f"{path}: no such file; run the stage that writes it, or set the input")
-    found = [
-        file
-        for split in SPLITS
-        for ending in (".jsonl", ".parquet")
-        if (file := path / (split + ending)).is_file()
-    ]
-    if not found:
-        raise DataError(f"{path}: the folder holds no train or validation .jsonl or .parquet")
-    return found
+    if files := split_files(path):
+        return files
+    raise DataError(f"{path}: the folder holds no train or validation .jsonl or .parquet")
+
+
+def split_files(folder: Path) -> list[Path]:
+    """The train and validation files in it, in this order."""
+    paths = [folder / (split + ending) for split in SPLITS for ending in (".jsonl", ".parquet")]
+    return [path for path in paths if path.is_file()]
 
 
 def matching(pattern: str) -> list[Path]:

@@ -3,9 +3,7 @@
 import io
 import json
 from pathlib import Path
-from typing import (
-    Generic,
-)
+from typing import Generic
 
 from prefpipe.files.fingerprint import difference
 from prefpipe.files.outputs import open_alone
@@ -40,10 +38,9 @@ class RowLog(Generic[R]):
                         f"{path}:1: a stopped run of another version of prefpipe; finish it with "
                         "that one, or start anew with --overwrite"
                     )
-                changed = difference(was, mark)
                 raise DataError(
-                    f"{path}:1: a stopped run with other settings or input ({changed}); "
-                    "--overwrite starts anew"
+                    f"{path}:1: a stopped run with other settings or input "
+                    f"({difference(was, mark)}); --overwrite starts anew"
                 )
         # new, or killed in its very first write, or of other settings and without a row
         self._file.truncate(0)

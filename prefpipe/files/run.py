@@ -10,17 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import (
-    Any,
-)
+from typing import Any
 
-from prefpipe.files.fingerprint import (
-    difference,
-    fingerprint,
-    input_files,
-    library_versions,
-    without_inputs,
-)
+from prefpipe.files.fingerprint import difference, fingerprint, input_files, library_versions
 from prefpipe.files.ids import Places
 from prefpipe.files.outputs import Writer, beside, open_alone, open_writer, write_json
 from prefpipe.files.records import DataError, R, typed_rows
@@ -76,7 +68,7 @@ class Run(AbstractContextManager["Run"]):
         replaced.
         """
         self.facts, self.outputs, self._unit = facts, outputs, unit
-        self._made, self._follows_input = made, follows_input
+        self._inputs, self._made, self._follows_input = inputs, made, follows_input
         self.stage = facts.stage
         base = home / self.stage if home else next(iter(outputs)).with_suffix("")
         self.meta_path = base.with_name(base.name + ".meta.json")
@@ -85,16 +77,13 @@ class Run(AbstractContextManager["Run"]):
         self.mark = fingerprint(self.stage, facts.depends_on, inputs)
         self.summary: dict[str, Any] = {}
         """What else goes into .meta.json."""
-        self.read_count = 0
-        self.kept_count = 0
+        self.read_count = self.kept_count = 0
         self.written: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
-        self._inputs = inputs
         self._writers: dict[Path, Writer] = {}
         self._logs: list[RowLog[Any]] = []
-        for path in {path.resolve() for path in input_files(inputs)} & {
-            path.resolve() for path in outputs
-        }:
+        read = {path.resolve() for path in input_files(inputs)}
+        for path in read.intersection(path.resolve() for path in outputs):
             raise DataError(f"{path}: is the input; choose another output")
         self._started = time.monotonic()
         # from here on, so that the second of two runs has done nothing when it is refused
@@ -107,7 +96,8 @@ class Run(AbstractContextManager["Run"]):
             return False  # without a meta file, a run was killed before its end
         meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
         if (was := meta.get("fingerprint", {})) != self.mark:
-            if self._follows_input and without_inputs(was) == without_inputs(self.mark):
+            changes = {name for name, _ in was.items() ^ self.mark.items()}
+            if self._follows_input and all(name.startswith("input ") for name in changes):
                 return False
             changed = difference(was, self.mark)
             raise SystemExit(
@@ -182,8 +172,7 @@ class Run(AbstractContextManager["Run"]):
 
     def _writer(self, path: Path, row_type: type[Row]) -> Writer:
         if path not in self._writers:
-            temporary = beside(path, ".tmp")
-            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.temporary(path)
             temporary.unlink(missing_ok=True)  # a killed run's; or a link that leads elsewhere
             self._writers[path] = open_writer(temporary, row_type)
         return self._writers[path]
@@ -192,11 +181,6 @@ class Run(AbstractContextManager["Run"]):
         """Where the stage itself writes a file of `made`; it is renamed with the outputs."""
         path.parent.mkdir(parents=True, exist_ok=True)
         return beside(path, ".tmp")
-
-    def begin_in_place(self) -> None:
-        """From here on the stage replaces files of an earlier run one by one: that one is no finished
-        run any more, whatever becomes of this one."""
-        self.meta_path.unlink(missing_ok=True)
 
     def open_log(self, row_type: type[R], name: str = "") -> RowLog[R]:
         """The run's resume log; deleted once the outputs are in place."""
@@ -216,11 +200,10 @@ class Run(AbstractContextManager["Run"]):
             if kind is None and not self.finished:
                 self._finish()
         finally:
-            for path, writer in self._writers.items():
+            for writer in self._writers.values():
                 with suppress(OSError, ValueError):  # a full disk has been told of already
                     writer.close()
-                beside(path, ".tmp").unlink(missing_ok=True)
-            for path in self._made:
+            for path in (*self._writers, *self._made):
                 beside(path, ".tmp").unlink(missing_ok=True)
             for log in self._logs:
                 log.close()
@@ -274,13 +257,15 @@ class Run(AbstractContextManager["Run"]):
             os.replace(beside(path, ".tmp"), path)
             del self._writers[path]
 
+    def reasons(self) -> str:
+        """Why rows were left out, with their counts, the most frequent first."""
+        return ", ".join(f"{n} {reason}" for reason, n in self.left_out.most_common())
+
     def closing_line(self) -> str:
         """read = kept + left out by reason."""
-        reasons = ", ".join(f"{n} {reason}" for reason, n in self.left_out.most_common())
         written = ", ".join(f"{n} in {name}" for name, n in self.written.items())
-        home = self.meta_path.parent
         return (
-            f"{home}: {self.read_count} {self._unit} read = {self.kept_count} kept + "
-            f"{sum(self.left_out.values())} left out ({reasons or 'none'}); "
+            f"{self.meta_path.parent}: {self.read_count} {self._unit} read = {self.kept_count} kept + "
+            f"{sum(self.left_out.values())} left out ({self.reasons() or 'none'}); "
             f"written: {written or 'nothing'}"
         )

@@ -1,5 +1,6 @@
 """What the three trainers take: model, adapter, optimizer, checkpoints; and the data of two of them."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -194,15 +195,8 @@ class PreferenceStage(Stage):
     """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""
 
     def raw_preferences(self) -> RawPreferences:
-        return RawPreferences(
-            input=self.input,
-            validation_input=self.validation_input,
-            validation_share=self.validation_share,
-            format=self.format,
-            near_duplicate=self.near_duplicate,
-            seed=self.seed,
-            limit=self.limit,
-        )
+        names = {field.name for field in dataclasses.fields(RawPreferences)}
+        return RawPreferences(**self.model_dump(include=names))
 
     def raw_files(self) -> list[Path]:
         """What the run depends on, where it is a file or folder here."""

@@ -37,7 +37,7 @@ def tokenize_pair(
         return turns.reject(row.id), 0
     given, swapped = turns.rows
     shared = turns.shared
-    pair = TokenizedPair.of(row.id, given[:shared], given[shared:], swapped[shared:])
+    pair = TokenizedPair.of(row.id, given[:shared], given[shared:], swapped[shared:], tie=row.tie)
     return pair, turns.tokens_cut
 
 

@@ -1,4 +1,4 @@
-"""Where a stopped training goes on, and the callbacks that make that safe.
+"""How a training begins, goes on where it was stopped, and ends; the callbacks that make that safe.
 
 `checkpoints/` in the output folder belongs to one run: fingerprint.json says which. A checkpoint
 counts once it is whole: Trainer writes its files one by one, so a kill can leave half of one.
@@ -10,11 +10,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from prefpipe import screen
 from prefpipe.files import difference, write_json
-from prefpipe.training.curve import CSV, write_csv
+from prefpipe.training.record import CSV, write_csv
+from prefpipe.training.trainer import NotFiniteError
 
 _WHOLE = "whole"
 """An empty file in a checkpoint, written after all others."""
@@ -46,6 +54,20 @@ def open_checkpoints(folder: Path, fingerprint: dict[str, str], overwrite: bool)
     return newest
 
 
+def fit(
+    trainer: Any, folder: Path, stage: str, stopped_at: Path | None, early_stopping: int | None
+) -> None:
+    """Train to the end, or from a checkpoint on. Exits with a sentence where a loss is no number."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(TrainingCallback(folder, stage))
+    if early_stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping))
+    try:
+        trainer.train(resume_from_checkpoint=str(stopped_at) if stopped_at else None)
+    except NotFiniteError as error:
+        raise SystemExit(f"{stage}: {error}") from None
+
+
 class TrainingCallback(TrainerCallback):
     """Marks checkpoints as whole, evaluates after the last step, shows progress on a terminal.
 
@@ -58,9 +80,7 @@ class TrainingCallback(TrainerCallback):
         self._bar: screen.Progress[int] | None = None
         self._steps: Any = iter(())
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         if state.global_step:
             at = f"step {state.global_step} of {state.max_steps}"
             print(f"{self._stage}: going on from {at}", file=sys.stderr)
@@ -77,25 +97,13 @@ class TrainingCallback(TrainerCallback):
         if state.global_step == state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self._bar is not None and logs and "loss" in logs:
             self._bar.note(f"loss {logs['loss']:.3f}")
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         write_csv(self._curve, state.log_history)
-        if args.output_dir is not None:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         self._steps.close()

@@ -10,15 +10,15 @@ ones first. Here it asks for rows that hold the last prompt token and the comple
         hidden states        (R, T, H)  ->  hidden.view(R * T, H)[pack_index]  = (2B, 1 + C, H)
       head and loss          (2B, 1 + C)    unmodified
 
-So the trainer's own loss, head and metrics see what they would see without the prompt, whatever
-they are, and the head is not even computed on the prompt. A completion that several pairs share is
-run once. On a CPU the packs stand end to end in one row, and each piece attends to just what it
-stands behind: under one mask over all of them (CUDA, FlexAttention apart) half of the attention is
-computed for nothing. Shapes: B pairs, R packs, T tokens of the longest pack, C of the longest completion.
+So the trainer's own loss and metrics see what they would see without the prompt, whatever they are,
+and the head is not computed on the prompt. A completion that several pairs share is run once. On a
+CPU the packs stand end to end in one row, and each piece attends to just what it stands behind:
+under one mask over all of them (CUDA, FlexAttention apart) half of it would be for nothing. Shapes: B pairs, R packs, T tokens of the longest pack, C of the longest completion.
 """
 
 import functools
 import types
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefpipe.models.attention import (
-    USED_IN_BOTH_WAYS,
-    Prefill,
-    Segment,
-    shared_prefix_attention,
-)
+from prefpipe.models.attention import USED_IN_BOTH_WAYS, Prefill, Segment, shared_prefix_attention
 from prefpipe.models.last_layer import cut_last_layer
-from prefpipe.models.packs import PADDING, PROMPT, Pack, branch_mask, pack, stack
+from prefpipe.models.packs import PADDING, PROMPT, Pack, branch_mask, pack, pad_right, stack
 from prefpipe.models.trees import can_share
 from prefpipe.training.sampler import PAIRS_PER_PACK
 
@@ -58,23 +53,17 @@ class PackCollator:
     """Run a completion's last token too: for a score that is read there."""
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        rows = [(e["prompt_ids"], e[side]) for side in ID_COLUMNS[1:] for e in examples]
-        length = 1 + max(len(completion) for _, completion in rows)
-        input_ids = torch.full((len(rows), length), self.pad_token_id)
-        completion_mask = torch.zeros((len(rows), length), dtype=torch.long)
-        for i, (prompt, completion) in enumerate(rows):
-            input_ids[i, 0] = prompt[-1]
-            input_ids[i, 1 : 1 + len(completion)] = torch.as_tensor(completion)
-            completion_mask[i, 1 : 1 + len(completion)] = 1
-
+        rows = [[e["prompt_ids"][-1], *e[side]] for side in ID_COLUMNS[1:] for e in examples]
+        input_ids, completion_mask = pad_right(rows, self.pad_token_id)
+        completion_mask[:, 0] = 0  # the prompt's last token
         packs, spans = self._packs(examples)
         stacked = stack(packs, self.pad_token_id)
         pack_length = stacked["input_ids"].shape[1]
-        index = torch.zeros((len(rows), length), dtype=torch.long)
+        index = torch.zeros_like(input_ids)
         for i, (r, (start, stop)) in enumerate(spans):
             index[i, : stop - start] = torch.arange(start, stop) + r * pack_length
         tokens = torch.tensor([len(p) for p in packs])
-        return {
+        batch = {
             "input_ids": input_ids,
             "completion_mask": completion_mask,
             "attention_mask": (torch.arange(pack_length) < tokens[:, None]).long(),
@@ -82,37 +71,35 @@ class PackCollator:
             "pack_position_ids": stacked["position_ids"],
             "pack_segments": stacked["segments"],
             "pack_index": index,
-            **_other_columns(examples),
         }
+        for name in examples[0].keys() - {*ID_COLUMNS}:
+            values = [example[name] for example in examples]
+            batch[name] = torch.tensor(values) if isinstance(values[0], float) else values
+        return batch
 
     def _packs(
         self, examples: Sequence[Mapping[str, Any]]
     ) -> tuple[list[Pack], list[tuple[int, tuple[int, int]]]]:
         """The packs, and for each of the 2B rows its (pack, span)."""
         # 1) Pairs by prompt, at most pairs_per_pack in a group; equal completions are one branch.
-        groups: list[tuple[list[int], dict[tuple[int, ...], int], list[int]]] = []
+        groups: list[tuple[tuple[int, ...], dict[tuple[int, ...], int]]] = []
         open_group: dict[tuple[int, ...], int] = {}
-        for i, example in enumerate(examples):
+        pairs_in: Counter[int] = Counter()
+        places: list[tuple[int, list[int]]] = []  # of each pair: its group, its two branches
+        for example in examples:
             prompt = tuple(example["prompt_ids"])
             g = open_group.get(prompt)
-            if g is None or len(groups[g][2]) == self.pairs_per_pack:
+            if g is None or pairs_in[g] == self.pairs_per_pack:
                 g = open_group[prompt] = len(groups)
-                groups.append((list(prompt), {}, []))
-            _, branches, pairs = groups[g]
-            pairs.append(i)
-            for name in ID_COLUMNS[1:]:
-                branches.setdefault(tuple(example[name]), len(branches))
-        packs = [
-            pack(prompt, list(branches), with_last=self.with_last) for prompt, branches, _ in groups
-        ]
+                groups.append((prompt, {}))
+            pairs_in[g] += 1
+            branches = groups[g][1]
+            completions = [tuple(example[name]) for name in ID_COLUMNS[1:]]
+            own = [branches.setdefault(each, len(branches)) for each in completions]
+            places.append((g, own))
+        packs = [pack(list(p), list(them), with_last=self.with_last) for p, them in groups]
         # 2) Where each row's completion is: the chosen ones in the first half, as the trainer has it.
-        spans: list[tuple[int, tuple[int, int]]] = [(0, (0, 0))] * (2 * len(examples))
-        for g, (_, branches, pairs) in enumerate(groups):
-            for i in pairs:
-                chosen, rejected = (tuple(examples[i][k]) for k in ID_COLUMNS[1:])
-                spans[i] = g, packs[g].spans[branches[chosen]]
-                spans[len(examples) + i] = g, packs[g].spans[branches[rejected]]
-        return packs, spans
+        return packs, [(g, packs[g].spans[own[side]]) for side in (0, 1) for g, own in places]
 
 
 def last_token_packs(
@@ -134,14 +121,6 @@ def whole_rows(examples: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return [[*e["prompt_ids"], *e[side]] for side in ID_COLUMNS[1:] for e in examples]
 
 
-def _other_columns(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    columns = {}
-    for name in examples[0].keys() - {*ID_COLUMNS}:
-        values = [example[name] for example in examples]
-        columns[name] = torch.tensor(values) if isinstance(values[0], float) else values
-    return columns
-
-
 def run_packed(model: torch.nn.Module) -> None:
     """Make the backbone of a causal LM or classifier run a batch's packs, if it has any.
 
@@ -159,45 +138,38 @@ def run_packed(model: torch.nn.Module) -> None:
         cut_last_layer(backbone)
 
     @functools.wraps(run)
-    def forward(
-        self: Any,
-        *args: Any,
-        pack_input_ids: Tensor | None = None,
-        pack_position_ids: Tensor | None = None,
-        pack_segments: Tensor | None = None,
-        pack_index: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if pack_input_ids is None or pack_position_ids is None or pack_segments is None:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names = ("input_ids", "position_ids", "segments", "index")
+        ids, positions, segments, index = (kwargs.pop(f"pack_{name}", None) for name in names)
+        if ids is None:
             return run(*args, **kwargs)
         implementation = self.config._attn_implementation
         if implementation == USED_IN_BOTH_WAYS:
-            if pack_input_ids.device.type == "cpu":
+            if ids.device.type == "cpu":
                 # all packs end to end in one row without their padding, (1, N): index_2B_C says
                 # where in it each of the trainer's positions stands
-                real_R_T = pack_segments != PADDING
+                real_R_T = segments != PADDING
                 index_RT = real_R_T.flatten().cumsum(0) - 1
-                index_2B_C = index_RT[pack_index]
-                layout = Prefill(_segments_of(pack_segments), keep=index_2B_C.unique())
+                index_2B_C = index_RT[index]
+                layout = Prefill(_segments_of(segments), keep=index_2B_C.unique())
                 kwargs |= {"attention_mask": None, "layout": layout}
-                kwargs["input_ids"] = pack_input_ids[real_R_T][None]
-                kwargs["position_ids"] = pack_position_ids[real_R_T][None]
+                kwargs["input_ids"] = ids[real_R_T][None]
+                kwargs["position_ids"] = positions[real_R_T][None]
                 with shared_prefix_attention(self):
                     outputs = run(**kwargs)
                 outputs.last_hidden_state = outputs.last_hidden_state[0, index_2B_C]
                 return outputs
             implementation = "sdpa"
-        length = pack_input_ids.shape[1]
+        length = ids.shape[1]
         if implementation == "flex_attention":
             short = (0, -length % FLEX_BLOCK)
-            pack_input_ids = torch.nn.functional.pad(pack_input_ids, short)
-            pack_position_ids = torch.nn.functional.pad(pack_position_ids, short)
-            pack_segments = torch.nn.functional.pad(pack_segments, short, value=PADDING)
-        kwargs |= {"input_ids": pack_input_ids, "position_ids": pack_position_ids}
-        kwargs["attention_mask"] = attention_mask(pack_segments, implementation, self.dtype)
+            ids, positions = (torch.nn.functional.pad(t, short) for t in (ids, positions))
+            segments = torch.nn.functional.pad(segments, short, value=PADDING)
+        kwargs |= {"input_ids": ids, "position_ids": positions}
+        kwargs["attention_mask"] = attention_mask(segments, implementation, self.dtype)
         outputs = run(**kwargs)
         hidden_R_T_H = outputs.last_hidden_state[:, :length]
-        outputs.last_hidden_state = hidden_R_T_H.flatten(0, 1)[pack_index]
+        outputs.last_hidden_state = hidden_R_T_H.flatten(0, 1)[index]
         return outputs
 
     backbone.forward = types.MethodType(forward, backbone)

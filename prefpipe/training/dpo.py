@@ -128,9 +128,9 @@ class ReferenceCache:
     """
 
     def __init__(self, folder: Path | None, model: str) -> None:
-        self._model = hashlib.sha256(model.encode()).hexdigest()
         self._values: dict[str, float] = {}
-        self._path = folder / f"{self._model[:32]}.jsonl" if folder else None
+        name = hashlib.sha256(model.encode()).hexdigest()[:32]
+        self._path = folder / f"{name}.jsonl" if folder else None
         if self._path and self._path.exists():
             data = self._path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]  # a kill can cut the last line

@@ -8,12 +8,10 @@ from prefpipe.evaluation import metrics
 from prefpipe.files import write_json, write_rows
 from prefpipe.questions import question_key
 from prefpipe.rows import Disagreement, Message, Preference, answer_of, flatten_turns
-from prefpipe.training.curve import save_figure
+from prefpipe.training.record import save_figure
 
 
-def both_responses(
-    rows: Sequence[Preference],
-) -> Iterator[tuple[str | list[Message], list[str]]]:
+def both_responses(rows: Sequence[Preference]) -> Iterator[tuple[str | list[Message], list[str]]]:
     """Each row's prompt with its chosen and its rejected response, as models that score take it."""
     return ((row.prompt, [answer_of(row.chosen), answer_of(row.rejected)]) for row in rows)
 
@@ -44,11 +42,10 @@ def write_evaluation(
     ]
     report = metrics.preference_report(pairs) | more
     write_json(folder / f"{name}_eval.json", report)
-    draw_reliability(
-        folder / "reliability.png", report, f"{name} model, {len(pairs)} held-out pairs"
-    )
-    order = sorted(range(len(rows)), key=lambda k: (margins[k], rows[k].id))
-    wrong = [k for k in order if margins[k] < 0 and not rows[k].tie]
+    title = f"{name} model, {len(pairs)} held-out pairs"
+    draw_reliability(folder / "reliability.png", report, title)
+    wrong = [k for k, row in enumerate(rows) if margins[k] < 0 and not row.tie]
+    wrong.sort(key=lambda k: (margins[k], rows[k].id))
     disagreements = (
         Disagreement(
             id=rows[k].id,

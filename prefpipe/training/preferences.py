@@ -16,7 +16,6 @@ from prefpipe.formats.reading import read_named
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import in_blocks, splits
 from prefpipe.rows import Preference, Reject, Split, flatten_turns
-from prefpipe.training.card import in_words
 
 if TYPE_CHECKING:
     from prefpipe.training.tokenized_pairs import TokenizedPair
@@ -139,35 +138,22 @@ Tokenize = Callable[[Preference], "tuple[TokenizedPair | Reject, int]"]
 
 @dataclass
 class TrainingPairs:
-    """The pairs of a run. Lists of one split have the same order."""
+    """The pairs of a run."""
 
     train: "list[TokenizedPair]" = field(default_factory=list)
     validation: "list[TokenizedPair]" = field(default_factory=list)
-    ties: dict[Split, list[bool]] = field(default_factory=lambda: {"train": [], "validation": []})
-    margins: dict[Split, list[float]] = field(
-        default_factory=lambda: {"train": [], "validation": []}
-    )
-    """How much better chosen is, in the writer's unit; 0 where it is not known."""
     held_out: list[Preference] = field(default_factory=list)
-    """The rows of validation."""
+    """The rows of validation, in its order."""
     prompts_cut: int = 0
 
     def counts(self) -> dict[str, int]:
         return {
             "train pairs": len(self.train),
             "validation pairs": len(self.validation),
-            "train ties": sum(self.ties["train"]),
-            "validation ties": sum(self.ties["validation"]),
+            "train ties": sum(pair.tie for pair in self.train),
+            "validation ties": sum(pair.tie for pair in self.validation),
             "prompts cut from the left": self.prompts_cut,
         }
-
-    def add(self, placed: Placed, pair: "TokenizedPair", tokens_cut: int) -> None:
-        (self.train if placed.split == "train" else self.validation).append(pair)
-        self.ties[placed.split].append(placed.row.tie)
-        self.margins[placed.split].append(placed.row.margin or 0.0)
-        self.prompts_cut += tokens_cut > 0
-        if placed.split == "validation":
-            self.held_out.append(placed.row)
 
 
 def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: bool) -> TrainingPairs:
@@ -184,10 +170,12 @@ def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: boo
         row = placed.row
         if placed.has_id:
             places[placed.file].check(row.id, placed.place)
-        if reason := _reason(placed, drop_ties):
-            run.emit(Reject(id=row.id, reason=reason))
-            continue
-        pair, tokens_cut = tokenize(row)
+        reason = row.fault
+        if not reason and drop_ties and row.tie and placed.split == "train":
+            reason = "tie"
+        if not reason and placed.is_near_duplicate:
+            reason = NEAR_DUPLICATE
+        pair, tokens_cut = (Reject(id=row.id, reason=reason), 0) if reason else tokenize(row)
         if not isinstance(pair, Reject) and (pair.digest, row.tie) in seen:
             pair = Reject(id=row.id, reason="duplicate_pair", detail="as an earlier row")
         if isinstance(pair, Reject):
@@ -195,23 +183,21 @@ def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: boo
             continue
         seen.add((pair.digest, row.tie))
         run.keep()
-        pairs.add(placed, pair, tokens_cut)
-    reasons = in_words(run.left_out) or "none read"
-    for name, some in (("train on", pairs.train), ("hold out", pairs.validation)):
+        pairs.prompts_cut += tokens_cut > 0
+        if placed.split == "train":
+            pairs.train.append(pair)
+        else:
+            pairs.validation.append(pair)
+            pairs.held_out.append(row)
+    reasons = run.reasons() or "none read"
+    for split, use, some in (
+        ("train", "train on", pairs.train),
+        ("validation", "hold out", pairs.validation),
+    ):
         if not some:
-            raise DataError(f"{raw.input}: no pair to {name} (left out: {reasons})")
-    for split, ties in pairs.ties.items():
-        if all(ties):
+            raise DataError(f"{raw.input}: no pair to {use} (left out: {reasons})")
+        if all(pair.tie for pair in some):
             raise DataError(
                 f"{raw.input}: every {split} pair is a tie: nothing says what is better"
             )
     return pairs
-
-
-def _reason(placed: Placed, drop_ties: bool) -> str | None:
-    """Why the pair is left out before its tokens are looked at."""
-    if placed.row.fault:
-        return placed.row.fault
-    if placed.split == "train" and placed.row.tie and drop_ties:
-        return "tie"
-    return NEAR_DUPLICATE if placed.is_near_duplicate else None

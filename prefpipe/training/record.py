@@ -1,12 +1,67 @@
 """What a training leaves beside the weights: its curve, the model card, the numbers of .meta.json."""
 
-from collections.abc import Mapping
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefpipe.files import Run
-from prefpipe.training.card import KINDS, write_card
-from prefpipe.training.curve import CSV, write_curve
+from prefpipe.files import Run, write_text
+from prefpipe.templates import load_template
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CSV = "loss_curve.csv"
+"""The curve's file in a model's folder."""
+FIRST = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
+"""Columns in this order, the others behind them by name."""
+
+_NO_CURVE = ("runtime", "per_second", "train_loss", "total_flos", "model_preparation_time")
+
+
+class Kind(NamedTuple):
+    """What is drawn and shown of a kind of model; templates/card.jinja has the words of its card."""
+
+    curve: str
+    """The title of its curve, to be filled with the model's name."""
+    panels: Mapping[str, str]
+    """What is drawn of its training: panel -> the log's number, drawn beside its eval_ one."""
+    tag: str
+    """TRL's name of the training."""
+    task: str
+    """The hub's name of what the model does."""
+    numbers: Sequence[str] = ()
+    """Those of its results that the card shows; none: all."""
+
+
+KINDS = {
+    "dpo": Kind(
+        curve="DPO of {}",
+        panels={
+            "loss": "loss",
+            "reward margin": "rewards/margins",
+            "reward accuracy": "rewards/accuracies",
+        },
+        tag="dpo",
+        task="text-generation",
+    ),
+    "reward": Kind(
+        curve="reward model on {}",
+        panels={"loss": "loss", "accuracy": "accuracy", "margin": "margin"},
+        tag="reward-trainer",
+        task="text-classification",
+        numbers=["accuracy", "ece", "temperature", "ece_scaled", "mean_margin", "longer_is_right"],
+    ),
+    "pairwise": Kind(
+        curve="pairwise model on {}",
+        panels={"loss": "loss", "accuracy of the label": "mean_token_accuracy"},
+        tag="sft",
+        task="text-generation",
+        numbers=["accuracy", "agreement", "ece", "temperature", "ece_scaled", "longer_is_right"],
+    ),
+}
 
 
 def record(
@@ -15,25 +70,124 @@ def record(
     kind: str,
     settings: Mapping[str, Any],
     counts: Mapping[str, int],
-    results: Mapping[str, float],
+    results: Mapping[str, Any],
     difference: float,
-    summary: Mapping[str, Any],
 ) -> None:
     """Write loss_curve.csv, loss_curve.png and README.md; add to run.summary.
 
-    kind: a key of KINDS. settings: those of a TrainingStage. counts: of pairs. results: what the
-    card shows. difference: of the reloaded model's scores. summary: what else meta.json holds.
+    kind: a key of KINDS. settings: those of a TrainingStage. counts: of pairs. difference: of the
+    reloaded model's scores.
     """
     folder, state = Path(settings["output"]), trainer.state
     words = KINDS[kind]
-    title = words.curve.format(model=Path(settings["model"]).name)
+    title = words.curve.format(Path(settings["model"]).name)
     run.written[CSV] = write_curve(folder, state.log_history, words.panels, title)
-    data = {"pairs": settings["input"], **counts}
-    write_card(folder, kind, data, run.left_out, results, settings)
+    data = {"pairs": settings["input"], **counts, "left out": run.reasons() or "none"}
+    write_card(folder, kind, data, {n: results[n] for n in words.numbers or results}, settings)
     run.summary |= {
         "pairs": dict(counts),
         "steps": state.global_step,
         "best_step": state.best_global_step,
-        **summary,
+        **({"accuracy": results["accuracy"]} if words.numbers else {"results": results}),
         "reload_difference": difference,
     }
+
+
+# ---- the model card ------------------------------------------------------------------------------
+
+
+def write_card(
+    folder: Path,
+    kind: str,
+    data: Mapping[str, Any],
+    results: Mapping[str, float],
+    settings: Mapping[str, Any],
+) -> None:
+    """README.md of a model's folder, as the hub reads it.
+
+    data: name -> count or text; results: name -> number, printed with four digits.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    base = settings["model"]
+    is_adapter = settings["method"] == "lora" and not settings["merge_adapter"]
+    facts = ModelCardData(
+        base_model=None if Path(base).exists() else base,  # the hub knows no folder of ours
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=KINDS[kind].task,
+        tags=["trl", KINDS[kind].tag],
+    )
+    text = load_template("card").render(
+        kind=kind,
+        name=Path(base).name,
+        method=settings["method"],
+        checkpoint=settings["checkpoint"],
+        data=_list({"base model": base, **data}),
+        results=_list({name: f"{value:.4g}" for name, value in results.items()}),
+        settings=json.dumps(settings, indent=2, ensure_ascii=False),
+    )
+    write_text(folder / "README.md", str(ModelCard(f"---\n{facts.to_yaml()}\n---\n\n{text}")))
+
+
+def _list(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in values.items())
+
+
+# ---- the curve -----------------------------------------------------------------------------------
+
+
+def curve_rows(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a step, an evaluation in the row of the step it follows; times are left out.
+
+    log_history: `trainer.state.log_history`. So two runs with equal numbers give equal rows.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for entry in log_history:
+        values = {k: v for k, v in entry.items() if not k.endswith(_NO_CURVE)}
+        if values.keys() - {"step", "epoch"}:
+            rows.setdefault(entry["step"], {}).update(values)
+    return [rows[step] for step in sorted(rows)]
+
+
+def write_csv(path: Path, log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The curve_rows, written as CSV; a value that a row lacks is an empty cell."""
+    rows = curve_rows(log_history)
+    names = {name for row in rows for name in row}
+    columns = [name for name in FIRST if name in names] + sorted(names - {*FIRST})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+    return rows
+
+
+def write_curve(
+    folder: Path, log_history: Iterable[Mapping[str, Any]], panels: Mapping[str, str], title: str
+) -> int:
+    """loss_curve.csv and loss_curve.png; the number of rows. panels: see Kind; eval_* are dots."""
+    from matplotlib.figure import Figure
+
+    rows = write_csv(folder / CSV, log_history)
+    figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (panel, name) in zip(axes, panels.items(), strict=True):
+        for curve, label, line in (
+            (name, f"{name}, train", "-"),
+            (f"eval_{name}", f"{name}, validation", "o-"),
+        ):
+            if points := [(row["step"], row[curve]) for row in rows if curve in row]:
+                axis.plot(*zip(*points, strict=True), line, label=label)
+        axis.set(title=panel, xlabel="step")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    save_figure(figure, folder / "loss_curve.png")
+    return len(rows)
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """As PNG, whole or not at all."""
+    temporary = path.with_name(f".{path.stem}.tmp.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(path)

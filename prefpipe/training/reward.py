@@ -29,7 +29,9 @@ from prefpipe.training.tokenized_pairs import TokenizedPair
 from prefpipe.training.trainer import PairTrainer
 
 
-def tokenize_pair(row: Preference, tokenize: RewardTokenizer) -> tuple[TokenizedPair | Reject, int]:
+def tokenize_pair(
+    row: Preference, tokenize: RewardTokenizer, margin_weight: float
+) -> tuple[TokenizedPair | Reject, int]:
     """Both responses behind one prompt, as the model will read them wherever it is used.
 
     The second value is how many tokens of the prompt were cut.
@@ -37,7 +39,9 @@ def tokenize_pair(row: Preference, tokenize: RewardTokenizer) -> tuple[Tokenized
     tokens = tokenize(row.prompt, [answer_of(row.chosen), answer_of(row.rejected)])
     if isinstance(tokens, Unscorable):
         return tokens.reject(row.id), 0
-    return TokenizedPair.of(row.id, tokens.prompt_ids, *tokens.completions), tokens.tokens_cut
+    ids = (tokens.prompt_ids, *tokens.completions)
+    margin = margin_weight * (row.margin or 0.0)
+    return TokenizedPair.of(row.id, *ids, tie=row.tie, margin=margin), tokens.tokens_cut
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,29 +5,20 @@ and cut what is longer than 1,024 tokens without a word. Here nothing is ever cu
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prefpipe.chat import completion_ids, prompt_ids
 from prefpipe.files import SPLITS, DataError, Run, data_files
 from prefpipe.rows import JudgmentPair, Message, Preference, Reject, answer_of, as_turns
-from prefpipe.training.card import in_words
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-LeftOut = Literal[
-    "completion_is_no_single_turn",
-    "duplicate_pair",
-    "prompt_too_long",
-    "chosen_too_long",
-    "rejected_too_long",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +29,25 @@ class TokenizedPair:
     prompt_ids: np.ndarray
     chosen_ids: np.ndarray
     rejected_ids: np.ndarray
+    tie: bool = False
+    margin: float = 0.0
+    """How much better chosen is, in the unit of the loss; 0 where it is not known."""
 
     @classmethod
-    def of(cls, id: str, *ids: Sequence[int]) -> "TokenizedPair | Reject":
+    def of(
+        cls, id: str, *ids: Sequence[int], tie: bool = False, margin: float = 0.0
+    ) -> "TokenizedPair | Reject":
         """ids: of the prompt, of chosen and of rejected; a Reject where both completions are equal."""
         prompt, chosen, rejected = (np.array(each, dtype=np.int32) for each in ids)
         if np.array_equal(chosen, rejected):
             return Reject(id=id, reason="identical_after_tokenizing")
-        return cls(id, prompt, chosen, rejected)
+        return cls(id, prompt, chosen, rejected, tie, margin)
 
     @property
     def digest(self) -> bytes:
         """Equal for pairs of the same token ids; 16 bytes."""
         parts = (self.prompt_ids, self.chosen_ids, self.rejected_ids)
         return hashlib.sha256(b"|".join(ids.tobytes() for ids in parts)).digest()[:16]
-
-    def __len__(self) -> int:
-        """Tokens of the prompt and the longer completion."""
-        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
 
 class PairTokenizer:
@@ -73,7 +65,7 @@ class PairTokenizer:
         self._last_prompt: tuple[list[Message], list[int]] = ([], [])
 
     def __call__(self, row: JudgmentPair | Preference) -> TokenizedPair | Reject:
-        def left_out(reason: LeftOut, detail: str = "") -> Reject:
+        def left_out(reason: str, detail: str = "") -> Reject:
             return Reject(id=row.id, reason=reason, detail=detail)
 
         if not _is_one_turn(row.chosen) or not _is_one_turn(row.rejected):
@@ -85,12 +77,11 @@ class PairTokenizer:
         pair = TokenizedPair.of(row.id, prompt, chosen, rejected)
         if isinstance(pair, Reject):
             return pair
-        limits: list[tuple[LeftOut, int]] = [
+        for reason, length in (
             ("prompt_too_long", len(prompt) + 1),
             ("chosen_too_long", len(prompt) + len(chosen)),
             ("rejected_too_long", len(prompt) + len(rejected)),
-        ]
-        for reason, length in limits:
+        ):
             if length > self.max_length:
                 return left_out(reason, f"{length} tokens, max_length is {self.max_length}")
         if pair.digest in self._seen:
@@ -137,18 +128,16 @@ def collect_judgment_pairs(
             f"{leaked[0]!r}; run construct_dpo_dataset.py again"
         )
     if not pairs["train"]:
-        reasons = in_words(run.left_out) or "none read"
-        raise DataError(f"{folder}: no pair to train on (left out: {reasons})")
+        raise DataError(f"{folder}: no pair to train on (left out: {run.reasons() or 'none read'})")
     return pairs
 
 
-def to_dataset(pairs: Iterable[TokenizedPair], **columns: list[Any]) -> "Dataset":
+def to_dataset(pairs: Sequence[TokenizedPair], *more: str) -> "Dataset":
     """Columns id, prompt_ids, chosen_ids, rejected_ids: those TRL's trainers make of a raw row.
 
-    columns: further ones (a margin, say), in the order of the pairs.
+    more: further ones, tie and margin.
     """
     from datasets import Dataset
 
-    pairs = list(pairs)
-    names = ("id", "prompt_ids", "chosen_ids", "rejected_ids")
-    return Dataset.from_dict({n: [getattr(p, n) for p in pairs] for n in names} | columns)
+    names = ("id", "prompt_ids", "chosen_ids", "rejected_ids", *more)
+    return Dataset.from_dict({name: [getattr(p, name) for p in pairs] for name in names})
