@@ -99,7 +99,7 @@ class RawPreferences:
 
     def _question(self, record: Any) -> str:
         """A record's question; empty where it is no preference."""
-        # most are text under this name: to check the whole record would take four times as long
+        # most are text under this name: the rest of such a record is looked at in the second pass only
         is_plain = self.format == "sky" and isinstance(record, dict)
         if is_plain and isinstance(prompt := record.get("prompt"), str):
             return prompt
