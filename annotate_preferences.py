@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 
 import config
 from prefpipe import files, llm, verdicts
-from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
+from prefpipe.llm.costs import describe_estimate, describe_tokens, estimate
 from prefpipe.llm.replies import Replies
 from prefpipe.ranges import Positive, Temperature
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Reject
@@ -137,29 +137,12 @@ def print_estimate(s: Settings) -> None:
     requests = (
         to_request(prompt, s) for prompt in files.read_rows(s.input, AnnotationPrompt, s.limit)
     )
-    count = submitted = prompt_tokens = new_tokens = 0
-    if batch:
-        left = s.open_batches(s.model).estimate(requests)
-        count, submitted = left.requests, left.submitted
-        prompt_tokens, new_tokens = left.prompt_tokens, left.new_tokens
-    else:
-        for request in requests:
-            count += 1
-            prompt_tokens += sum(estimate_tokens(m["content"]) for m in request.messages)
-            new_tokens += request.max_new_tokens
-    print(f"requests: {count:,} to send; {submitted:,} are submitted or answered already")
+    left = s.open_batches(s.model).estimate(requests) if batch else estimate(requests, s.model)
     print(
-        f"tokens: about {prompt_tokens:,} in the prompts (0.8 a Chinese character, 0.25 any other), "
-        f"at most {new_tokens:,} new"
+        f"requests: {left.requests:,} to send; {left.submitted:,} are submitted or answered already"
     )
-    if price := find_price(s.model):
-        money = price.money(prompt_tokens, new_tokens, batch=batch)
-        print(
-            f"money: at most about {money:.2f} USD for {s.model}{' in batches' if batch else ''}, at "
-            f"the prices of {price.as_of} in prefpipe/prices.toml; they may have changed since"
-        )
-    else:
-        print(f"money: no price of {s.model} in prefpipe/prices.toml")
+    tokens = (left.prompt_tokens, left.new_tokens)
+    print(describe_estimate(s.model, *tokens, batch=batch, at_most=True, usd=left.usd))
     print("nothing was sent")
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import config
 from prefpipe import files, judge, screen, templates, verdicts
 from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.costs import describe_tokens, estimate_tokens, find_price
+from prefpipe.llm.costs import describe_estimate, describe_tokens, estimate_tokens
 from prefpipe.ranges import Positive
 from prefpipe.rows import Item, Message, Reject
 from prefpipe.settings import Account, NoEffectOnRows, ServerStage
@@ -281,7 +281,7 @@ def _chinese(s: Settings, run: files.Run) -> Iterator[Item]:
 
 def check_failures(s: Settings, failures: dict[str, Reject]) -> None:
     """Stop before the end where the server, not the item, is to blame: it may answer later."""
-    from prefpipe.llm.server.server_engine import SERVER_FAILURES
+    from prefpipe.llm import SERVER_FAILURES
 
     reasons = Counter(r.reason for r in failures.values() if r.reason in SERVER_FAILURES)
     if reasons and not s.accept_failures:
@@ -322,19 +322,11 @@ def print_estimate(s: Settings) -> None:
             counts["new_tokens"] += estimate_tokens(texts_as_json(item))
     print(
         f"rows: {counts['chinese']:,} to translate; {counts['english']:,} are English already, "
-        f"{counts['left_out']:,} are beyond max_rows\n"
-        f"tokens: about {counts['prompt_tokens']:,} in the prompts and {counts['new_tokens']:,} new "
-        "(0.8 a Chinese character, 0.25 any other; a translation counted as its source)"
+        f"{counts['left_out']:,} are beyond max_rows; "
+        "a translation is counted as long as its source"
     )
-    if price := find_price(s.model):
-        batch = s.engine == "batch"
-        money = price.money(counts["prompt_tokens"], counts["new_tokens"], batch=batch)
-        print(
-            f"money: about {money:.2f} USD for {s.model}, at the prices of {price.as_of} in "
-            "prefpipe/prices.toml; they may have changed since"
-        )
-    else:
-        print(f"money: no price of {s.model} in prefpipe/prices.toml")
+    tokens = (counts["prompt_tokens"], counts["new_tokens"])
+    print(describe_estimate(s.model, *tokens, batch=s.engine == "batch", at_most=False))
     print("nothing was sent")
 
 

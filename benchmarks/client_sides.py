@@ -14,7 +14,6 @@ import importlib.util
 import itertools
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -40,14 +39,13 @@ Run = Callable[[], int]
 
 
 def prefpipe(options: dict[str, Any]) -> Run:
-    """As the stages have it (ServerStage.open_remote): a result is given once it is there."""
+    """As the stages have it (ServerStage.open_server): a result is given once it is there."""
     from prefpipe.llm import Failure, Request
-    from prefpipe.llm.server.server_engine import ServerEngine, certificates
+    from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+    from prefpipe.llm.wire import ServedModel, certificates
 
     certificates()
-    engine = ServerEngine(
-        [options["url"]], MODEL, requests_in_flight=options["in_flight"], in_order=False
-    )
+    engine = ServerEngine(ServedModel([options["url"]], MODEL), ServerOptions(options["in_flight"]))
 
     def run() -> int:
         characters = 0
@@ -181,6 +179,8 @@ def megabytes(field: str) -> float:
 
 
 def cpu_seconds() -> float:
+    import resource  # Linux, as /proc above
+
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(used.ru_utime + used.ru_stime for used in both)
 

@@ -30,7 +30,8 @@ from embedded.synthetic import make_items
 from prefpipe import verdicts
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.local.local_engine import open_local
-from prefpipe.llm.server.server_engine import ServerEngine
+from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+from prefpipe.llm.wire import ServedModel
 
 ROOT = Path(__file__).parent.parent
 MODEL = "embedded/model"
@@ -93,9 +94,9 @@ def texts(results: dict[str, list[Completion] | Failure]) -> dict[str, list[str]
 def differences(url: str) -> dict[str, Any]:
     """One line for each thing that the API says, and what this server does."""
 
-    def engine(**options: Any) -> ServerEngine:
-        given = {"requests_in_flight": 8, "max_retries": 2, "timeout_seconds": 120.0}
-        return ServerEngine([url], MODEL, **{**given, **options})
+    def engine(in_flight: int = 8, **options: Any) -> ServerEngine:
+        served = ServedModel([url], MODEL, max_retries=2, timeout_seconds=120.0, **options)
+        return ServerEngine(served, ServerOptions(requests_in_flight=in_flight))
 
     found: dict[str, Any] = {}
     local = open_local(ROOT / MODEL)
@@ -116,13 +117,12 @@ def differences(url: str) -> dict[str, Any]:
     found["n_4_replies_they_took"] = sampler.usage.replies / 4
     found["n_4_distinct_texts"] = sum(len(set(t)) for t in texts(sampled).values()) / 4
 
-    one_by_one = {"requests_in_flight": 1}
     drawn = requests(8, temperature=1.0, seed=5)
-    first, again = (texts(asked(engine(**one_by_one), drawn)) for _ in range(2))
+    first, again = (texts(asked(engine(in_flight=1), drawn)) for _ in range(2))
     found["same_seed_same_text"] = sum(first[id] == again[id] for id in first) / len(first)
 
     stop = ours[greedy[0].id][0][4:7]
-    stopped = texts(asked(engine(), [requests(1, stop=(stop,))[0]]))
+    stopped = texts(asked(engine(extra_body={"stop": [stop]}), requests(1)))
     found["stop_is_cut_off_the_text"] = all(stop not in t[0] for t in stopped.values())
     cut = [r for r in asked(engine(), [_shorter(r) for r in requests(4)]).values()]
     found["finish_reason_length_where_cut"] = all(

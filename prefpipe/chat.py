@@ -2,26 +2,24 @@
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import jinja2.meta
-import jinja2.nodes
 
 from prefpipe.rows import Message
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 from prefpipe.templates import TemplateError
 
+if TYPE_CHECKING:  # transformers is loaded with the first tokenizer
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
 _PROBE = "prefpipe-probe"
+"""A text that a template is rendered with, to see where it puts one."""
+_HIDDEN = "\ufdd0"
+"""Stands around a number for a special token's name: a code point that Unicode keeps out of texts."""
 
 
-_HIDDEN = "\ufdd0"  # a code point that Unicode keeps out of texts
-
-
-def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+def render(tokenizer: "Tokenizer", messages: Sequence[Message]) -> str:
     """The chat template's text up to where the assistant's answer begins.
 
     A leading system turn moves into the first user turn where the template knows no system role.
@@ -52,7 +50,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) ->
     return text
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
+def prompt_ids(tokenizer: "Tokenizer", messages: Sequence[Message]) -> list[int]:
     """Token ids of render(): exactly one BOS where the tokenizer wants one, none elsewhere.
 
     A special token's name inside a turn ("<s>" in the source of a page) stays text: it neither
@@ -71,38 +69,42 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]
     return ids
 
 
-def completion_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def completion_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
     """Token ids of an assistant's answer and the token that ends its turn."""
     return [*encode(tokenizer, text), end_of_turn_id(tokenizer)]
 
 
-def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def encode(tokenizer: "Tokenizer", text: str) -> list[int]:
     """Token ids of a text that a person or a model wrote: no special token is among them."""
     return _token_ids(tokenizer, text, split_special_tokens=True)
 
 
-def _encode_rendered(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+def _encode_rendered(tokenizer: "Tokenizer", text: str) -> list[int]:
     """Token ids of a chat template's text: the names of special tokens in it are the tokens."""
     return _token_ids(tokenizer, text)
 
 
-def _token_ids(tokenizer: "PreTrainedTokenizerBase", text: str, **options: Any) -> list[int]:
+def _token_ids(tokenizer: "Tokenizer", text: str, **options: Any) -> list[int]:
     # verbose would warn of texts that are longer than the model takes: callers leave them out by name
     return tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
-def _ids_with_names_as_text(tokenizer, messages, specials: re.Pattern[str]) -> list[int]:
+def _ids_with_names_as_text(
+    tokenizer: "Tokenizer", messages: Sequence[Message], specials: re.Pattern[str]
+) -> list[int]:
+    # 1) Render with a number in each name's place, so that the template sees no special token.
     names: list[str] = []
 
-    def hide(found: re.Match[str]) -> str:
-        names.append(found[0])
+    def hide(name: re.Match[str]) -> str:
+        names.append(name[0])
         return f"{_HIDDEN}{len(names) - 1}{_HIDDEN}"
 
     hidden = [Message(role=m["role"], content=specials.sub(hide, m["content"])) for m in messages]
     parts = re.split(f"{_HIDDEN}(\\d+){_HIDDEN}", render(tokenizer, hidden))
+    # 2) Every second part is such a number: its name is read as text, the others as the template's.
     ids: list[int] = []
-    for place, part in enumerate(parts):
-        if place % 2:
+    for index, part in enumerate(parts):
+        if index % 2:
             ids += encode(tokenizer, names[int(part)])
         elif part:
             ids += _encode_rendered(tokenizer, part)
@@ -110,13 +112,13 @@ def _ids_with_names_as_text(tokenizer, messages, specials: re.Pattern[str]) -> l
 
 
 @functools.lru_cache(maxsize=8)
-def _special_tokens(tokenizer) -> re.Pattern[str] | None:
+def _special_tokens(tokenizer: "Tokenizer") -> re.Pattern[str] | None:
     """Finds the names of the tokenizer's special tokens."""
     names = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
     return re.compile("|".join(map(re.escape, [*names, _HIDDEN]))) if names else None
 
 
-def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+def end_of_turn_id(tokenizer: "Tokenizer") -> int:
     """The token that the chat template puts behind an assistant's answer."""
     text = _apply(
         tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
@@ -129,11 +131,12 @@ def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     raise TemplateError(f"{tokenizer.name_or_path}: no token ends the assistant's turn")
 
 
-def _apply(tokenizer, messages, **options) -> str:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+def _apply(tokenizer: "Tokenizer", turns: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    messages = [dict(turn) for turn in turns]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
 
 
-def _takes_system(tokenizer) -> bool:
+def _takes_system(tokenizer: "Tokenizer") -> bool:
     try:
         text = _apply(
             tokenizer,
@@ -144,9 +147,9 @@ def _takes_system(tokenizer) -> bool:
     return _PROBE in text
 
 
-def _wants_bos(tokenizer) -> bool:
+def _wants_bos(tokenizer: "Tokenizer") -> bool:
     """Whether its template or its own post-processor puts a BOS first."""
-    plain = tokenizer("x")["input_ids"]
+    plain: Any = tokenizer("x")["input_ids"]
     text = _apply(tokenizer, [{"role": "user", "content": "x"}])
-    bos = tokenizer.bos_token
-    return plain[:1] == [tokenizer.bos_token_id] or (bool(bos) and text.startswith(bos))
+    bos = str(tokenizer.bos_token or "")
+    return plain[:1] == [tokenizer.bos_token_id] or (bos != "" and text.startswith(bos))

@@ -178,7 +178,7 @@ def test_the_rows_behind_the_numbers_are_written_in_terms_of_the_items_own_answe
 def test_j5_judging_is_greedy_and_in_both_orders_of_the_answers(s, engines):
     main(s, engines)
     for engine in engines.values():
-        assert {(r.temperature, r.samples, r.prefill) for r in engine.asked} == {(0.0, (0,), "")}
+        assert {(r.temperature, r.samples) for r in engine.asked} == {(0.0, (0,))}
         prompts = [r.messages[0]["content"] for r in engine.asked]
         shown = [judge.item_in_both_orders(made, ("", "")) for made in ITEMS]
         assert prompts == [showing.prompt for both in shown for showing in both]

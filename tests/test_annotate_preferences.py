@@ -292,7 +292,7 @@ ZYGOTE = """
 import os, sys
 import openai
 import annotate_preferences as stage, prefpipe.llm.batch_api.batch_engine
-from prefpipe.llm.server.server_engine import certificates
+from prefpipe.llm.wire import certificates
 certificates()
 for line in sys.stdin:
     child = os.fork()

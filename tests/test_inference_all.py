@@ -64,7 +64,7 @@ def test_j1_the_hinted_prompts_differ_in_the_hint_and_the_trained_one_has_none(s
 def test_j2_j5_all_three_are_greedy_unless_said_otherwise(s):
     engine = ScriptedEngine(answer)
     main(s, engine)
-    assert {(r.temperature, r.samples, r.prefill) for r in engine.asked} == {(0.0, (0,), "")}
+    assert {(r.temperature, r.samples) for r in engine.asked} == {(0.0, (0,))}
     update = {"temperature": 0.7, "top_p": 0.9, "top_k": 11, "max_new_tokens": 33, "seed": 5}
     engine = ScriptedEngine(answer)
     main(s.model_copy(update=update | {"overwrite": True}), engine)

@@ -15,25 +15,21 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
-    LogitsProcessorList,
     MambaConfig,
     MambaForCausalLM,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from prefpipe import chat
 from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.local import sampling
 from prefpipe.llm.local.local_engine import LocalEngine
-from prefpipe.llm.local.sampling import choose, uniforms
-from prefpipe.llm.local.scheduler import Live, kv_shape
-from prefpipe.models import attention, reordered_weights
+from prefpipe.llm.local.runner import Runner
+from prefpipe.models import kv_store, reordered_weights
+from prefpipe.models.decode import Decode
 from prefpipe.models.logps import completion_logps
-from prefpipe.models.packs import branch_mask, pack, stack
 from prefpipe.rows import Message
 from tests.engine_models import END, EOS, LETTERS, SHAPES, make_model, make_tokenizer
+from tests.test_logps import plain_logps
+from tests.test_token_choice import exact
 
 torch.set_num_threads(1)
 
@@ -123,23 +119,27 @@ def test_greedy_is_generate_token_for_token(shape, tokenizer):
     assert ends == {True, False} or shape != "qwen2_tied"
 
 
-def pack_all_layers(monkeypatch):
+def reorder_all_layers(monkeypatch):
     """Small ones, too, of models that have been used before."""
     monkeypatch.setattr(reordered_weights, "MIN_WEIGHTS", 1)
     monkeypatch.setattr(reordered_weights, "_of_model", WeakKeyDictionary())
 
 
-def test_packed_layers_give_the_same_texts_and_see_changed_weights(model, tokenizer, monkeypatch):
+def test_reordered_weights_give_the_same_texts_and_changed_ones_are_seen(
+    model, tokenizer, monkeypatch
+):
     asked = requests(8, samples=(0, 1), max_new_tokens=16, temperature=1.0)
-    with monkeypatch.context() as unpacked:
-        unpacked.setattr(reordered_weights, "_is_plain", lambda module: False)
+    with monkeypatch.context() as patch:
+        patch.setattr(reordered_weights, "_is_plain", lambda module: False)
         want = texts(LocalEngine(model, tokenizer), asked)
-        assert reordered_weights.packed_linears(model)._forwards == []
-    pack_all_layers(monkeypatch)
+        assert reordered_weights.reordered(model)._forwards == []
+    reorder_all_layers(monkeypatch)
     engine = LocalEngine(model, tokenizer)
     assert texts(engine, asked) == want
-    if torch.backends.mkldnn.is_available():  # two decoder layers and the head
-        assert len(reordered_weights.packed_linears(model)._forwards) == 3
+    if (
+        torch.backends.mkldnn.is_available()
+    ):  # of two layers 7 linear ones and the gated MLP; the head
+        assert len(reordered_weights.reordered(model)._forwards) == 2 * (7 + 1) + 1
 
     before, other = copy.deepcopy(model.state_dict()), make_model(seed=7)
     model.load_state_dict(other.state_dict())
@@ -148,7 +148,7 @@ def test_packed_layers_give_the_same_texts_and_see_changed_weights(model, tokeni
     assert changed == texts(LocalEngine(other, tokenizer), asked) != want
 
 
-def test_j5_defaults_of_the_generation_config_do_not_reach_a_text(tokenizer):
+def test_defaults_of_the_generation_config_do_not_reach_a_text(tokenizer):
     model = make_model()
     asked = requests(6, max_new_tokens=16)
     want = texts(LocalEngine(model, tokenizer), asked)
@@ -183,12 +183,12 @@ def test_a_model_in_train_mode_is_sampled_in_eval_mode(tokenizer):
 # ---- the noise ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_e2_j9_a_text_does_not_depend_on_its_batch_its_order_or_what_else_is_asked(
-    model, tokenizer, packed, monkeypatch
+@pytest.mark.parametrize("reordered", [False, True])
+def test_a_text_does_not_depend_on_its_batch_its_order_or_what_else_is_asked(
+    model, tokenizer, reordered, monkeypatch
 ):
-    if packed:
-        pack_all_layers(monkeypatch)
+    if reordered:
+        reorder_all_layers(monkeypatch)
     asked = requests(
         samples=tuple(range(6)), max_new_tokens=24, temperature=1.2, top_k=20, top_p=0.95, seed=3
     )
@@ -206,21 +206,6 @@ def test_another_seed_id_or_sample_is_another_text(model, tokenizer):
     asked = [base, replace(base, seed=1), replace(base, id="b")]
     found = [c.text for r in complete(LocalEngine(model, tokenizer), asked) for c in r]
     assert len(set(found)) == 6
-
-
-def test_noise_of_more_tokens_begins_with_that_of_fewer():
-    assert uniforms(1, "a", 0, 50)[:7].tolist() == uniforms(1, "a", 0, 7).tolist()
-    # ids are not glued together: ("a", 10) and ("a1", 0) differ
-    assert uniforms(1, "a", 10, 4).tolist() != uniforms(1, "a1", 0, 4).tolist()
-
-
-def exact(logits_V: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
-    """The distribution that transformers' warpers leave."""
-    warpers = [TemperatureLogitsWarper(temperature)]
-    warpers += [TopKLogitsWarper(top_k)] if top_k else []
-    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
-    processors = LogitsProcessorList(warpers)
-    return processors(torch.zeros(1, 1, dtype=torch.long), logits_V[None])[0].softmax(-1)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -262,48 +247,10 @@ def test_20000_samples_fit_the_exact_distribution(model, tokenizer, temperature,
     assert chi2 < dof + 4 * (2 * dof) ** 0.5
 
 
-def test_the_highest_logits_are_found_by_columns_and_ties_are_told():
-    torch.manual_seed(0)
-    logits = torch.randn(30, 4099)
-    for k in (1, 7, 50):
-        values, ids = sampling._highest(logits, k) or pytest.fail("there are no ties")
-        want = logits.topk(k).indices.sort().values
-        assert torch.equal(ids, want) and torch.equal(values, logits.gather(1, want))
-        tied = logits.clone()  # the k-th highest again, in a place that is in no column so far
-        tied[3, int(logits[3].argmin())] = logits[3].topk(k).values[-1]
-        assert sampling._highest(tied, k) is None
-
-
-@pytest.mark.parametrize("vocabulary", [300, 4099])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_tokens_that_can_be_drawn_are_those_of_the_warpers_also_with_ties(dtype, vocabulary):
-    torch.manual_seed(0)
-    # in bfloat16 many logits are equal, so that the last of the top_k has ties
-    logits = (torch.randn(40, vocabulary) * 2).to(dtype).float()
-    for temperature, top_k, top_p in itertools.product((0.5, 1.3), (0, 1, 25), (0.6, 1.0)):
-        want = torch.stack([exact(row, temperature, top_k, top_p) for row in logits])
-        cdf = want.double().cumsum(-1)
-        for u in (0.0, 0.25, 0.5, 0.999):
-            got = choose(
-                logits,
-                torch.full((40,), u),
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-            )
-            below = torch.where(got > 0, cdf.gather(1, (got - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-            assert (want.gather(1, got[:, None]) > 0).all() or dtype == torch.bfloat16
-            # u lies in the token's part of the distribution; equal ones at top_p's border may
-            # be kept here and dropped there, which moves it by their weight
-            slack = 1e-5 if dtype == torch.float32 or top_p == 1 else 0.05
-            assert (below - slack <= u).all()
-            assert (u < cdf.gather(1, got[:, None])[:, 0] + slack).all()
-
-
 # ---- what it costs -----------------------------------------------------------------------------
 
 
-def test_e1_each_prompt_goes_through_the_model_once_and_an_ended_sample_not_at_all(tokenizer):
+def test_each_prompt_goes_through_the_model_once_and_an_ended_sample_not_at_all(tokenizer):
     model = make_model()
     rng = random.Random(0)
     asked = [
@@ -374,26 +321,27 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(tokenizer, monkeypatch
     asked = requests(samples=tuple(range(4)), max_new_tokens=12, temperature=1.0)
     want = texts(LocalEngine(model, tokenizer), asked)
     engine = LocalEngine(model, tokenizer)
-    forward, failed = engine.forward, []
+    forward, failed = model.forward, []
 
-    def limited(ids, positions, layout, keep):
-        if len(ids) > (20 if isinstance(layout, attention.Decode) else most_tokens):
-            failed.append(len(ids))
+    def limited(input_ids, layout, **options):
+        tokens = input_ids.numel()
+        if tokens > (20 if isinstance(layout, Decode) else most_tokens):
+            failed.append(tokens)
             raise torch.OutOfMemoryError("CUDA out of memory (of this test)")
-        return forward(ids, positions, layout, keep)
+        return forward(input_ids=input_ids, layout=layout, **options)
 
-    monkeypatch.setattr(engine, "forward", limited)
+    monkeypatch.setattr(model, "forward", limited)
     assert texts(engine, asked) == want
-    assert failed and engine.max_samples <= 20
+    assert failed and engine.limits.samples <= 20
 
 
 def test_out_of_memory_with_one_prompt_says_what_to_do(model, tokenizer, monkeypatch):
     engine = LocalEngine(model, tokenizer)
 
-    def full(*_):
+    def full(**_):
         raise torch.OutOfMemoryError("CUDA out of memory (of this test)")
 
-    monkeypatch.setattr(engine, "forward", full)
+    monkeypatch.setattr(model, "forward", full)
     with pytest.raises(SystemExit, match="fewer samples"):
         list(engine.generate([ask("a", "hello", max_new_tokens=5)]))
 
@@ -414,7 +362,7 @@ def test_out_of_memory_while_scoring_halves_the_batch_and_loses_nothing(
     monkeypatch.setattr("prefpipe.llm.local.local_engine.completion_logps", limited)
     engine = LocalEngine(model, tokenizer)
     found = list(engine.score(asked))
-    assert max(sizes) > 100 >= engine.max_prefill_tokens
+    assert max(sizes) > 100 >= engine.limits.prefill_tokens
     scores = [[s.sum_logp for s in part] for part in found if isinstance(part, list)]
     assert scores == [
         pytest.approx([s.sum_logp for s in part], abs=1e-4)
@@ -429,67 +377,32 @@ def test_the_batch_fits_into_half_of_the_memory_that_is_free(
 ):
     """On a CPU. Counted on a store: what it takes for each prompt or sample token."""
     memory = SimpleNamespace(available=megabytes * 1_000_000)
-    monkeypatch.setattr("prefpipe.llm.local.scheduler.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("prefpipe.models.memory.psutil.virtual_memory", lambda: memory)
     engine = LocalEngine(model, tokenizer)
-    heads, size = kv_shape(engine.config)
-    store = attention.Store(2, heads, size, torch.float32, torch.device("cpu"))
+    store = kv_store.KVStore.of(model)
     store.reserve(slots=3, prompt_tokens=10, rows=4, new_tokens=5)
     taken = sum(part.numel() * part.itemsize for part in chain(*store.prompt, *store.own))
-    needed = engine.max_batch_tokens * taken / (3 * 10 + 4 * 5)
+    needed = engine.limits.batch_tokens * taken / (3 * 10 + 4 * 5)
     assert 0.5 * memory.available / 2 < needed < memory.available / 2
 
 
 def test_the_cache_is_allocated_ahead_and_no_step_copies_it(model, tokenizer, monkeypatch):
-    """16 prompts let in at once: their store is where it was after the first of the steps."""
+    """16 prompts admitted at once: their store is where it was after the first of the steps."""
     places = []
-    step = Live._step
+    decode = Runner.decode
 
-    def noted(live):
-        places.append([part.data_ptr() for part in chain(*live.store.prompt, *live.store.own)])
-        return step(live)
+    def noted(runner, *args):
+        store = runner.store
+        places.append([part.data_ptr() for part in chain(*store.prompt, *store.own)])
+        return decode(runner, *args)
 
-    monkeypatch.setattr(Live, "_step", noted)
-    texts(LocalEngine(model, tokenizer), requests(samples=(0, 1), max_new_tokens=20))
+    engine = LocalEngine(model, tokenizer)  # which decodes once to check itself
+    monkeypatch.setattr(Runner, "decode", noted)
+    texts(engine, requests(samples=(0, 1), max_new_tokens=20))
     assert len(places) > 10 and all(p == places[0] for p in places)
 
 
-# ---- where a text ends and begins --------------------------------------------------------------
-
-
-def test_a_text_ends_before_its_first_stop_string(model, tokenizer):
-    asked = requests(8, samples=(0, 1), max_new_tokens=30, temperature=1.0, seed=5)
-    free = texts(LocalEngine(model, tokenizer), asked)
-    stops = ("ab", "z", " q")
-    ended = 0
-    stopped = [replace(r, stop=stops) for r in asked]
-    for result in complete(LocalEngine(model, tokenizer), stopped):
-        for c in result:
-            whole = free[c.id, c.sample]
-            cut = min((whole.find(s) for s in stops if s in whole), default=len(whole))
-            assert c.text == whole[:cut]
-            if cut < len(whole):
-                assert c.finish_reason == "stop"
-                ended += 1
-    assert ended >= 5
-
-
-def test_a_prefill_is_continued_and_part_of_the_text(model, tokenizer):
-    request = ask("a", "hello", max_new_tokens=10, prefill="yes no")
-    ids = [
-        *chat.prompt_ids(tokenizer, request.messages),
-        *chat.encode(tokenizer, request.prefill),
-    ]
-    out = model.generate(
-        torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids)),
-        do_sample=False,
-        max_new_tokens=10,
-        eos_token_id=[EOS, END],
-        pad_token_id=EOS,
-    )[0, len(ids) :]
-    [[completion]] = complete(LocalEngine(model, tokenizer), [request])
-    assert completion.text == "yes no" + tokenizer.decode(out, skip_special_tokens=True)
-    assert completion.prompt_tokens == len(ids)
+# ---- where a text ends --------------------------------------------------------------
 
 
 def test_no_text_ends_before_min_new_tokens(model, tokenizer):
@@ -512,8 +425,6 @@ def test_a_prompt_that_is_too_long_is_a_failure_and_the_others_go_on(model, toke
     assert isinstance(c, Failure) and "256 positions" in c.detail
     assert not isinstance(a, Failure) and not isinstance(d, Failure)
     assert (a[0].id, d[0].id) == ("a", "d")
-    [failure] = LocalEngine(model, tokenizer, max_prompt_tokens=20).generate([ask("e", "x" * 30)])
-    assert isinstance(failure, Failure) and "max_prompt_tokens is 20" in failure.detail
 
 
 @pytest.mark.parametrize(
@@ -525,7 +436,6 @@ def test_a_prompt_that_is_too_long_is_a_failure_and_the_others_go_on(model, toke
         {"max_new_tokens": 0},
         {"samples": (1, 1)},
         {"samples": ()},
-        {"stop": ("",)},
     ],
 )
 def test_a_request_that_makes_no_sense_is_refused_by_name(model, tokenizer, wrong):
@@ -533,7 +443,7 @@ def test_a_request_that_makes_no_sense_is_refused_by_name(model, tokenizer, wron
         list(LocalEngine(model, tokenizer).generate([ask("a", "hi", **wrong)]))
 
 
-def test_e2_a_prompt_of_one_token_gets_its_samples():
+def test_a_prompt_of_one_token_gets_its_samples():
     bare = (
         "{% for m in messages %}{{ m.content }}"
         "{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
@@ -559,11 +469,11 @@ def test_a_model_with_other_attention_is_refused_by_a_sentence(tokenizer):
 
 
 def test_a_model_that_does_not_call_the_engines_attention_is_refused(tokenizer, monkeypatch):
-    class Nothing(attention.Decode):
+    class Nothing(Decode):
         def attend(self, *args, **options):
             return 0 * super().attend(*args, **options)
 
-    monkeypatch.setattr("prefpipe.llm.local.local_engine.Decode", Nothing)
+    monkeypatch.setattr("prefpipe.llm.local.runner.Decode", Nothing)
     with pytest.raises(SystemExit, match="logits are off by"):
         LocalEngine(make_model(), tokenizer)
 
@@ -574,7 +484,7 @@ def test_short_prompts_before_long_ones_do_not_make_room_for_as_many_long_ones(m
     long = [ask(f"l{i}", letters(rng, 200), max_new_tokens=2) for i in range(64)]
     engine = LocalEngine(model, tokenizer, max_samples=16, max_batch_tokens=1000)
     sizes, stores = [], []
-    reserve, with_room = attention.Store.reserve, attention._with_room
+    reserve, with_room = kv_store.KVStore.reserve, kv_store._with_room
 
     def note():
         values = (stores[-1].prompt[0][1], stores[-1].own[0][1])
@@ -590,51 +500,14 @@ def test_short_prompts_before_long_ones_do_not_make_room_for_as_many_long_ones(m
         return with_room(old, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention.Store, "reserve", noted)
-        patch.setattr(attention, "_with_room", noted_between)
+        patch.setattr(kv_store.KVStore, "reserve", noted)
+        patch.setattr(kv_store, "_with_room", noted_between)
         assert len(texts(engine, [*short, *long])) == 128
     # rounding prompts up to 64 tokens may add a quarter
     assert len(sizes) > 100 and max(sizes) <= 1250
 
 
 # ---- scoring -----------------------------------------------------------------------------------
-
-
-def plain_logps(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """A row of its own, log_softmax over everything."""
-    with torch.inference_mode():
-        logits = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
-    return logits[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_scores_are_those_of_a_row_alone(shape):
-    model, rng = make_model(shape), random.Random(0)
-    draw = lambda n: [rng.randrange(90) for _ in range(n)]  # noqa: E731
-    cases = [(draw(p), [draw(c) for c in cs]) for p, cs in [(50, (3, 12, 1)), (1, (5, 4)), (9, ())]]
-    found = completion_logps(model, [pack(prompt, cs) for prompt, cs in cases])
-    for (prompt, completions), logps in zip(cases, found, strict=True):
-        for completion, logp in zip(completions, logps, strict=True):
-            torch.testing.assert_close(
-                logp, plain_logps(model, prompt, completion), atol=2e-5, rtol=0
-            )
-
-
-def test_e4_the_packs_mask_and_positions_give_the_same_scores_and_positions_alone_do_not():
-    model, rng = make_model(), random.Random(0)
-    prompt = [rng.randrange(90) for _ in range(20)]
-    completions = [[rng.randrange(90) for _ in range(6)] for _ in range(3)]
-    batch = stack([pack(prompt, completions)], pad_token_id=0)
-    given = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
-    with torch.inference_mode():
-        masked = model(**given, attention_mask=branch_mask(batch["segments"])).logits[0]
-        without = model(**given, attention_mask=torch.ones_like(given["input_ids"])).logits[0]
-    labels = batch["labels"][0]
-    at = labels >= 0
-    pick = lambda x: x.log_softmax(-1)[at].gather(1, labels[at][:, None])[:, 0]  # noqa: E731
-    want = torch.cat([plain_logps(model, prompt, c) for c in completions])
-    torch.testing.assert_close(pick(masked), want, atol=2e-5, rtol=0)
-    assert (pick(without) - want).abs().max() > 0.01
 
 
 def test_engine_scores_answers_with_their_end_of_turn_whatever_the_batch(model, tokenizer):

@@ -19,8 +19,9 @@ from pydantic import SecretStr
 from embedded.server import ApiError, BatchFault, Fault, Reply, Server, last_message
 from prefpipe.files import DataError
 from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.batch_api import batch_engine
-from prefpipe.llm.batch_api.batch_engine import BatchEngine, BatchOptions, Record
+from prefpipe.llm.batch_api.batch_engine import BatchEngine, BatchOptions
+from prefpipe.llm.batch_api.batch_record import RECORD, BatchRecord
+from prefpipe.llm.wire import ServedModel
 
 ROOT = Path(__file__).parent.parent
 KEY = "sk-a-very-secret-key"
@@ -42,12 +43,11 @@ def engine(
     server: Server | str | None, folder: Path | str = "batches", model="m", **options: Any
 ) -> BatchEngine:
     names = BatchOptions.__dataclass_fields__.keys() & options.keys()
-    given: dict[str, Any] = {"poll_seconds": 0.01} | {name: options.pop(name) for name in names}
+    quick: dict[str, Any] = {"poll_seconds": 0.01, "settle_seconds": 0.0}
+    given = quick | {name: options.pop(name) for name in names}
     url = server.url if isinstance(server, Server) else server
-    quick: dict[str, Any] = {"first_backoff_seconds": 0.01, "settle_seconds": 0.0}
-    key: SecretStr | None = options.pop("api_key", None)
-    given_options = BatchOptions(folder=Path(folder), **given)
-    return BatchEngine([url] if url else [], model, key, given_options, **(quick | options))
+    served = ServedModel([url] if url else [], model, **{"first_backoff_seconds": 0.01, **options})
+    return BatchEngine(served, BatchOptions(folder=Path(folder), **given))
 
 
 def numbered(body, sample) -> str:
@@ -135,9 +135,7 @@ def test_s11_an_id_may_have_anything_in_it():
 
 
 def test_j5_the_settings_that_were_asked_for_reach_the_api():
-    asked = request(
-        samples=(0, 1, 2), max_new_tokens=77, temperature=1.2, top_p=0.9, top_k=5, stop=("END",)
-    )
+    asked = request(samples=(0, 1, 2), max_new_tokens=77, temperature=1.2, top_p=0.9, top_k=5)
     with Server(numbered) as server:
         used = engine(server, extra_body={"response_format": {"type": "json_object"}})
         assert texts(used.generate([asked])) == {"a": ["qa/0", "qa/1", "qa/2"]}
@@ -152,7 +150,6 @@ def test_j5_the_settings_that_were_asked_for_reach_the_api():
         "top_p": 0.9,
         "top_k": 5,
         "n": 3,
-        "stop": ["END"],
         "response_format": {"type": "json_object"},
     }
 
@@ -177,12 +174,11 @@ def test_samples_that_are_there_already_are_not_asked_for_again():
     assert server.paid["qa"] == 4
 
 
-def test_a_prefill_is_part_of_the_text_and_a_cut_text_says_so():
+def test_a_text_cut_at_the_limit_says_so():
     with Server(lambda body, sample: "x" * 100) as server:
-        asked = request(prefill='{"reason": ', max_new_tokens=3)
-        (result,) = engine(server).generate([asked])
+        (result,) = engine(server).generate([request(max_new_tokens=3)])
     assert isinstance(result, list)
-    assert result[0].text == '{"reason": ' + "x" * 12 and result[0].finish_reason == "length"
+    assert (result[0].text, result[0].finish_reason) == ("x" * 12, "length")
 
 
 def test_tokens_used_are_what_the_api_reports():
@@ -204,10 +200,10 @@ def test_s5_what_was_submitted_is_never_submitted_again():
         for _ in range(3):
             engine(server, requests=4).submit(requests)
         assert sizes(server) == [4, 2]
-        before = (Path("batches") / batch_engine.RECORD).read_bytes()
+        before = (Path("batches") / RECORD).read_bytes()
         assert texts(engine(server, requests=4).generate(requests)) == right(6)
         assert texts(engine(server, requests=4).generate(requests)) == right(6)
-        after = (Path("batches") / batch_engine.RECORD).read_bytes()
+        after = (Path("batches") / RECORD).read_bytes()
     assert sizes(server) == [4, 2] and max(server.paid.values()) == 1
     assert after.startswith(before), "the record is only ever appended to"
 
@@ -221,7 +217,7 @@ def test_s5_only_what_is_new_is_submitted():
 
 @pytest.mark.parametrize(
     "other",
-    [{"temperature": 0.5}, {"max_new_tokens": 9}, {"text": "another"}, {"stop": ("\n",)}],
+    [{"temperature": 0.5}, {"max_new_tokens": 9}, {"text": "another"}],
     ids=str,
 )
 def test_another_request_under_the_same_id_does_not_get_the_answer_of_this_one(other):
@@ -506,7 +502,7 @@ def test_the_batch_is_found_on_a_later_page_of_the_list():
             shown = made["batch_0"].shown | {"id": f"batch_{number}", "input_file_id": "file-x"}
             shown["metadata"] = {"prefpipe": "of another run"}
             made[f"batch_{number}"] = dataclasses.replace(made["batch_0"], shown=shown)
-        record = Path("batches") / batch_engine.RECORD
+        record = Path("batches") / RECORD
         # killed between the create's reply and its line
         record.write_bytes(record.read_bytes().splitlines(keepends=True)[0])
         assert texts(engine(server).generate([request(0)])) == right(1)
@@ -554,7 +550,7 @@ def test_a_batch_of_another_server_is_told():
     ids=["none", "two"],
 )
 def test_it_wants_one_server(urls, words):
-    used = BatchEngine(urls, "m", None, BatchOptions(folder=Path("batches")))
+    used = BatchEngine(ServedModel(urls, "m"), BatchOptions(folder=Path("batches")))
     with pytest.raises(SystemExit, match=words):
         used.submit([request()])
 
@@ -622,7 +618,7 @@ def test_max_cost_without_a_price_stops_before_anything_is_sent():
 def test_a_line_of_the_record_that_a_kill_has_cut_is_dropped_and_a_wrong_one_is_named():
     with Server(numbered) as server:
         list(engine(server).generate(map(request, range(3))))
-        record = Path("batches") / batch_engine.RECORD
+        record = Path("batches") / RECORD
         whole = record.read_bytes()
         record.write_bytes(whole[:-5])
         assert texts(engine(server).generate(map(request, range(3)))) == right(3)
@@ -637,7 +633,7 @@ def test_a_missing_file_of_requests_is_told():
         engine(server).submit([request()])
     (Path("batches") / "requests-000001.jsonl").unlink()
     with pytest.raises(DataError, match=r"requests-000001.jsonl: missing"):
-        Record(Path("batches"))
+        BatchRecord(Path("batches"))
 
 
 def test_status_shows_each_batch_as_the_server_has_it_and_writes_nothing():

@@ -11,7 +11,7 @@ import rank_responses
 from prefpipe import llm
 from prefpipe.compare.matches import Contest, judge_matches, pairwise_matches
 from prefpipe.compare.tournament import Match
-from prefpipe.models.trees import Cache
+from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Reject, Responses
 from prefpipe.verdicts import render_judgment
 from rank_responses import (
@@ -269,7 +269,7 @@ def test_a_knockout_reads_less_than_its_rounds_one_by_one_and_ends_alike(setting
     read_one_by_one = sum(tokens)
     tokens.clear()
     groups: list[int] = []
-    large = lambda: groups.append(len(tokens)) or Cache(10_000)  # noqa: E731
+    large = lambda: groups.append(len(tokens)) or PrefixCache(10_000)  # noqa: E731
     monkeypatch.setattr(model, "new_cache", large)
     found = rank_by_pairwise_model(s, rows, model)
     assert len(groups) == 3 and list(found) == list(one_by_one)

@@ -148,10 +148,10 @@ def test_s7_each_command_of_path_d_in_the_readme_starts(tmp_path):
 
 def test_a_request_of_the_api_is_the_engine_s(server):
     body = {"messages": [{"role": "user", "content": "Q"}], "max_tokens": 9, "temperature": 0.0,
-            "top_p": 0.9, "top_k": 5, "seed": 3, "stop": "x"}  # fmt: skip
+            "top_p": 0.9, "top_k": 5, "seed": 3}  # fmt: skip
     request = to_request(body, 2)
     assert (request.samples, request.max_new_tokens, request.temperature) == ((2,), 9, 0.0)
-    assert (request.top_p, request.top_k, request.seed, request.stop) == (0.9, 5, 3, ("x",))
+    assert (request.top_p, request.top_k, request.seed) == (0.9, 5, 3)
     assert request.messages == ({"role": "user", "content": "Q"},)
     plain = to_request({"messages": body["messages"]}, 0)
     assert (plain.temperature, plain.top_p, plain.top_k) == (1.0, 1.0, 0)

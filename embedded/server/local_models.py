@@ -41,7 +41,6 @@ class LocalModels:
 
 def to_request(body: dict[str, Any], sample: int) -> llm.Request:
     """The API's request as the engine's. What the API leaves to the model is what OpenAI takes."""
-    stop = body.get("stop") or ()
     temperature = body.get("temperature")
     return llm.Request(
         id=hashlib.sha256(json.dumps(body["messages"]).encode()).hexdigest(),
@@ -51,7 +50,6 @@ def to_request(body: dict[str, Any], sample: int) -> llm.Request:
         temperature=1.0 if temperature is None else temperature,
         top_p=body.get("top_p") or 1.0,
         top_k=body.get("top_k") or 0,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
         seed=body.get("seed") or 0,
     )
 

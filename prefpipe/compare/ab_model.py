@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, TokenizedTurns
 from prefpipe.compare.context import Unscorable
-from prefpipe.llm.local.scheduler import free_bytes, position_bytes
 from prefpipe.models import trees
 from prefpipe.models.loading import bare_model, load_model, load_tokenizer, max_positions
+from prefpipe.models.memory import free_bytes, in_halves, position_bytes
+from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Message
 
 MAX_BATCH_TOKENS = 8192
@@ -79,7 +80,7 @@ class PairwiseModel:
     def compare(
         self,
         questions: Iterable[tuple[str | list[Message], Sequence[str], Sequence[tuple[int, int]]]],
-        cache: trees.Cache | None = None,
+        cache: PrefixCache | None = None,
     ) -> Iterator[list[Preferred] | Unscorable]:
         """For each (prompt, responses, pairs of their indices) what is preferred; streams.
 
@@ -98,7 +99,7 @@ class PairwiseModel:
         yield from self._compare_window(window, cache)
 
     def _compare_window(
-        self, window: list[list[list[int]] | Unscorable], cache: trees.Cache | None
+        self, window: list[list[list[int]] | Unscorable], cache: PrefixCache | None
     ) -> Iterator[list[Preferred] | Unscorable]:
         rows = [row for turns in window if not isinstance(turns, Unscorable) for row in turns]
         logps = iter(self.label_logps(rows, cache))
@@ -115,7 +116,7 @@ class PairwiseModel:
         return Preferred((p_given + p_swapped) / 2, p_given, p_swapped, max(0.0, sum(outside) / 2))
 
     def label_logps(
-        self, rows: Sequence[Sequence[int]], cache: trees.Cache | None = None
+        self, rows: Sequence[Sequence[int]], cache: PrefixCache | None = None
     ) -> list[tuple[float, float]]:
         """(log p(A), log p(B)) of the token behind each row."""
         if not self.shares_prompts:
@@ -123,18 +124,18 @@ class PairwiseModel:
         logps = [(0.0, 0.0)] * len(rows)
         for batch in trees.tree_batches(rows, self.max_batch_tokens):
             run = partial(self._shared, cache)
-            both = trees.in_halves(run, [rows[i] for i in batch], cache)
+            both = in_halves(run, [rows[i] for i in batch], cache)
             for i, of_row in zip(batch, both, strict=True):
                 logps[i] = of_row
         return logps
 
-    def new_cache(self) -> trees.Cache:
+    def new_cache(self) -> PrefixCache:
         """For the keys and values of two or three batches, where a quarter of the free memory suffices."""
         fitting = free_bytes(self.model.device) // 4 // position_bytes(bare_model(self.model))
-        return trees.Cache(min(2 * self.max_batch_tokens, fitting))
+        return PrefixCache(min(2 * self.max_batch_tokens, fitting))
 
     def _shared(
-        self, cache: trees.Cache | None, rows: list[Sequence[int]]
+        self, cache: PrefixCache | None, rows: list[Sequence[int]]
     ) -> list[tuple[float, float]]:
         outputs, _ = trees.run_tree(self.model, rows, cache=cache, only_last=True)
         return self._read(outputs.logits[0])

@@ -13,7 +13,7 @@ from prefpipe.rows import Message, Reject
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel
-    from prefpipe.models.trees import Cache
+    from prefpipe.models.prefix_cache import PrefixCache
 
 
 class Contest(NamedTuple):
@@ -32,7 +32,7 @@ def pairwise_matches(
     matches: Sequence[Match],
     failed: Failed,
     *,
-    cache: "Cache | None" = None,
+    cache: "PrefixCache | None" = None,
 ) -> list[float | None]:
     """P(first is better) of each match; those of one prompt are computed behind one copy of it."""
     from prefpipe.compare.reward_model import Unscorable

@@ -202,7 +202,7 @@ class RewardModel:
             batches = trees.in_batches(((len(rows[i]), i) for i in order), self.max_batch_tokens)
         scores = [0.0] * len(rows)
         for batch in batches:
-            rewards = trees.in_halves(run, [rows[i] for i in batch])
+            rewards = in_halves(run, [rows[i] for i in batch])
             for i, reward in zip(batch, rewards, strict=True):
                 scores[i] = reward
         return scores

@@ -7,9 +7,9 @@ scripted  canned answers, for tests (prefpipe.llm.scripted)
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from prefpipe.files import RowLog
 from prefpipe.rows import Completion, Message, Row
@@ -43,11 +43,7 @@ class Request:
     top_p: float = 1.0
     top_k: int = 0
     """0: all tokens."""
-    stop: tuple[str, ...] = ()
-    """The text ends before the first of these; the chat template's end of turn always ends it."""
     seed: int = 0
-    prefill: str = ""
-    """Text the answer starts with; it is part of the completion's text."""
     reply_schema: Mapping[str, Any] | None = None
     """JSON schema of the answer, where it is an object: what an engine with structured_output tells
     its server. No engine relies on it; the stage's parser reads the text either way."""
@@ -63,10 +59,47 @@ class Failure:
     detail: str = ""
 
 
-class Engine(Protocol):
-    """Streams: holds a bounded number of requests, yields in the order of the input."""
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What a model makes of one given text."""
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]: ...
+    sum_logp: float
+    """Sum of its tokens' log-probabilities (nats)."""
+    n_tokens: int
+    """The end of turn counts."""
+
+
+class Engine(Protocol):
+    """Requests to texts."""
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]:
+        """One result a request, as soon as it is there: callers go by id, not by the order.
+
+        Reads a bounded number of requests ahead.
+        """
+        ...
+
+
+@runtime_checkable
+class PaidEngine(Engine, Protocol):
+    """An engine whose texts cost money."""
+
+    def spent(self) -> str:
+        """Tokens and money so far, for a person."""
+        ...
+
+
+class Scorer(Protocol):
+    """Answers to how probable they are."""
+
+    def score(
+        self, prompted: Iterable[tuple[Sequence[Message], Sequence[str]]]
+    ) -> Iterator[list[TokenScores] | Failure]:
+        """For each (messages, answers), in order: the log-probability of each answer.
+
+        A Failure's id is the number of the prompt, from 0.
+        """
+        ...
 
 
 def complete(
@@ -86,11 +119,11 @@ def complete(
     """
     failures: dict[str, Failure] = {}
     several = alike = 0  # prompts with more than one sample, and with equal ones only
-    spent = getattr(engine, "spent", None)  # of those that ask a server
+    paid = engine if isinstance(engine, PaidEngine) else None
     results = progress(engine.generate(requests), total, what)
     for result in results:
-        if spent:
-            results.note(spent())
+        if paid:
+            results.note(paid.spent())
         if isinstance(result, Failure):
             failures[result.id] = result
             continue

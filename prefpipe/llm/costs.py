@@ -1,10 +1,17 @@
-"""What a run through a paid server will use, before anything is sent: tokens and money."""
+"""What a run through a paid server will use, before anything is sent: tokens and money.
 
-import datetime
+The prices are those of the library genai-prices, as they were when it was released: nothing is
+fetched. A line of prefpipe/prices.toml goes before them.
+"""
+
 import functools
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from prefpipe.llm import Request
 
 PRICES = Path(__file__).parent.parent / "prices.toml"
 
@@ -21,35 +28,173 @@ def estimate_tokens(text: str) -> int:
     return -(-(16 * cjk + 5 * (len(text) - cjk)) // 20)
 
 
+def estimate_prompt_tokens(messages: Iterable[Any]) -> int:
+    """Tokens of all messages of a prompt, by estimate_tokens."""
+    return sum(estimate_tokens(message["content"]) for message in messages)
+
+
 @dataclass(frozen=True)
 class Price:
-    """What a model costs, by its provider's published table."""
+    """What a model costs."""
 
-    input: float
-    """USD for 1 million prompt tokens."""
-    output: float
-    """USD for 1 million new tokens."""
-    as_of: datetime.date
-    """When it was published; it may have changed since."""
-    batch: float = 1.0
-    """What the same tokens cost in a batch, as a share of this."""
+    rates: tuple[tuple[int, float, float], ...]
+    """(n, input, output), by rising n: USD for 1 million prompt tokens and for 1 million new tokens
+    of a request with more than n prompt tokens; n of the first is -1."""
+    source: str
+    """Who says so."""
 
-    def money(self, prompt_tokens: int, new_tokens: int, *, batch: bool = False) -> float:
-        """USD."""
-        usd = (prompt_tokens * self.input + new_tokens * self.output) / 1_000_000
-        return usd * self.batch if batch else usd
+    def money(self, prompt_tokens: int, new_tokens: int) -> float:
+        """USD of one request."""
+        rate = next(rate for rate in reversed(self.rates) if prompt_tokens > rate[0])
+        return (prompt_tokens * rate[1] + new_tokens * rate[2]) / 1_000_000
+
+    def money_of_short(self, prompt_tokens: int, new_tokens: int) -> float:
+        """USD of requests with so many tokens together, none long enough for a price of its own."""
+        _, input, output = self.rates[0]
+        return (prompt_tokens * input + new_tokens * output) / 1_000_000
 
 
 @functools.cache
-def find_price(model: str) -> Price | None:
-    """The model's line of prefpipe/prices.toml; None: not in there."""
-    table = tomllib.loads(PRICES.read_text(encoding="utf-8")).get(model)
-    return Price(**table) if table else None
+def find_price(model: str, *, batch: bool = False) -> Price | None:
+    """The price of the model, of one in batches where it has one of its own; None: not known."""
+    own = tomllib.loads(PRICES.read_text(encoding="utf-8")).get(model)
+    if own is not None:
+        share = own.get("batch", 1.0) if batch else 1.0
+        rate = (-1, own["input"] * share, own["output"] * share)
+        return Price((rate,), f"{own['as_of']} in prefpipe/prices.toml")
+    import genai_prices  # 0.4 s, so only where a price is wanted
+
+    context = {"processing": "batch"} if batch else None
+    try:
+        found = genai_prices.calc_price(genai_prices.Usage(), model, price_context=context)
+    except LookupError:
+        return None
+    prices = [found.model_price.input_mtok, found.model_price.output_mtok]
+    tiers = [{tier.start: tier.price for tier in getattr(price, "tiers", ())} for price in prices]
+    now = [getattr(price, "base", price) or 0 for price in prices]
+    rates = []
+    for start in (-1, *sorted(tiers[0].keys() | tiers[1].keys())):
+        now = [tier.get(start, price) for tier, price in zip(tiers, now, strict=True)]
+        rates.append((start, *map(float, now)))
+    return Price(tuple(rates), f"genai-prices {genai_prices.__version__}")
 
 
-def describe_tokens(model: str, prompt_tokens: int, new_tokens: int, *, batch: bool = False) -> str:
-    """10,000 prompt + 500 new tokens, 0.002 USD; without money where no price is known."""
+def describe_tokens(
+    model: str,
+    prompt_tokens: int,
+    new_tokens: int,
+    *,
+    batch: bool = False,
+    usd: float | None = None,
+) -> str:
+    """10,000 prompt + 500 new tokens, 0.002 USD; without money where no price is known.
+
+    usd: of the requests, added up one by one; None: each is taken for a short one.
+    """
     text = f"{prompt_tokens:,} prompt + {new_tokens:,} new tokens"
-    if price := find_price(model):
-        text += f", {price.money(prompt_tokens, new_tokens, batch=batch):.4g} USD"
+    if price := find_price(model, batch=batch):
+        usd = price.money_of_short(prompt_tokens, new_tokens) if usd is None else usd
+        text += f", {usd:.4g} USD"
     return text
+
+
+def describe_estimate(
+    model: str,
+    prompt_tokens: int,
+    new_tokens: int,
+    *,
+    batch: bool,
+    at_most: bool,
+    usd: float | None = None,
+) -> str:
+    """Two lines for a person, before anything is sent: the tokens, and the money they may cost.
+
+    at_most: each text is counted as long as it may be. usd: as in describe_tokens.
+    """
+    bound = "at most " if at_most else ""
+    tokens = (
+        f"tokens: about {prompt_tokens:,} in the prompts and {bound}{new_tokens:,} new "
+        "(0.8 a Chinese character, 0.25 any other)"
+    )
+    price = find_price(model, batch=batch)
+    if price is None:
+        return f"{tokens}\nmoney: {no_price(model)}"
+    usd = price.money_of_short(prompt_tokens, new_tokens) if usd is None else usd
+    return (
+        f"{tokens}\nmoney: {bound}about {usd:.2f} USD for {model}{' in batches' if batch else ''}, "
+        f"at the prices of {price.source}; they may have changed since"
+    )
+
+
+def no_price(model: str) -> str:
+    return f"no price of {model} in prefpipe/prices.toml or in genai-prices"
+
+
+@dataclass
+class Usage:
+    """What the server has reported so far; tokens of replies that were thrown away are in it."""
+
+    replies: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+
+
+class Spending:
+    """Tokens and money of an engine so far."""
+
+    def __init__(self, model: str, *, batch: bool = False) -> None:
+        self.usage = Usage()
+        self._model, self._batch, self._usd = model, batch, 0.0
+        self._price = find_price(model, batch=batch)
+
+    def add(self, prompt_tokens: int, new_tokens: int) -> None:
+        """One reply more."""
+        self.usage.replies += 1
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.new_tokens += new_tokens
+        if self._price:
+            self._usd += self._price.money(prompt_tokens, new_tokens)
+
+    def describe(self) -> str:
+        used = self.usage
+        return describe_tokens(
+            self._model, used.prompt_tokens, used.new_tokens, batch=self._batch, usd=self._usd
+        )
+
+
+@dataclass
+class Estimate:
+    """What is left to submit, before anything is sent."""
+
+    price: Price | None
+    requests: int = 0
+    submitted: int = 0
+    """Requests that are answered already, or under way."""
+    prompt_tokens: int = 0
+    """By estimate_tokens."""
+    new_tokens: int = 0
+    """At most: each text as long as it may be."""
+    _usd: float = 0.0
+
+    def add(self, request: Request, samples: int) -> None:
+        """One request more, for so many samples."""
+        tokens = estimate_prompt_tokens(request.messages), samples * request.max_new_tokens
+        self.requests += 1
+        self.prompt_tokens += tokens[0]
+        self.new_tokens += tokens[1]
+        if self.price:
+            self._usd += self.price.money(*tokens)
+
+    @property
+    def usd(self) -> float | None:
+        """At most; None: no price of the model is known."""
+        return self._usd if self.price else None
+
+
+def estimate(requests: Iterable[Request], model: str) -> Estimate:
+    """What all these requests use at most, each sent by itself."""
+    total = Estimate(find_price(model))
+    for request in requests:
+        total.add(request, len(request.samples))
+    return total

@@ -23,7 +23,7 @@ class ScriptedEngine:
                 Completion(
                     id=request.id,
                     sample=sample,
-                    text=request.prefill + text,
+                    text=text,
                     finish_reason="stop",
                     prompt_tokens=1,
                     new_tokens=len(text.split()),

@@ -72,8 +72,8 @@ def use_own_pad_token(tokenizer: Tokenizer, model: PreTrainedModel) -> None:
     last = end_of_turn_id(tokenizer)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == last:
         known = [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
-        found = (t for t in known if t and tokenizer.convert_tokens_to_ids(t) != last)
-        tokenizer.pad_token = next(found, None) or "[PAD]"
+        others = (t for t in known if t and tokenizer.convert_tokens_to_ids(t) != last)
+        tokenizer.pad_token = next(others, None) or "[PAD]"
         embeddings = model.get_input_embeddings().weight
         assert isinstance(embeddings, torch.Tensor)
         if len(tokenizer) > embeddings.shape[0]:

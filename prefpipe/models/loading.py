@@ -53,21 +53,19 @@ def load_model(
     dtype: Dtype = "auto",
     load_in_4bit: bool | None = None,
     device: Device = "auto",
-    adapter: Path | None = None,
     for_training: bool = False,
     auto_class: Any = None,
     **options: Any,
 ) -> "PreTrainedModel":
     """A model in eval mode on one device.
 
-    name: a folder or a hub name; a folder with a LoRA adapter stands for its base model with it.
+    name: a folder or a hub name; a folder with a LoRA adapter stands for its base model with it,
+    merged into the weights in float32, else kept beside them (trainable if for_training).
     dtype auto: float32 on the CPU, bfloat16 elsewhere.
     load_in_4bit: NF4, double quantisation, computing in bfloat16. None: on a CUDA GPU of whose free
     memory the bfloat16 weights would take more than half (4-bit saves memory, not time).
     device auto: cuda, mps or cpu, the first there is.
     auto_class: AutoModelForCausalLM where None.
-    adapter: a LoRA folder, merged into the weights in float32, else kept beside them; trainable
-    if for_training.
     options: for auto_class.from_pretrained, such as num_labels.
     Raises SystemExit with what to do where the model cannot be had or used that way.
     """
@@ -75,8 +73,6 @@ def load_model(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     auto_class = auto_class or AutoModelForCausalLM
-    if adapter is None and _is_adapter(name):
-        adapter = Path(name)
     base = _base_name(name)
     device = _device(device)
     if load_in_4bit is None:
@@ -109,10 +105,10 @@ def load_model(
         # The weights are the mapped file: one that is rewritten in place would change under us.
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
-    if adapter is not None:
+    if _is_adapter(name):
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=for_training)
+        model = PeftModel.from_pretrained(model, str(name), is_trainable=for_training)
         if dtype == "float32" and not for_training:
             model = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
     return model.eval()  # pyright: ignore[reportReturnType]

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from prefpipe.models.attention import Prefill, Segment, shared_prefix_attention
+from prefpipe.models.loading import bare_model
 from prefpipe.models.packs import IGNORED, Pack
-from prefpipe.models.reordered_weights import packed_linears
+from prefpipe.models.reordered_weights import reordered
 
 _MAX_LOGITS = 1 << 25
 """Numbers in a (positions x vocabulary) matrix at once: 128 MiB in float32."""
 
 
 def completion_logps(model: Any, packs: Sequence[Pack]) -> list[list[Tensor]]:
-    """Of each pack, each completion's log-probabilities (float32, one a token)."""
-    with packed_linears(_unwrapped(model)).used():
+    """Log-probabilities of each completion's tokens, pack by pack, in float32."""
+    with reordered(bare_model(model)).used():
         hidden_N_H = hidden_states(model, packs)
         labels_N = torch.cat([pack.labels_T for pack in packs]).to(hidden_N_H.device)
         asked = (labels_N != IGNORED).nonzero()[:, 0]
@@ -43,7 +44,7 @@ def hidden_states(model: Any, packs: Sequence[Pack]) -> Tensor:
             segments.append(prompt)
         segments += [Segment(start + a, start + b, prompt) for a, b in pack.spans]
         start += len(pack)
-    inner = _unwrapped(model)
+    inner = bare_model(model)
     body = getattr(inner, inner.base_model_prefix)
     model.eval()
     with shared_prefix_attention(inner):
@@ -58,7 +59,7 @@ def hidden_states(model: Any, packs: Sequence[Pack]) -> Tensor:
 @torch.inference_mode()
 def _logits(model: Any, hidden_N_H: Tensor, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(positions, their logits in float32), some at a time: all of them may not fit."""
-    inner = _unwrapped(model)
+    inner: Any = bare_model(model)
     config, head = inner.config.get_text_config(), inner.get_output_embeddings()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(config, name, None) is not None:
@@ -72,8 +73,3 @@ def _logits(model: Any, hidden_N_H: Tensor, positions: Tensor) -> Iterator[tuple
 def _by_branch(packs: Sequence[Pack], x_N: Tensor) -> list[list[Tensor]]:
     rows = x_N.split([len(pack) for pack in packs])
     return [[row[a:b] for a, b in pack.spans] for pack, row in zip(packs, rows, strict=True)]
-
-
-def _unwrapped(model: Any) -> Any:
-    """The transformers model, which has the LoRA layers in it, without PEFT's wrapper."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

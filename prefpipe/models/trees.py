@@ -3,13 +3,12 @@
 The sequences are laid out as a tree: n responses behind one prompt, both orders of a comparison
 behind one context, all opponents of one response behind it. Each piece is a segment of one long
 row that attends to its ancestors and itself (prefpipe.models.attention); its positions go on where
-they end. So each sequence gets what it would get alone, to rounding. With a Cache, what sequences of
-earlier passes began with is not computed again, either: so a knockout reads each response once as
+they end. So each sequence gets what it would get alone, to rounding. With a PrefixCache, what sequences
+of earlier passes began with is not computed again, either: so a knockout reads each response once as
 the first of two. Source: the radix attention of Zheng et al. 2024 (SGLang).
 """
 
-import bisect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,57 +16,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefpipe.llm.local.scheduler import is_out_of_memory
-from prefpipe.models.attention import Kept, Prefill, Segment, shared_prefix_attention
-from prefpipe.models.reordered_weights import packed_linears
+from prefpipe.models.attention import Prefill, RowKV, Segment, shared_prefix_attention
+from prefpipe.models.last_layer import cut_last_layer
+from prefpipe.models.prefix_cache import PrefixCache, common_tokens
+from prefpipe.models.reordered_weights import reordered
 
 MIN_SHARED_TOKENS = 16
 """A common beginning that is shorter is computed again for each: a segment has its cost, too."""
 
-R = TypeVar("R")
 T = TypeVar("T")
-
-
-@dataclass
-class Cache:
-    """Keys and values of the sequences that one model has read, for those that begin alike."""
-
-    max_tokens: int
-    """Once that many are kept, no further pass is."""
-    tokens: int = 0
-    _known: list[tuple[tuple[int, ...], Segment]] = field(default_factory=list)
-    """Sequences in order, each with the segment where it ends."""
-
-    def find(self, ids: Sequence[int]) -> tuple[int, Segment | None]:
-        """How many tokens it begins with are kept, its last one left out, and where they end."""
-        sequence = tuple(ids)
-        place = bisect.bisect(self._known, sequence, key=lambda known: known[0])
-        near = self._known[max(0, place - 1) : place + 1]  # those that have most in common with it
-        have, known, segment = max(
-            ((_common(ids, known, 0), known, segment) for known, segment in near),
-            key=lambda found: found[0],
-            default=(0, (), None),
-        )
-        have = min(have, len(ids) - 1)
-        stop = len(known)
-        while segment is not None and have:
-            start = stop - (segment.stop - segment.start)
-            if start < have:
-                end = segment.start + have - start
-                return have, Segment(segment.start, end, segment.parent, segment.kept)
-            segment, stop = segment.parent, start
-        return 0, None
-
-    def add(self, sequences: Sequence[Sequence[int]], tree: "Tree") -> None:
-        """Sequences of a pass whose tree was kept."""
-        self.tokens += len(tree.ids)
-        made = ((tuple(ids), end) for ids, end in zip(sequences, tree.ends, strict=True))
-        self._known = sorted([*self._known, *made], key=lambda known: known[0])
-
-    def give_up(self) -> None:
-        """Forget all, and keep nothing more."""
-        self.tokens = self.max_tokens = 0
-        self._known = []
 
 
 @dataclass
@@ -79,7 +36,7 @@ class Tree:
     segments: list[Segment] = field(default_factory=list)
     ends: list[Segment] = field(default_factory=list)
     """For each sequence, in the order given, the segment whose last token is its last."""
-    kept: Kept | None = None
+    row_kv: RowKV | None = None
 
     @property
     def last(self) -> list[int]:
@@ -87,41 +44,43 @@ class Tree:
         return [segment.stop - 1 for segment in self.ends]
 
 
-def lay_out(
+def tree_of(
     sequences: Sequence[Sequence[int]],
     min_shared: int = MIN_SHARED_TOKENS,
-    cache: Cache | None = None,
+    cache: PrefixCache | None = None,
 ) -> Tree:
     """The tree of the sequences; min_shared >= 2. Equal ones share their last token, too.
 
     What the cache has of a sequence is no part of the tree; the first new segment stands behind it.
     """
     nowhere = Segment(0, 0)
-    is_kept = cache is not None and cache.tokens < cache.max_tokens
-    tree = Tree(ends=[nowhere] * len(sequences), kept=Kept() if is_kept else None)
+    is_kept = cache is not None and cache.is_open
+    tree = Tree(ends=[nowhere] * len(sequences), row_kv=RowKV() if is_kept else None)
     order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
 
     def add(part: Sequence[int], start: int, parent: Segment | None) -> Segment:
         at = len(tree.ids)
         tree.ids += part
         tree.positions += range(start, start + len(part))
-        tree.segments.append(Segment(at, at + len(part), parent, tree.kept))
+        tree.segments.append(Segment(at, at + len(part), parent, tree.row_kv))
         return tree.segments[-1]
 
-    def place(members: list[int], start: int, parent: Segment | None) -> None:
+    def grow(members: list[int], start: int, parent: Segment | None) -> None:
         """Sequences that are equal up to `start`, in sorted order."""
         while members:
+            # 1) The members that have enough in common with the first one, and how much all of them have.
             first = sequences[members[0]]
             run = [members[0]]
             shared = len(first)
             for i in members[1:]:
-                common = min(shared, _common(first, sequences[i], start))
+                common = min(shared, common_tokens(first, sequences[i], start))
                 if common == len(first) == len(sequences[i]) or common - start >= min_shared:
                     run.append(i)
                     shared = common
                 else:
                     break
             members = members[len(run) :]
+            # 2) That is a segment; what differs grows behind it.
             if shared == len(sequences[run[-1]]) == len(first):  # all equal
                 segment = add(first[start:], start, parent)
                 for i in run:
@@ -130,11 +89,12 @@ def lay_out(
             # a sequence that ends where the others go on keeps a token of its own
             shared = min(shared, min(len(sequences[i]) for i in run) - 1)
             segment = add(first[start:shared], start, parent)
-            place(run, shared, segment)
+            grow(run, shared, segment)
 
     if cache is None:
-        place(order, 0, None)
+        grow(order, 0, None)
         return tree
+    # those that begin with the same kept tokens grow behind these together
     groups: dict[tuple[int, ...], tuple[Segment | None, list[int]]] = {}
     for i in order:
         have, segment = cache.find(sequences[i])
@@ -142,14 +102,8 @@ def lay_out(
             have, segment = 0, None
         groups.setdefault(tuple(sequences[i][:have]), (segment, []))[1].append(i)
     for known, (segment, members) in groups.items():
-        place(members, len(known), segment)
+        grow(members, len(known), segment)
     return tree
-
-
-def _common(a: Sequence[int], b: Sequence[int], start: int) -> int:
-    """How many tokens both begin with; the first `start` are known to be equal."""
-    stop = min(len(a), len(b))
-    return next((k for k in range(start, stop) if a[k] != b[k]), stop)
 
 
 def can_share(model: PreTrainedModel) -> bool:
@@ -162,7 +116,7 @@ def run_tree(
     model: PreTrainedModel,
     sequences: Sequence[Sequence[int]],
     *,
-    cache: Cache | None = None,
+    cache: PrefixCache | None = None,
     only_last: bool = False,
     **options: Any,
 ) -> tuple[Any, Tensor]:
@@ -172,13 +126,14 @@ def run_tree(
 
     model: a backbone, or with only_last (logits at the last tokens, in order) a causal LM.
     """
-    tree = lay_out(sequences, cache=cache)
+    tree = tree_of(sequences, cache=cache)
     device = model.device
     last = torch.tensor(tree.last, device=device)
-    layout = Prefill(tree.segments, kept=tree.kept, keep=last.unique())
+    cut_last_layer(model)
+    layout = Prefill(tree.segments, row_kv=tree.row_kv, keep=last.unique())
     if only_last:
         options["logits_to_keep"] = last
-    with shared_prefix_attention(model), packed_linears(model).used():
+    with shared_prefix_attention(model), reordered(model).used():
         outputs = model(
             input_ids=torch.tensor([tree.ids], device=device),
             position_ids=torch.tensor([tree.positions], device=device),
@@ -186,8 +141,8 @@ def run_tree(
             layout=layout,
             **options,
         )
-    if cache is not None and tree.kept is not None:
-        cache.add(sequences, tree)
+    if cache is not None and tree.row_kv is not None:
+        cache.add(len(tree.ids), sequences, tree.ends)
     return outputs, last
 
 
@@ -201,7 +156,7 @@ def tree_batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterato
     size = 0
     for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
         own = len(sequences[i])
-        more = own - _common(sequences[batch[-1]], sequences[i], 0) if batch else own
+        more = own - common_tokens(sequences[batch[-1]], sequences[i], 0) if batch else own
         if batch and size + more > max_tokens:
             yield batch
             batch, size, more = [], 0, own
@@ -209,36 +164,6 @@ def tree_batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterato
         size += more
     if batch:
         yield batch
-
-
-def in_halves(
-    run: Callable[[list[R]], list[T]], rows: list[R], cache: Cache | None = None
-) -> list[T]:
-    """run(rows); where memory does not suffice, without the cache, then of each half by itself, and
-    so on.
-
-    Raises SystemExit where it does not suffice for one row.
-    """
-    is_caching = cache is not None and cache.max_tokens > 0
-    try:
-        return run(rows)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(rows) == 1 and not is_caching:
-            raise SystemExit(
-                "out of memory with one row of tokens: load the model in 4-bit, or take a smaller "
-                "one, or a smaller --max-length"
-            ) from error
-    # not in the except block: the exception holds on to the tensors of the failed pass
-    if cache is not None:
-        cache.give_up()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if is_caching:
-        return in_halves(run, rows)
-    half = len(rows) // 2
-    return in_halves(run, rows[:half]) + in_halves(run, rows[half:])
 
 
 def in_batches(items: Iterable[tuple[int, T]], max_tokens: int) -> Iterator[list[T]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prefpipe.llm import Engine
     from prefpipe.llm.batch_api.batch_engine import BatchEngine, BatchOptions
     from prefpipe.llm.server.server_engine import ServerEngine
+    from prefpipe.llm.wire import ServedModel
 
 
 class Account(BaseSettings):
@@ -88,38 +89,35 @@ class ServerStage(Stage):
             poll_seconds=self.poll_seconds,
         )
 
-    def open_server(self, model: str, **options: Any) -> "ServerEngine":
-        """Nothing is asked yet. options: structured_output, extra_body."""
-        from prefpipe.llm.server.server_engine import ServerEngine
+    def _served(self, model: str, **options: Any) -> "ServedModel":
+        from prefpipe.llm.wire import ServedModel
 
         account = Account()
-        return ServerEngine(
+        return ServedModel(
             self.base_urls or account.base_urls(),
             model,
             account.api_key,
+            max_retries=self.max_retries,
+            timeout_seconds=self.timeout_seconds,
+            **options,
+        )
+
+    def open_server(self, model: str, **options: Any) -> "ServerEngine":
+        """Nothing is asked yet. options: structured_output, extra_body."""
+        from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+
+        pace = ServerOptions(
             requests_in_flight=self.requests_in_flight,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
-            max_retries=self.max_retries,
-            timeout_seconds=self.timeout_seconds,
-            in_order=False,  # what has come is logged at once: a kill loses none of it
-            **options,
         )
+        return ServerEngine(self._served(model, **options), pace)
 
     def open_batches(self, model: str, **options: Any) -> "BatchEngine":
         """The Batch API, also for a stage that takes it step by step. Nothing is asked yet."""
         from prefpipe.llm.batch_api.batch_engine import BatchEngine
 
-        account = Account()
-        return BatchEngine(
-            self.base_urls or account.base_urls(),
-            model,
-            account.api_key,
-            self.batch_options(),
-            max_retries=self.max_retries,
-            timeout_seconds=self.timeout_seconds,
-            **options,
-        )
+        return BatchEngine(self._served(model, **options), self.batch_options())
 
 
 class EngineStage(ServerStage):

@@ -32,7 +32,7 @@ from prefpipe.models.attention import (
     Segment,
     shared_prefix_attention,
 )
-from prefpipe.models.last_layer import trimmed_last_layer
+from prefpipe.models.last_layer import cut_last_layer
 from prefpipe.models.packs import PADDING, PROMPT, Pack, branch_mask, pack, stack
 from prefpipe.models.trees import can_share
 from prefpipe.training.sampler import PAIRS_PER_PACK
@@ -156,8 +156,7 @@ def run_packed(model: torch.nn.Module) -> None:
     has_dropout = bool(getattr(config, "attention_dropout", 0))  # the layout's attention has none
     if config._attn_implementation == "sdpa" and can_share(backbone) and not has_dropout:
         config._attn_implementation = USED_IN_BOTH_WAYS
-        if backbone.device.type == "cpu" and (last := trimmed_last_layer(backbone)):
-            last.layer.forward = last.forward
+        cut_last_layer(backbone)
 
     @functools.wraps(run)
     def forward(

@@ -1,58 +1,38 @@
 """transformers in this process: each prompt is read once, for all of its samples.
 
-A step continues every live sample by one token in one forward pass (prefpipe.models.attention).
-Requests are taken from a bounded window in order of length, and given back in the order of the
-input; prefpipe.llm.local.scheduler says who is in the batch.
+Requests are taken from a bounded window in order of length, and given back in the order of the input.
+
+scheduler   who is in the batch (continuous batching), and its next tokens
+runner      the forward passes: prompts are read, every sample is continued by one token
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefpipe import chat
-from prefpipe.llm import Completion, Failure, Request
-from prefpipe.llm.local.scheduler import (
-    OUT_OF_MEMORY,
-    Job,
-    Live,
-    by_length,
-    free_bytes,
-    is_out_of_memory,
-    lay_out,
-    position_bytes,
-)
-from prefpipe.models.attention import Decode, shared_prefix_attention
-from prefpipe.models.loading import Device, Dtype, load_model, load_tokenizer
+from prefpipe.llm import Completion, Failure, Request, TokenScores
+from prefpipe.llm.local.decode_rows import Job
+from prefpipe.llm.local.runner import Runner, shared_tokens
+from prefpipe.llm.local.scheduler import OUT_OF_MEMORY, Limits, Scheduler
+from prefpipe.llm.local.self_check import check_attention
+from prefpipe.models.loading import load_model, load_tokenizer
 from prefpipe.models.logps import completion_logps
+from prefpipe.models.memory import free_bytes, is_out_of_memory, position_bytes
 from prefpipe.models.packs import Pack, pack
 from prefpipe.rows import Message
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """What a model makes of one given text."""
-
-    sum_logp: float
-    """Sum of its tokens' log-probabilities (nats)."""
-    n_tokens: int
-    """The end of turn counts."""
 
 
 class LocalEngine:
     """Engine of one causal language model on one device; `open_local` makes one from a name.
 
-    max_batch_tokens: cache positions held at once (a prompt counts once, each live sample with its
-    max_new_tokens); None: from free memory. It is halved when memory runs out: the older half of
-    the batch goes on, the newer starts again later and, having the same noise, in the same texts.
-    max_samples: live samples at once. max_prefill_tokens: prompt tokens in one forward pass.
-    None: 2,048 on a CPU, else 8,192.
-    max_prompt_tokens: a longer prompt is a Failure; None: only the model's own limit counts.
+    max_batch_tokens: positions of keys and values held at once (a prompt counts once, each live sample
+    with its max_new_tokens); None: from free memory. It is halved when memory runs out: the older half
+    of the batch goes on, the newer starts again later and, having the same noise, in the same texts.
+    max_samples: live samples at once. max_prefill_tokens: prompt tokens in one forward pass; None:
+    2,048 on a CPU, else 8,192.
 
     A text is shaped by its Request alone: of the model's generation_config the end tokens count,
     but no temperature, top_p, top_k or penalty.
@@ -66,36 +46,31 @@ class LocalEngine:
         max_batch_tokens: int | None = None,
         max_samples: int = 512,
         max_prefill_tokens: int | None = None,
-        max_prompt_tokens: int | None = None,
-    ):
-        self.model = model
-        self.tokenizer = tokenizer
-        self.config = model.config.get_text_config()
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
         self.end_ids = end_token_ids(model, tokenizer)
-        self.max_samples = max_samples
+        check_attention(model)
         # a CPU is done with each of the smaller passes' tensors while they are in its caches
-        self.max_prefill_tokens = max_prefill_tokens or (
-            2048 if model.device.type == "cpu" else 8192
-        )
-        self.max_prompt_tokens = max_prompt_tokens
-        _check_attention(self)
-        self.max_batch_tokens = max_batch_tokens or self._tokens_that_fit()
+        prefill_tokens = max_prefill_tokens or (2048 if model.device.type == "cpu" else 8192)
+        batch_tokens = max_batch_tokens or _tokens_that_fit(model, max_samples, prefill_tokens)
+        self.limits = Limits(batch_tokens, max_samples, prefill_tokens)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]:
         """A request's completions in the order of its samples, or why it has none."""
         results: dict[int, list[Completion] | Failure] = {}
-        following = 0
         windows = self._windows(requests, results)
-        pending: deque[Job] = deque()
-        live = Live(self)
-        reading = True
-        while reading or pending or live.jobs:
-            if reading and not pending:
+        scheduler = Scheduler(Runner(self.model), self.limits, self.end_ids)
+        following, reading = 0, True
+        while reading or scheduler.waiting or scheduler.running:
+            # 1) The next window, once no job of the last one waits.
+            if reading and not scheduler.waiting:
                 window = next(windows, None)
                 reading = window is not None
-                pending.extend(window or ())
-            for job in live.advance(pending):
-                results[job.index] = [job.done[s] for s in job.request.samples]
+                scheduler.waiting.extend(window or ())
+            # 2) A step.
+            for job in scheduler.step():
+                results[job.index] = [self._completion(job, s) for s in job.request.samples]
+            # 3) What is finished, in the order of the input.
             while following in results:
                 yield results.pop(following)
                 following += 1
@@ -103,9 +78,9 @@ class LocalEngine:
     def score(
         self, prompted: Iterable[tuple[Sequence[Message], Sequence[str]]]
     ) -> Iterator[list[TokenScores] | Failure]:
-        """Of each (messages, answers): the answers' log-probabilities, end of turn included.
+        """The log-probabilities of each (messages, answers)' answers, end of turn included.
 
-        A Failure (its id is the place in the input, from 0) where an answer does not fit.
+        A Failure (its id is the number in the input, from 0) where an answer does not fit.
         """
         tokenizer = self.tokenizer
         packs = (
@@ -139,7 +114,7 @@ class LocalEngine:
         tokens = 0
         for item in packs:
             size = 1 if isinstance(item, Failure) else len(item)
-            if waiting and tokens + size > self.max_prefill_tokens:
+            if waiting and tokens + size > self.limits.prefill_tokens:
                 yield from self._logps_of(waiting)
                 waiting, tokens = [], 0
             waiting.append(item)
@@ -157,7 +132,7 @@ class LocalEngine:
                 raise SystemExit(OUT_OF_MEMORY) from error
             results = None
         if results is None:
-            self.max_prefill_tokens = max(1, sum(map(len, batch)) // 2)
+            self.limits.prefill_tokens = max(1, sum(map(len, batch)) // 2)
             yield from self._logps(items)
         else:
             yield from (next(results) if isinstance(item, Pack) else item for item in items)
@@ -172,7 +147,7 @@ class LocalEngine:
             else:
                 jobs.append(job)
             samples += len(request.samples)
-            if samples >= 4 * self.max_samples:
+            if samples >= 4 * self.limits.samples:
                 yield by_length(jobs, longest_first)
                 # up and down in turn: neighbours across windows are alike in length, too
                 jobs, samples, longest_first = [], 0, not longest_first
@@ -180,50 +155,61 @@ class LocalEngine:
 
     def _job(self, index: int, request: Request) -> Job | Failure:
         _check(request)
-        prefill_ids = chat.encode(self.tokenizer, request.prefill) if request.prefill else []
-        ids = [*chat.prompt_ids(self.tokenizer, request.messages), *prefill_ids]
+        ids = chat.prompt_ids(self.tokenizer, request.messages)
         if why := self._too_long(len(ids), request.max_new_tokens):
             return Failure(request.id, "prompt_too_long", why)
-        return Job(index, request, np.array(ids), prefill_ids)
+        return Job(index, request, ids)
+
+    def _completion(self, job: Job, sample: int) -> Completion:
+        tokens = job.done[sample]
+        at_end = tokens[-1] in self.end_ids
+        text = self.tokenizer.decode(
+            tokens[: len(tokens) - at_end],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return Completion(
+            id=job.request.id,
+            sample=sample,
+            text=str(text),
+            finish_reason="stop" if at_end else "length",
+            prompt_tokens=len(job.ids),
+            new_tokens=len(tokens),
+        )
 
     def _too_long(self, prompt_tokens: int, new_tokens: int) -> str:
         """Why that much does not fit; empty where it does."""
-        most, positions = self.max_prompt_tokens, self.config.max_position_embeddings
-        if most is not None and prompt_tokens > most:
-            return f"the prompt has {prompt_tokens} tokens, max_prompt_tokens is {most}"
-        if prompt_tokens + new_tokens > positions:
-            return (
-                f"the prompt has {prompt_tokens} tokens, the answer up to {new_tokens}: more than "
-                f"the model's {positions} positions"
-            )
-        return ""
+        positions = self.model.config.get_text_config().max_position_embeddings
+        if prompt_tokens + new_tokens <= positions:
+            return ""
+        return (
+            f"the prompt has {prompt_tokens} tokens, the answer up to {new_tokens}: more than "
+            f"the model's {positions} positions"
+        )
 
-    def _tokens_that_fit(self) -> int:
-        """Cache positions for which memory is free, a fifth and the activations left out."""
-        config, dtype = self.config, self.model.dtype
-        hidden = 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
-        activations = self.max_prefill_tokens * hidden * dtype.itemsize
-        logits = self.max_samples * config.vocab_size * 16
-        free = int(0.8 * free_bytes(self.model.device)) - activations - logits
-        return max(free // position_bytes(self.model), 1)
 
-    def forward(self, ids: np.ndarray, positions: np.ndarray | Tensor, layout, keep) -> Tensor:
-        """Logits (K, V) in float32 at the positions to keep, of tokens that stand in one row."""
-        device = self.model.device
-        if self.model.training:  # eval() walks through all modules
-            self.model.eval()
-        with shared_prefix_attention(self.model):
-            return (
-                self.model(
-                    input_ids=torch.as_tensor(ids, device=device)[None],
-                    position_ids=torch.as_tensor(positions, device=device)[None],
-                    use_cache=False,
-                    logits_to_keep=keep,
-                    layout=layout,
-                )
-                .logits[0]
-                .float()
-            )
+def by_length(jobs: list[Job], longest_first: bool) -> list[Job]:
+    """Sorted by length; neighbours that have half a prompt or more in common stay together."""
+    groups: list[list[Job]] = []
+    for job in jobs:
+        before = groups[-1][-1].ids if groups else job.ids[:1]
+        shared = shared_tokens(before, job.ids)
+        if shared and 2 * shared >= min(len(before), len(job.ids)):
+            groups[-1].append(job)
+        else:
+            groups.append([job])
+    groups.sort(key=lambda group: max(len(job.ids) for job in group), reverse=longest_first)
+    return [job for group in groups for job in group]
+
+
+def _tokens_that_fit(model: PreTrainedModel, max_samples: int, max_prefill_tokens: int) -> int:
+    """Positions whose keys and values fit into free memory, a fifth and the activations left out."""
+    config = model.config.get_text_config()
+    hidden = 4 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+    activations = max_prefill_tokens * hidden * model.dtype.itemsize
+    logits = max_samples * config.vocab_size * 16
+    free = int(0.8 * free_bytes(model.device)) - activations - logits
+    return max(free // position_bytes(model), 1)
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -232,46 +218,6 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     ids = of_model if isinstance(of_model, list) else [of_model]
     ids = [*ids, chat.end_of_turn_id(tokenizer), tokenizer.eos_token_id]
     return frozenset(i for i in ids if isinstance(i, int))
-
-
-@torch.inference_mode()
-def _check_attention(engine: LocalEngine) -> None:
-    """Eight tokens, read and continued, must get the logits of the model's own attention.
-
-    A model may have what this engine's has not (attention sinks, softcaps, state-space layers), or
-    not call it at all; then it would write wrong texts without a word.
-    """
-    model, name = engine.model, engine.config.model_type
-    rope = str(getattr(engine.config, "rope_parameters", None))
-    if "'dynamic'" in rope or "'longrope'" in rope:
-        raise SystemExit(
-            f"{name}: its position encoding changes with the longest text of a batch, so that a "
-            "text would depend on its batch mates; use engine server for this model"
-        )
-    model.eval()
-    ids = np.arange(8) % engine.config.vocab_size
-    want = model(torch.from_numpy(ids)[None].to(model.device), use_cache=False).logits[0, -1]
-    try:
-        live = Live(engine)
-        live.store.reserve(slots=1, prompt_tokens=6, rows=1, new_tokens=2)
-        engine.forward(*lay_out([ids[:6]], live.store, 0))
-        found = torch.zeros_like(want)
-        for age in (0, 1):
-            layout = Decode(live.store, np.array([0]), np.array([age]), np.array([6]))
-            found = engine.forward(ids[6 + age : 7 + age], layout.position_N, layout, 0)[0]
-    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise
-        raise SystemExit(
-            f"{name}: the local engine cannot run this model's attention ({error}); use engine "
-            "server for it"
-        ) from error
-    off = (found - want.float()).norm() / want.float().norm()
-    if not off < (1e-3 if model.dtype == torch.float32 else 0.05):
-        raise SystemExit(
-            f"{name}: the local engine's attention is not this model's (its logits are off by "
-            f"{off:.1%}); use engine server for it"
-        )
 
 
 def _check(request: Request) -> None:
@@ -288,7 +234,6 @@ def _check(request: Request) -> None:
                 0 < len(set(request.samples)) == len(request.samples),
                 "one or more distinct numbers",
             ),
-            ("stop", request.stop, all(request.stop), "without empty strings"),
         )
         if not good
     ]
@@ -297,20 +242,8 @@ def _check(request: Request) -> None:
 
 
 def open_local(
-    name: str | Path,
-    *,
-    adapter: Path | None = None,
-    dtype: Dtype = "auto",
-    load_in_4bit: bool | None = None,
-    device: Device = "auto",
-    max_batch_tokens: int | None = None,
-    max_prompt_tokens: int | None = None,
+    name: str | Path, *, load_in_4bit: bool | None = None, max_batch_tokens: int | None = None
 ) -> LocalEngine:
     """The engine of a model folder, a LoRA folder or a hub name; see load_model and LocalEngine."""
-    model = load_model(name, adapter=adapter, dtype=dtype, load_in_4bit=load_in_4bit, device=device)
-    return LocalEngine(
-        model,
-        load_tokenizer(name),
-        max_batch_tokens=max_batch_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-    )
+    model = load_model(name, load_in_4bit=load_in_4bit)
+    return LocalEngine(model, load_tokenizer(name), max_batch_tokens=max_batch_tokens)

@@ -1,4 +1,10 @@
-"""From logits to tokens: temperature, top-k, top-p as in transformers, with noise of our own."""
+"""From logits to tokens: temperature, top-k, top-p as in transformers, with noise of our own.
+
+Each token is drawn by inverse CDF from one uniform number, which is keyed by (seed, request, sample,
+position) and not taken from a generator that a batch shares: so a text is the same in any batch.
+
+N: samples; V: vocabulary.
+"""
 
 import hashlib
 import json
@@ -11,7 +17,8 @@ from torch import Tensor
 def uniforms(seed: int, request_id: str, sample: int, count: int) -> np.ndarray:
     """A text's noise, whatever its batch, order, shard or restart: float32 in [0, 1), one a token.
 
-    Philox (Salmon et al. 2011) keyed by a hash of the three; more of them begin with fewer.
+    Philox (Salmon et al. 2011) keyed by a hash of the three; asking for more numbers repeats the first
+    ones, so that max_new_tokens changes no text but its length.
     """
     name = json.dumps([seed, request_id, sample]).encode()
     key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")

@@ -1,3 +1,5 @@
+"""prefpipe.models.packs: several completions behind one copy of their prompt."""
+
 import pytest
 import torch
 

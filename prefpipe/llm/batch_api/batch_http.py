@@ -1,0 +1,197 @@
+"""The few calls of the Batch API, each tried again where that may pass."""
+
+import functools
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import openai
+
+from prefpipe.llm import SERVER_FAILURES
+from prefpipe.llm.batch_api.batch_record import Batch
+from prefpipe.llm.wire import (
+    LONGEST_RETRY_AFTER_SECONDS,
+    ServedModel,
+    Stop,
+    certificates,
+    printable_url,
+    read_error,
+    retry_after,
+)
+
+T = TypeVar("T")
+ENDPOINT = "/v1/chat/completions"
+
+
+def answered(shown: dict[str, Any]) -> int:
+    """Requests of a batch that have an answer, by the API's own count."""
+    return int((shown.get("request_counts") or {}).get("completed") or 0)
+
+
+class BatchApi:
+    """A connection to the one server. All calls raise Stop where no later try can pass either."""
+
+    def __init__(self, served: ServedModel, settle_seconds: float) -> None:
+        """settle_seconds: after which a batch that was created is in the server's list of batches."""
+        served.check_base_urls()
+        url, *others = served.base_urls
+        if others:
+            raise Stop(f"the batch engine talks to one server; found {len(others) + 1} base URLs")
+        self._served, self._settle_seconds = served, settle_seconds
+        self._name = printable_url(url)
+        self._client = openai.OpenAI(
+            base_url=url,
+            api_key=served.key(),
+            max_retries=0,
+            http_client=openai.DefaultHttpxClient(
+                timeout=httpx2.Timeout(served.timeout_seconds, connect=30.0),
+                verify=certificates(),
+            ),
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def upload(self, path: Path, name: str) -> str:
+        """The file's id. A file whose upload was cut short costs nothing."""
+
+        def call() -> str:
+            with open(path, "rb") as file:
+                response = self._client.files.with_raw_response.create(
+                    file=(f"prefpipe-{name}.jsonl", file), purpose="batch"
+                )
+            return self._object(response.text)["id"]
+
+        return self._retry(call)
+
+    def create(self, batch: Batch) -> str:
+        """The batch's id. After a try whose reply was lost, it is looked for before the next one."""
+        tried = False
+
+        def call() -> str:
+            nonlocal tried
+            if tried and (batch_id := self.find(batch)):
+                return batch_id
+            tried = True
+            response = self._client.batches.with_raw_response.create(
+                input_file_id=batch.file_id,
+                endpoint=ENDPOINT,
+                completion_window="24h",
+                metadata={"prefpipe": batch.name},
+            )
+            return self._object(response.text)["id"]
+
+        return self._retry(call)
+
+    def find(self, batch: Batch) -> str | None:
+        """Id of the batch of that name, or of that input file, among all of the account.
+
+        Where it is not there, looks again once it would have been.
+        """
+        for pause in (self._settle_seconds, None):
+            for other in self._list():
+                if (other.get("metadata") or {}).get("prefpipe") == batch.name:
+                    return other["id"]
+                if other.get("input_file_id") == batch.file_id:
+                    return other["id"]
+            if pause is not None:
+                time.sleep(pause)
+        return None
+
+    def _list(self) -> Iterator[dict[str, Any]]:
+        """All batches of the account, page by page."""
+
+        def page(after: dict[str, Any]) -> dict[str, Any]:
+            response = self._client.batches.with_raw_response.list(limit=100, **after)
+            return self._object(response.text, "data")
+
+        after: dict[str, Any] = {}
+        while True:
+            listed = self._retry(functools.partial(page, after))
+            yield from listed["data"]
+            if not listed.get("has_more") or not listed["data"]:
+                return
+            after = {"after": listed["data"][-1]["id"]}
+
+    def retrieve(self, batch_id: str) -> dict[str, Any]:
+        """The batch as the API shows it."""
+
+        def call() -> dict[str, Any]:
+            response = self._client.batches.with_raw_response.retrieve(batch_id)
+            return self._object(response.text, "status")
+
+        return self._retry(call, missing=f"batch {batch_id} is not known there: was it submitted "
+                           "to another server, or by another account?")  # fmt: skip
+
+    def content(self, file_id: str, path: Path) -> None:
+        """Write the file to path, whole or not at all."""
+        temporary = path.with_suffix(".tmp")
+
+        def call() -> None:
+            with (
+                self._client.files.with_streaming_response.content(file_id) as response,
+                open(temporary, "wb") as file,
+            ):
+                for part in response.iter_bytes():
+                    file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+            with open(temporary, "rb") as file:
+                # A gateway's page must not make paid answers unreadable for good.
+                if not any(line.startswith(b"{") for line in file):
+                    raise _Garbled(f"file {file_id} has no line of JSON")
+
+        self._retry(
+            call, missing=f"file {file_id} is there no more; without it the answers are lost"
+        )
+        os.replace(temporary, path)
+
+    def _object(self, text: str, needed: str = "id") -> dict[str, Any]:
+        try:
+            reply = json.loads(text)
+        except ValueError:
+            reply = None
+        if not isinstance(reply, dict) or needed not in reply:
+            raise _Garbled(self._served.printable(text))
+        return reply
+
+    def _retry(self, call: Callable[[], T], missing: str = "") -> T:
+        """The call's result. missing: what a 404 means."""
+        served = self._served
+        for tries in itertools.count(1):
+            after = None
+            try:
+                return call()
+            except openai.APIStatusError as error:
+                stated = error.body if isinstance(error.body, dict) else {}
+                message = stated.get("message") or error.response.text
+                if error.status_code == 404 and missing:
+                    raise Stop(f"{self._name}: {missing}") from None
+                stated = {**stated, "message": message}
+                reason, detail = read_error(
+                    error.status_code, stated, {"model": served.model}, self._name, served
+                )
+                if reason not in SERVER_FAILURES:
+                    raise Stop(f"{self._name}: {detail}") from None
+                after = retry_after(error.response.headers)
+            except _Garbled as error:
+                detail = f"a reply that is none: {error}"
+            except (openai.APIConnectionError, httpx2.HTTPError) as error:
+                cause = error.__cause__ or error
+                detail = served.printable(f"{type(cause).__name__}: {cause}")
+            if tries > served.max_retries or (after or 0) > LONGEST_RETRY_AFTER_SECONDS:
+                raise Stop(
+                    f"{self._name}: {tries} tries; the last: {detail}; nothing is lost: the "
+                    "same command goes on from here"
+                )
+            time.sleep(max(after or 0.0, served.backoff_seconds(tries - 1)))
+        raise AssertionError
+
+
+class _Garbled(Exception):
+    """A reply of the API that is not what its documentation says."""

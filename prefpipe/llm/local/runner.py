@@ -1,0 +1,112 @@
+"""The model in this process and its keys and values: prompts are read, samples are continued.
+
+It knows of no request: the scheduler says which slot of the store a prompt takes, and which row a
+sample. Both passes put all tokens into one row, without padding (prefpipe.models.attention).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prefpipe.models.attention import Layout, Prefill, Segment, shared_prefix_attention
+from prefpipe.models.decode import Decode
+from prefpipe.models.kv_store import KVStore
+from prefpipe.models.last_layer import cut_last_layer
+from prefpipe.models.prefix_cache import common_tokens
+from prefpipe.models.reordered_weights import reordered
+
+MIN_SHARED_TOKENS = 32
+"""A common beginning that is shorter is read again for each prompt."""
+
+
+class Runner:
+    """model: a causal LM, or one inside PEFT's wrapper."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.store = model, KVStore.of(model)
+        self._linears = reordered(model)
+        cut_last_layer(model)
+
+    def prefill(self, prompts: Sequence[Sequence[int]], first_slot: int) -> Tensor:
+        """Read prompts into the slots first_slot, ...; the logits (prompts, V) behind each."""
+        return self._forward(*prefill_plan(prompts, self.store, first_slot))
+
+    def decode(
+        self,
+        tokens_N: np.ndarray,
+        slot_N: np.ndarray,
+        age_N: np.ndarray,
+        prompt_tokens_S: np.ndarray,
+    ) -> Tensor:
+        """Read one more token of each sample; the logits (N, V) behind it.
+
+        slot_N: the slot of a sample's prompt. age_N: its own tokens before this one. prompt_tokens_S:
+        how many tokens each slot's prompt has.
+        """
+        layout = Decode(self.store, slot_N, age_N, prompt_tokens_S)
+        return self._forward(tokens_N, layout.position_N, layout, 0)
+
+    def _forward(
+        self, ids: np.ndarray, positions: np.ndarray | Tensor, layout: Layout, keep: Tensor | int
+    ) -> Tensor:
+        """Logits (K, V) in float32 at the positions to keep (0: all), of tokens that stand in one row."""
+        device = self.model.device
+        if self.model.training:  # eval() walks through all modules
+            self.model.eval()
+        with shared_prefix_attention(self.model), self._linears.used():
+            outputs = self.model(
+                input_ids=torch.as_tensor(ids, device=device)[None],
+                position_ids=torch.as_tensor(positions, device=device)[None],
+                use_cache=False,
+                logits_to_keep=keep,
+                layout=layout,
+            )
+            return outputs.logits[0].float()
+
+
+def prefill_plan(
+    prompts: Sequence[Sequence[int]], store: KVStore, first_slot: int
+) -> tuple[np.ndarray, np.ndarray, Prefill, Tensor]:
+    """Token ids and positions of the row, its layout, and where each prompt's last token stands."""
+    ids, positions, segments = [], [], []
+
+    def add(part: Sequence[int], position: int, parent: Segment | None = None) -> Segment:
+        segments.append(Segment(len(ids), len(ids) + len(part), parent))
+        ids.extend(part)
+        positions.extend(range(position, position + len(part)))
+        return segments[-1]
+
+    of_prompt: list[Segment] = []
+    for shared, group in _groups(prompts):
+        parent = add(group[0][:shared], 0) if shared else None
+        of_prompt += [add(prompt[shared:], shared, parent) for prompt in group]
+    last = torch.tensor([segment.stop - 1 for segment in of_prompt], device=store.device)
+    layout = Prefill(segments, store, list(enumerate(of_prompt, first_slot)), keep=last)
+    return np.array(ids), np.array(positions), layout, last
+
+
+def shared_tokens(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both prompts begin with, not counting the last one of either.
+
+    0 where that is too little to be read apart, since a segment has its cost, too.
+    """
+    shared = min(common_tokens(a, b), len(a) - 1, len(b) - 1)
+    return shared if shared >= MIN_SHARED_TOKENS else 0
+
+
+def _groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[Sequence[int]]]]:
+    """Runs of prompts with the number of tokens that all of a run begin with; 0 for one alone."""
+    groups: list[tuple[int, list[Sequence[int]]]] = []
+    for prompt in prompts:
+        if groups:
+            before, group = groups[-1]
+            shared = shared_tokens(group[0], prompt)
+            # a run is not cut down for one that shares much less, such as the instruction alone
+            if shared and 2 * shared >= before:
+                groups[-1] = (min(shared, before) if before else shared, [*group, prompt])
+                continue
+        groups.append((0, [prompt]))
+    return groups

@@ -1,0 +1,167 @@
+"""prefpipe.llm.wire: what is asked of a server, byte by byte, and what its replies are read as."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from prefpipe.llm import Failure, Request
+from prefpipe.llm.wire import (
+    ServedModel,
+    Stop,
+    completions_of,
+    printable_url,
+    read_error,
+    read_reply,
+    request_body,
+    retry_after,
+    share_out,
+)
+
+SERVED = ServedModel(["http://127.0.0.1:9/v1"], "m", SecretStr("sk-secret"))
+ASKED = Request("7", ({"role": "user", "content": "问"},), (2, 3), 9, temperature=0.5, top_k=5)
+
+
+def reply(*choices: dict[str, Any], **rest: Any) -> Any:
+    return {"choices": list(choices), **rest}
+
+
+def choice(content: Any, finish_reason: str = "stop", **rest: Any) -> dict[str, Any]:
+    return {"message": {"content": content}, "finish_reason": finish_reason, **rest}
+
+
+def test_a_request_is_these_bytes():
+    body = request_body(SERVED, ASKED, (2, 3), "max_tokens")
+    assert json.dumps(body, ensure_ascii=False) == (
+        '{"model": "m", "messages": [{"role": "user", "content": "问"}], "max_tokens": 9, '
+        '"temperature": 0.5, "top_p": 1.0, "top_k": 5, "seed": 1827193670, "n": 2}'
+    )
+
+
+def test_extra_fields_go_before_all_others():
+    served = ServedModel([], "m", extra_body={"seed": 1, "min_p": 0.1})
+    body = request_body(served, ASKED, (0,), "max_tokens")
+    assert (body["seed"], body["min_p"]) == (1, 0.1)
+
+
+@given(st.integers(0, 10_000), st.lists(st.integers(0, 500), min_size=1, max_size=8))
+def test_shares_add_up_and_are_within_one_of_the_exact_ones(total, weights):
+    shares = share_out(total, weights)
+    assert sum(shares) == total and len(shares) == len(weights)
+    whole = sum(weights)
+    if whole:
+        assert all(abs(s - total * w / whole) < 1 for s, w in zip(shares, weights, strict=True))
+
+
+def test_shares_by_hand():
+    assert share_out(10, [1, 1, 2]) == [2, 3, 5]
+    assert share_out(7, [0, 0]) == [3, 4]
+    assert share_out(5, [0, 9]) == [0, 5]
+
+
+def test_choices_go_by_their_index_and_fewer_than_asked_are_the_first_samples():
+    read = read_reply(reply(choice("b", index=1), choice("a", index=0), usage={"prompt_tokens": 4}))
+    assert read is not None and (read.prompt_tokens, read.new_tokens) == (4, 0)
+    found = completions_of(read, "7", (5, 6, 7), SERVED)
+    assert isinstance(found, list)
+    assert [(c.sample, c.text) for c in found] == [(5, "a"), (6, "b")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [None, [], 3, "text", {}, {"choices": 3}, {"choices": [{}]}, {"choices": [{"message": "x"}]},
+     {"choices": [], "usage": {"prompt_tokens": "many"}}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_chat_completion_is_none(data):
+    assert read_reply(data) is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        ([], "too_few_choices"),
+        ([choice("a"), choice(None)], "garbled_reply"),
+        ([choice(None, "content_filter")], "content_filter"),
+        ([choice("half", "content_filter")], "content_filter"),
+        ([{"message": {"content": None, "refusal": "no sk-secret"}}], "refused"),
+        ([choice("a", "tool_calls")], "garbled_reply"),
+    ],
+    ids=str,
+)
+def test_a_reply_without_all_of_its_texts_is_a_failure(choices, reason):
+    read = read_reply(reply(*choices))
+    assert read is not None
+    found = completions_of(read, "7", (0, 1), SERVED)
+    assert isinstance(found, Failure) and found.reason == reason
+    assert "sk-secret" not in found.detail
+
+
+def test_a_reasoning_model_that_spent_its_tokens_before_the_answer_has_an_empty_text():
+    read = read_reply(reply(choice(None, "length")))
+    assert read is not None
+    found = completions_of(read, "7", (0,), SERVED)
+    assert isinstance(found, list) and (found[0].text, found[0].finish_reason) == ("", "length")
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "reason"),
+    [
+        (400, {"message": "bad"}, "bad_request"),
+        (400, {"message": "x", "code": "context_length_exceeded"}, "prompt_too_long"),
+        (422, {"message": "the context length is 9"}, "prompt_too_long"),
+        (400, {"message": "top_k must be positive"}, "bad_request"),
+        (418, {"message": "unknown teapot"}, "bad_request"),
+        (429, {"message": "slow down"}, "rate_limited"),
+        (409, {}, "server_error"),
+        (529, {}, "server_error"),
+    ],
+    ids=str,
+)
+def test_an_error_of_one_request_has_a_reason(status, error, reason):
+    found, detail = read_error(status, error, {"model": "m", "top_k": 5}, "there", SERVED)
+    assert found == reason and detail.startswith(f"HTTP {status}: ")
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "words"),
+    [
+        (401, {"message": "key sk-secret"}, r"there: HTTP 401: key \*\*\*; check the API key"),
+        (404, {"message": "gone"}, r"check the model's name \(m\)"),
+        (429, {"code": "insufficient_quota"}, "cannot pay"),
+        (400, {"message": "Unrecognized argument: top_k"}, "there refuses top_k"),
+        (422, {"message": "no", "param": "top_k"}, "there refuses top_k"),
+    ],
+    ids=str,
+)
+def test_an_error_of_all_requests_stops(status, error, words):
+    with pytest.raises(Stop, match=words):
+        read_error(status, error, {"model": "m", "top_k": 5}, "there", SERVED)
+
+
+def test_retry_after_may_be_a_date_or_milliseconds():
+    assert retry_after({"retry-after": "7"}) == 7
+    assert retry_after({"retry-after-ms": "1500", "retry-after": "2"}) == 1.5
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+    waits = retry_after({"retry-after": date})
+    assert waits is not None and 28 < waits <= 30
+    assert retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
+
+
+def test_what_is_printed_is_one_short_line_without_a_password():
+    assert SERVED.printable("a\n  sk-secret b") == "a *** b"
+    assert len(SERVED.printable("x" * 999)) == 300
+    assert printable_url("https://user:word@host:8000/v1?key=1") == "https://host:8000/v1"
+
+
+def test_pauses_double_up_to_a_minute_and_differ():
+    served = ServedModel([], "m", first_backoff_seconds=1.0)
+    for failures, longest in ((0, 1.0), (3, 8.0), (9, 60.0), (5000, 60.0)):
+        pauses = {served.backoff_seconds(failures) for _ in range(20)}
+        assert len(pauses) > 1 and all(longest / 2 <= pause <= longest for pause in pauses)
