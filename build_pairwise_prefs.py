@@ -317,7 +317,7 @@ class Report:
     measured: Counter[str] = field(default_factory=Counter)
     """How many texts are in these sums."""
     abstentions: Counter[str] = field(default_factory=Counter)
-    judged: list[metrics.Judged] = field(default_factory=list)
+    judged: list[metrics.BothOrders] = field(default_factory=list)
     """Every two candidates of a query; better: by the heuristic."""
 
     def add(self, pair: RagPair | Reject, found: Retrieved, random_cosine: float | None) -> None:
@@ -588,7 +588,7 @@ class Judge:
 
     def judged(
         self, id: str, candidates: Sequence[Candidate], scored: Sequence[score.Score]
-    ) -> list[metrics.Judged]:
+    ) -> list[metrics.BothOrders]:
         """Its verdicts beside the heuristic's, for each two candidates."""
         rows = []
         for (a, a_score), (b, b_score) in combinations(zip(candidates, scored, strict=True), 2):
@@ -598,7 +598,7 @@ class Judge:
             better = None if apart == 0 else 1 if apart > 0 else 2
             lengths = len(a.text), len(b.text)
             name = f"{id}\t{a.sample}\t{b.sample}"
-            rows.append(metrics.Judged(name, better, given, swapped, lengths))
+            rows.append(metrics.BothOrders(name, better, given, swapped, lengths))
         return rows
 
 

@@ -32,7 +32,7 @@ from pydantic import Field
 import config
 from prefpipe import files
 from prefpipe.files import DataError
-from prefpipe.formats import reading
+from prefpipe.formats import prompts
 from prefpipe.ranges import Regex, Share
 from prefpipe.rows import (
     AnnotationMix,
@@ -87,7 +87,7 @@ def main(s: Settings) -> None:
     found = {path.parent.name: path for path in sorted(s.input.glob("*/responses.jsonl"))}
     if not found:
         raise DataError(f"{s.input}: no <model>/responses.jsonl in it; run generate_responses.py")
-    names = reading.select_names(found, s.include_model, s.ignore_model)
+    names = prompts.select_names(found, s.include_model, s.ignore_model)
     if s.on_policy_model is not None and s.on_policy_model not in names:
         raise SystemExit(
             f"on_policy_model: found {s.on_policy_model!r}, wanted one of {', '.join(names)}"
@@ -108,7 +108,7 @@ def main(s: Settings) -> None:
         answers = {name: files.Aligned(found[name], ModelResponse) for name in names}
         outcomes: Counter[tuple[str, Outcome]] = Counter()
         sizes: Counter[int] = Counter()
-        for place, row in reading.read_prompts(paths, s.limit):
+        for place, row in prompts.read_prompts(paths, s.limit):
             run.read_count += 1
             if isinstance(row, ValueError):
                 run.bad_row(place, row)

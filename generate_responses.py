@@ -23,7 +23,7 @@ from pydantic import field_validator
 import config
 from prefpipe import files, llm
 from prefpipe.files import DataError
-from prefpipe.formats import reading
+from prefpipe.formats import prompts
 from prefpipe.llm.replies import Replies
 from prefpipe.llm.responders import Responder
 from prefpipe.ranges import Positive, Regex, Temperature
@@ -73,9 +73,9 @@ OpenEngine = Callable[[Settings], llm.Engine]
 
 def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
     paths = files.matching(s.input)
-    for _ in reading.read_prompts(paths, s.limit):
+    for _ in prompts.read_prompts(paths, s.limit):
         pass  # two rows of one id stop the stage here, not each model in turn
-    names = reading.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
+    names = prompts.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
     engines = Engines(open_engine or _open)
     failed = []
     for model in s.models:
@@ -104,13 +104,13 @@ def respond(s: Settings, paths: Sequence[Path], engines: "Engines") -> None:
             return
 
         def requests() -> Iterator[llm.Request]:
-            for _, row in reading.read_prompts(paths, s.limit):
+            for _, row in prompts.read_prompts(paths, s.limit):
                 if isinstance(row, Prompt):
                     yield s.request(request_id(model, row.id), row.prompt)
 
         replies = Replies(run, requests)
         replies.ask(lambda: engines.of(s), model.name)
-        for place, row in reading.read_prompts(paths, s.limit):
+        for place, row in prompts.read_prompts(paths, s.limit):
             run.read_count += 1
             if isinstance(row, ValueError):
                 run.bad_row(place, row)

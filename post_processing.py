@@ -53,8 +53,7 @@ def main(s: Settings) -> None:
     paths = {variant: s.output / f"{variant}.jsonl" for variant in VARIANTS}
     outputs = dict.fromkeys(paths.values(), CleanJudgment)
     inputs = [s.items, *sources.values()]
-    readable: Counter[str] = Counter()
-    unreadable: Counter[str] = Counter()
+    read: Counter[tuple[Variant, str | None]] = Counter()  # by variant, and why it is unreadable
     with files.open_run(s, inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
         if run.finished:
             return
@@ -62,36 +61,43 @@ def main(s: Settings) -> None:
         readers = {v: files.Aligned(path, Judgment, wanted) for v, path in sources.items()}
         index = 0
         for item in run.read(s.items, Item):
-            found = {variant: reader.rows_of(item.id) for variant, reader in readers.items()}
-            if missing := [variant for variant, rows in found.items() if not rows]:
+            judgments = {variant: reader.rows_of(item.id) for variant, reader in readers.items()}
+            if missing := [variant for variant, rows in judgments.items() if not rows]:
                 reason = "tie" if item.better is None else f"no_{missing[0]}"
                 run.emit(Reject(id=item.id, reason=reason, detail=f"in {s.input}"))
                 continue
             rows = [
                 clean(row, index=index, language=item.language)
-                for v in VARIANTS
-                for row in found[v]
+                for variant in VARIANTS
+                for row in judgments[variant]
             ]
-            for row in rows:
-                readable[row.variant] += row.verdict is not None
-                if row.unreadable:
-                    unreadable[f"{row.variant}: {row.unreadable}"] += 1
-            run.keep(*((paths[row.variant], row) for row in rows))
+            read.update((row.variant, row.unreadable) for row in rows)
+            run.emit(rows, to=lambda row: paths[row.variant])
             index += 1
         for reader in readers.values():
             reader.check_used_up()
-        run.summary["readable"] = dict(readable)
-        run.summary["unreadable"] = dict(unreadable.most_common())
-        for variant in VARIANTS:
-            total = run.written[f"{variant}.jsonl"]
-            why = {
-                k.partition(": ")[2]: n
-                for k, n in unreadable.items()
-                if k.startswith(variant + ":")
-            }
-            print(
-                f"{variant}: {readable[variant]} of {total} readable; unreadable: {why or 'none'}"
-            )
+        run.summary |= summary(read)
+        print(report(read))
+
+
+def summary(read: Counter[tuple[Variant, str | None]]) -> dict[str, dict[str, int]]:
+    """How many judgments of each variant are readable, and why others are not."""
+    return {
+        "readable": {variant: read[variant, None] for variant in VARIANTS},
+        "unreadable": {f"{variant}: {why}": n for (variant, why), n in read.most_common() if why},
+    }
+
+
+def report(read: Counter[tuple[Variant, str | None]]) -> str:
+    lines = []
+    for variant in VARIANTS:
+        by_reason = {why: n for (v, why), n in read.items() if v == variant}
+        readable, total = by_reason.pop(None, 0), sum(by_reason.values())
+        lines.append(
+            f"{variant}: {readable} of {readable + total} readable; "
+            f"unreadable: {by_reason or 'none'}"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,7 @@ def evaluate(s: Settings, scorer: "PairwiseModel", pairs: "TrainingPairs") -> di
     temperature divides the log-odds of the average.
     """
     from prefpipe.compare.tournament import log_odds
-    from prefpipe.evaluation import metrics
+    from prefpipe.evaluation import calibration
     from prefpipe.training.held_out_report import both_responses, write_evaluation
 
     rows = pairs.held_out
@@ -141,7 +141,7 @@ def evaluate(s: Settings, scorer: "PairwiseModel", pairs: "TrainingPairs") -> di
         worst=s.worst,
         agreement=sum(given == swapped for given, swapped in is_chosen) / len(rows),
         first_position=sum(given + (not swapped) for given, swapped in is_chosen) / (2 * len(rows)),
-        logit_temperature=metrics.fit_order_temperature(
+        logit_temperature=calibration.fit_order_temperature(
             [log_odds(a.p_given) for a in answers],
             [log_odds(a.p_swapped) for a in answers],
             [0.5 if row.tie else 1.0 for row in rows],

@@ -59,11 +59,11 @@ def read_pairs(path: Path, tokenize: Any) -> tuple[list[Any], list[Any], int]:
     """Rows with their token ids (prompts cut from the left); how many responses are too long."""
     from prefpipe import files
     from prefpipe.compare.context import Unscorable
-    from prefpipe.formats import reading
+    from prefpipe.formats import autoj
 
     rows, tokens, left_out = [], [], 0
     for _, record in files.read_records(path):
-        row = reading.autoj(record)
+        row = autoj.read(record)
         both = tokenize(row.prompt, [row.chosen, row.rejected])
         if isinstance(both, Unscorable) or both.completions[0] == both.completions[1]:
             left_out += 1

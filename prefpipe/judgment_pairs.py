@@ -55,14 +55,14 @@ def build_judgment_pairs(
     pairs: list[JudgmentPair] = []
     seen: set[tuple[str, str]] = set()
     for pair_type, chosen, rejected, most in plans:
-        made = 0
+        count = 0
         for good, bad in zip(chosen, rejected, strict=False):
             texts = (good.judgment or "", bad.judgment or bad.text)
-            if made == most or texts in seen:
+            if count == most or texts in seen:
                 continue
             seen.add(texts)
-            pairs.append(_pair(item, pair_type, made, good, bad, texts))
-            made += 1
+            pairs.append(_pair(item, pair_type, count, good, bad, texts))
+            count += 1
     if pairs:
         return pairs
     if not any(j.verdict for j in judgments):

@@ -14,6 +14,13 @@ Language = Literal["en", "zh"]
 Split = Literal["train", "validation"]
 PairType = Literal["best_of_n", "best_of_n_unreadable", "hint"]
 Variant = Literal["best_of_n", "guide", "guide_reverse", "output"]
+"""How a judge was asked.
+
+best_of_n      without a hint, sampled several times
+guide          told that the better answer is better, and asked why
+guide_reverse  told that the worse one is, and asked why
+output         without a hint, greedily
+"""
 
 
 class Message(TypedDict):
@@ -228,7 +235,7 @@ class PairScore(Row):
         return f"{self.id}\t{self.judge}"
 
 
-# ---- path C: responses, rankings, held-out questions ---------------------------------------------
+# ---- preference models: responses, rankings, held-out questions ----------------------------------
 
 
 class Responses(Row):
@@ -288,6 +295,13 @@ class Question(Row):
     """One of each, in no order: annotators saw no difference."""
     source: str
     """The benchmark, and its subset where it has one, as `name` or `name/subset`."""
+
+    @property
+    def fault(self) -> str | None:
+        """The reason why no model can be asked; None where there is none."""
+        if not flatten_turns(self.prompt).strip():
+            return "empty_question"
+        return "fewer_than_two_responses" if len(self.right) + len(self.wrong) < 2 else None
 
 
 class ScoredQuestion(Row):

@@ -85,6 +85,7 @@ _FENCE_START = re.compile(r"```\w*")
 def parse_verdict(text: str) -> Verdict | Unreadable:
     """Which answer the text calls better; never raises.
 
+    The text answers prefpipe/templates/judge.*.jinja, as judge.judge_prompt renders it.
     parse_verdict(render_judgment(reason, better, language)) gives both back, the reason stripped.
     """
     answer = _without_draft(text)

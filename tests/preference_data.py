@@ -1,4 +1,4 @@
-"""Preference rows and a tiny base model for the tests of path C. Nothing is downloaded."""
+"""Preference rows and a tiny base model for the tests of the preference models. Nothing is downloaded."""
 
 import json
 import random

@@ -175,7 +175,7 @@ def test_the_rows_behind_the_numbers_are_written_in_terms_of_the_items_own_answe
     assert ledger(s.output / META)["read"] == 4 + 3
 
 
-def test_j5_judging_is_greedy_and_in_both_orders_of_the_answers(s, engines):
+def test_judging_is_greedy_and_in_both_orders_of_the_answers(s, engines):
     main(s, engines)
     for engine in engines.values():
         assert {(r.temperature, r.samples) for r in engine.asked} == {(0.0, (0,))}

@@ -1,19 +1,17 @@
 """accuracy --kind reward, pairwise, dpo, judge on pairs and on benchmarks with more responses."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 
 import accuracy
 from accuracy import Settings, main
-from prefpipe import llm
+from prefpipe.compare.matches import hold
+from prefpipe.compare.openers import by_reward
 from prefpipe.evaluation import scoring
-from prefpipe.evaluation.scoring import by_implicit_reward, by_matches
-from prefpipe.rows import Question, Reject
+from tests.known_opinions import KnownRewards, by_quality
 from tests.preference_data import write_jsonl
-from tests.test_rank_responses import by_quality, quality
 
 PAIRS = [
     {"id": "p1", "prompt": "Q1", "chosen": "good", "rejected": "bad", "source": "easy"},
@@ -59,21 +57,18 @@ def settings(tmp_path):
 @pytest.fixture(autouse=True)
 def known_scores(monkeypatch):
     """Models whose opinion of a text is known, instead of those in folders."""
-    asked = []
+    asked: list[tuple[str, str]] = []
 
-    def open_scorer(s, kind, engines):
-        def reward(questions):
-            asked.extend((kind, q.id) for q in questions)
-            for q in questions:
-                yield [quality(text) for text in scoring.responses_of(q)]
+    def ranker_of(s, engines, kind):
+        def rank(contests, tournament):
+            asked.extend((kind, id) for id in contests)
+            if kind == "reward":
+                return by_reward(KnownRewards(), contests)  # pyright: ignore[reportArgumentType]
+            return hold(contests, by_quality, tournament, seed=s.seed)
 
-        def compare(questions):
-            asked.extend((kind, q.id) for q in questions)
-            return by_matches(by_quality, questions, s.seed)
+        return rank
 
-        return reward if kind == "reward" else compare
-
-    monkeypatch.setattr(accuracy, "open_scorer", open_scorer)
+    monkeypatch.setattr(accuracy, "ranker_of", ranker_of)
     return asked
 
 
@@ -171,14 +166,14 @@ def test_the_training_file_s_overlap_is_shown(settings, tmp_path, capsys):
 
 def test_a_stopped_run_scores_only_what_is_left(settings, monkeypatch, known_scores):
     s = settings()
-    monkeypatch.setattr(accuracy, "WINDOW", 2)
-    monkeypatch.setattr(scoring, "report", lambda *a: 1 / 0)
+    monkeypatch.setattr(scoring, "WINDOW", 2)
+    monkeypatch.setattr(scoring, "report_of", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(s)
     assert len(known_scores) == 5
     monkeypatch.undo()
     del known_scores[:]
-    monkeypatch.setattr(accuracy, "open_scorer", lambda *a: pytest.fail("nothing is left to score"))
+    monkeypatch.setattr(accuracy, "ranker_of", lambda *a: pytest.fail("nothing is left to score"))
     main(s)
     assert read(s.output / "accuracy.json")["scored"]["sky"]["reward"]["accuracy"] == 0.75
 
@@ -188,64 +183,3 @@ def test_nothing_to_measure_on_is_a_sentence(settings):
         main(settings(benchmark=[]))
     with pytest.raises(SystemExit, match="wanted name=path, name one of: sky, llmbar"):
         main(settings(benchmark=["unknown=x"]))
-
-
-# ---- prefpipe.evaluation.scoring -------------------------------------------------------------------------
-
-
-def question(id, right, wrong, source="x"):
-    return Question(id=id, prompt="Q", right=right, wrong=wrong, source=source)
-
-
-def test_an_implicit_reward_is_the_gain_in_log_probability():
-    class Engine:
-        def __init__(self, of):
-            self.of = of
-
-        def score(self, prompted):
-            for _, answers in prompted:
-                if "too long" in answers:
-                    yield llm.Failure("0", "prompt_too_long", "9 tokens")
-                else:
-                    yield [type("S", (), {"sum_logp": self.of[a]}) for a in answers]
-
-    base, tuned = Engine({"a": -3.0, "b": -1.0}), Engine({"a": -2.0, "b": -4.0})
-    found = list(
-        by_implicit_reward(
-            base, tuned, [question("1", ["a"], ["b"]), question("2", ["too long"], ["b"])]
-        )
-    )
-    assert found[0] == [1.0, -3.0]
-    assert isinstance(found[1], Reject) and found[1].reason == "prompt_too_long"
-
-
-def test_a_pair_s_score_is_the_log_odds_whichever_stood_first():
-    questions = [question(str(k), ["good"], ["bad"]) for k in range(9)]
-    for scores in by_matches(by_quality, questions, seed=1):
-        assert scores == pytest.approx([7.0, 0.0], abs=1e-6)
-
-
-def test_the_ties_subset_is_a_round_robin_others_a_knockout():
-    asked = []
-
-    def play(contests, matches, failed):
-        asked.append(len(matches))
-        return by_quality(contests, matches, failed)
-
-    responses = [f"x{'x' * k}" for k in range(5)]
-    ties = question("Ties:tied:0", responses[:2], responses[2:], "rewardbench2/Ties")
-    (scores,) = by_matches(play, [ties], 0)
-    assert sum(asked) == 10 and isinstance(scores, list) and len(set(scores)) == 5
-    asked.clear()
-    (scores,) = by_matches(play, [question("q", responses[:1], responses[1:])], 0)
-    assert sum(asked) == 4 and scores == [1.0, 0, 0, 0, 0]
-
-
-def test_what_cannot_be_compared_is_a_reject():
-    def play(contests, matches, failed):
-        failed["b"] = Reject(id="b", reason="too_long")
-        return [None if m.id == "b" else 0.9 for m in matches]
-
-    found = list(by_matches(play, [question("a", ["x"], ["y"]), question("b", ["x"], ["y"])], 0))
-    assert abs(found[0][0]) == pytest.approx(math.log(9))  # pyright: ignore[reportIndexIssue]
-    assert isinstance(found[1], Reject) and found[1].reason == "too_long"

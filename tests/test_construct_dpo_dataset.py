@@ -78,7 +78,7 @@ def test_chosen_is_right_and_rejected_is_not_and_the_prompt_has_no_hint(tmp_path
             assert getattr(rejected, "better", None) != made.better
 
 
-def test_j8_train_and_validation_share_no_item(tmp_path):
+def test_train_and_validation_share_no_item(tmp_path):
     s = write(tmp_path)
     main(s)
     ids = {split: {pair.item_id for pair in pairs(s, split)} for split in ("train", "validation")}
@@ -122,7 +122,7 @@ def test_the_limits_of_each_type_reach_the_pairs(tmp_path):
     assert len(pairs(s, "train")) == 6
 
 
-def test_j8_a_missing_item_is_left_out_by_reason(tmp_path):
+def test_a_missing_item_is_left_out_by_reason(tmp_path):
     s = write(tmp_path, [*ITEMS, item("tie", better=None)], [m for m in ITEMS if m.id != "i2"])
     main(s)
     rejects = read_jsonl(s.output / "construct_dpo_dataset.rejects.jsonl")

@@ -11,7 +11,7 @@ from embedded.server import Reply, Server, last_message
 from generate_responses import Settings, main
 from prefpipe import llm
 from prefpipe.files import DataError
-from prefpipe.formats import reading
+from prefpipe.formats import prompts
 from prefpipe.llm.responders import Responder
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rows import Prompt, Reject
@@ -204,7 +204,7 @@ def test_s11_bad_rows_are_rejects_and_the_others_are_answered(s):
 
 def test_a_row_without_id_gets_that_of_its_content_and_its_copy_is_left_out(tmp_path):
     path = write_jsonl(tmp_path / "p.jsonl", [{"text": "Q"}, {"prompt": "Q2"}, {"prompt": "Q"}])
-    rows = [row for _, row in reading.read_prompts([path])]
+    rows = [row for _, row in prompts.read_prompts([path])]
     first, second, copy = rows
     assert isinstance(first, Prompt) and isinstance(second, Prompt) and first.id != second.id
     assert isinstance(copy, Reject) and copy.reason == "duplicate_row" and copy.id == first.id

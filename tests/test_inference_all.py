@@ -48,7 +48,7 @@ def test_each_item_gets_a_text_for_the_right_hint_the_wrong_one_and_none(s):
     assert len(engine.asked) == 9
 
 
-def test_j1_the_hinted_prompts_differ_in_the_hint_and_the_trained_one_has_none(s):
+def test_the_hinted_prompts_differ_in_the_hint_and_the_trained_one_has_none(s):
     engine = ScriptedEngine(answer)
     main(s, engine)
     prompts = [request.messages[0]["content"] for request in engine.asked]
@@ -61,7 +61,7 @@ def test_j1_the_hinted_prompts_differ_in_the_hint_and_the_trained_one_has_none(s
         assert guide == judge_prompt(*texts, language=made.language, hint=made.better)
 
 
-def test_j2_j5_all_three_are_greedy_unless_said_otherwise(s):
+def test_all_three_are_greedy_unless_said_otherwise(s):
     engine = ScriptedEngine(answer)
     main(s, engine)
     assert {(r.temperature, r.samples) for r in engine.asked} == {(0.0, (0,))}

@@ -11,10 +11,10 @@ import pytest
 
 from embedded.server import Fault, Server, last_message
 from inference_best_of_n import Settings, main
-from prefpipe.files import DataError, RowLog, write_rows
+from prefpipe.files import DataError, write_rows
 from prefpipe.llm import Failure
 from prefpipe.llm.scripted import ScriptedEngine
-from prefpipe.rows import Completion, Item
+from prefpipe.rows import Item
 from tests.examples import (
     ROOT,
     item,
@@ -71,7 +71,7 @@ def test_each_item_gets_n_judgments_in_the_order_of_the_items(s):
     assert counts == {"read": 6, "kept": 6, "left_out": {}, "written": {"best_of_n.jsonl": 18}}
 
 
-def test_j2_j5_the_settings_that_were_asked_for_reach_the_engine(s):
+def test_the_settings_that_were_asked_for_reach_the_engine(s):
     update = {"temperature": 0.7, "top_p": 0.9, "top_k": 11, "max_new_tokens": 33, "seed": 5}
     for settings in (s, s.model_copy(update=update | {"overwrite": True})):
         engine = ScriptedEngine(answer)
@@ -100,38 +100,27 @@ def test_a_run_killed_half_way_ends_in_the_same_bytes_and_asks_nothing_twice(s, 
     assert not list(tmp_path.glob(".killed*"))
 
 
-def test_j7_an_item_with_some_of_its_samples_is_asked_for_the_others_only(s, tmp_path):
-    whole = ScriptedEngine(answer)
-    main(s, whole)
+def test_an_item_with_some_of_its_samples_is_asked_for_the_others_only(s, tmp_path):
+    """E.g. killed between the samples of one prompt, which a server gives one by one."""
+    main(s, ScriptedEngine(answer))
     killed = s.model_copy(update={"output": tmp_path / "killed.jsonl"})
+    given = {"i0": {1}, "i2": {0, 2}, "i3": {0, 1, 2}}
+
+    class KilledInBetween(ScriptedEngine):
+        def generate(self, requests):
+            for reply in super().generate(requests):
+                assert not isinstance(reply, Failure)
+                if some := [c for c in reply if c.sample in given.get(c.id, ())]:
+                    yield some
+            raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        main(killed, Dying(0))
-    (path,) = tmp_path.glob(".killed*.jsonl")
-    rows = [
-        Completion.model_validate({k: row[k] for k in Completion.model_fields})
-        for row in read_jsonl(s.output)
-    ]
-    log = RowLog(path, Completion, _mark(path))
-    for row in rows:
-        if (row.id, row.sample) in {
-            ("i0", 1),
-            ("i2", 0),
-            ("i2", 2),
-            ("i3", 0),
-            ("i3", 1),
-            ("i3", 2),
-        }:
-            log.add(row)
-    log.close()
+        main(killed, KilledInBetween(answer))
     engine = ScriptedEngine(answer)
     main(killed, engine)
     asked = {request.id: request.samples for request in engine.asked}
     assert asked == {"i0": (0, 2), "i1": (0, 1, 2), "i2": (1,), "i4": (0, 1, 2), "i5": (0, 1, 2)}
     assert killed.output.read_bytes() == s.output.read_bytes()
-
-
-def _mark(path) -> dict[str, str]:
-    return read_jsonl(path)[0]
 
 
 def test_no_engine_is_opened_where_all_is_there(s, monkeypatch):
@@ -223,7 +212,7 @@ def test_another_n_or_a_changed_item_is_never_mixed_in(s):
 
 
 @pytest.mark.parametrize("id", ["00123", "12e45", "a_b", "a\tb", "a\tbest_of_n\t0", "中", " "])
-def test_s11_any_id_comes_back_as_it_was(s, id):
+def test_any_id_comes_back_as_it_was(s, id):
     write_rows(s.input, [item(id), item("a")], Item)
     main(s, ScriptedEngine(answer))
     assert [row["id"] for row in read_jsonl(s.output)] == [id] * 3 + ["a"] * 3

@@ -332,9 +332,9 @@ def test_the_examples_of_the_data_readme_are_rows():
         if fits:
             fits[0].model_validate_json(example)
         else:  # a published format that some mapping reads
-            from prefpipe.formats.reading import FORMATS
+            from prefpipe.formats import FORMATS
 
-            assert any(_reads(mapping, row) for mapping in FORMATS.values()), example
+            assert any(_reads(form.read, row) for form in FORMATS.values()), example
 
 
 def _reads(mapping, record) -> bool:

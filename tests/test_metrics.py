@@ -1,4 +1,4 @@
-"""metrics: numbers by hand, and against scipy's."""
+"""prefpipe.evaluation.metrics: numbers by hand, and against scipy's."""
 
 from itertools import product
 
@@ -8,19 +8,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from prefpipe.evaluation.calibration import expected_calibration_error
 from prefpipe.evaluation.metrics import (
-    Judged,
+    BothOrders,
+    Estimate,
+    ScoredPair,
+    half_for_ties,
     judge_report,
+    length_buckets,
     longer_answer,
     mcnemar_p,
     mean_with_interval,
     order_scores,
+    preference_report,
+    share_with_interval,
+    spearman,
     wilson,
 )
 
 
-def judged(id: str, better, given, swapped, lengths=(3, 2)) -> Judged:
-    return Judged(id, better, given, swapped, lengths)
+def judged(id: str, better, given, swapped, lengths=(3, 2)) -> BothOrders:
+    return BothOrders(id, better, given, swapped, lengths)
 
 
 ROWS = [
@@ -123,6 +131,15 @@ def test_the_bootstrap_interval_covers_as_the_normal_one_does():
     )
 
 
+def test_the_bootstrap_interval_is_the_percentiles_of_means_of_items_drawn_with_replacement():
+    scores = np.array([0.0, 0.5, 1.0, 1.0, 0.5, 1.0, 0.0])
+    rng = np.random.default_rng(4)
+    means = [scores[rng.integers(0, 7, 7)].mean() for _ in range(4000)]
+    ours = mean_with_interval(scores.tolist(), seed=4)
+    assert (ours.low, ours.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-12)
+    assert mean_with_interval([0.5]) == Estimate(0.5, 0.5, 0.5)
+
+
 def test_the_bootstrap_is_seeded():
     scores = [0.0, 0.5, 1.0, 1.0]
     assert mean_with_interval(scores, seed=3) == mean_with_interval(scores, seed=3)
@@ -147,3 +164,71 @@ def test_mcnemars_p_is_the_share_of_coin_flips_that_are_as_uneven():
     flips = list(product([0, 1], repeat=6))
     as_uneven = sum(abs(sum(flip) - 3) >= abs(5 - 3) for flip in flips)
     assert mcnemar_p(first, second) == pytest.approx(as_uneven / len(flips))
+
+
+# ---- scored pairs: ties counted as wrong, silently (fault R10) --------------------------------------
+
+
+def pair(margin, tie=False, lengths=(10, 10), id="p", question=None):
+    return ScoredPair(id, question or id, margin, tie, lengths)
+
+
+def test_a_margin_of_exactly_0_counts_half_and_the_rate_is_shown():
+    """1, 1, 0.5, 0 of four pairs: (1 + 1 + 0.5 + 0) / 4 = 0.625; one of four is undecided."""
+    report = preference_report([pair(m, id=f"p{k}") for k, m in enumerate((2.0, 0.1, 0.0, -1.0))])
+    assert half_for_ties([2.0, 0.1, 0.0, -1.0]) == [1, 1, 0.5, 0]
+    assert report["accuracy"] == 0.625 and report["undecided"] == 0.25
+
+
+def test_labelled_ties_are_in_no_accuracy_and_are_counted():
+    rows = [pair(1.0, id="a"), pair(-3.0, tie=True, id="b"), pair(2.0, tie=True, id="c")]
+    report = preference_report(rows)
+    assert (report["n"], report["ties"], report["accuracy"]) == (3, 2, 1.0)
+    # in the calibration they are: at 95 % and 88 % confidence the fair probability is 0.5
+    certain = expected_calibration_error([1.0], [1.0])
+    assert report["ece"] > certain
+
+
+# ---- intervals, ranks, lengths -------------------------------------------------------------------
+
+
+def test_pairs_of_one_question_are_counted_as_one_piece_of_evidence():
+    """Ten questions of ten pairs, each all right or all wrong: as good as ten pairs."""
+    scores = [float(q < 7) for q in range(10) for _ in range(10)]
+    groups = [str(q) for q in range(10) for _ in range(10)]
+    clustered, alone = share_with_interval(scores, groups), share_with_interval(scores)
+    ten = wilson(7, 10)
+    assert alone == wilson(70, 100)
+    assert clustered.value == pytest.approx(0.7)
+    assert (clustered.low, clustered.high) == pytest.approx((ten.low, ten.high), abs=1e-9)
+
+
+def test_groups_that_even_out_do_not_narrow_the_interval():
+    scores = [1.0, 0.0] * 20
+    groups = [str(k // 2) for k in range(40)]
+    assert share_with_interval(scores, groups) == share_with_interval(scores)
+
+
+def test_spearman_is_pearson_of_the_ranks_and_nothing_where_one_side_is_constant():
+    a, b = [0.1, 3.0, 2.0, 2.0, 5.0], [0.0, 1.0, 0.5, 1.0, 1.0]
+    assert spearman(a, b) == pytest.approx(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
+    assert spearman(a, [1.0] * 5) is None
+
+
+def test_length_buckets_hold_every_pair_once_and_equal_lengths_together():
+    differences = [-30, -20, 0, 0, 0, 0, 10, 20, 30, 40]
+    scores = [0.0, 0.0, 1, 1, 0, 0, 1, 1, 1, 1]
+    buckets = length_buckets(differences, scores)
+    assert sum(b["n"] for b in buckets) == 10
+    inside = [[d for d in differences if b["from"] <= d <= b["to"]] for b in buckets]
+    assert sorted(d for part in inside for d in part) == differences
+    (zero,) = [b for b in buckets if b["from"] == 0]
+    assert zero["accuracy"] == pytest.approx(sum(s for d, s in zip(differences, scores, strict=True) if zero["from"] <= d <= zero["to"]) / zero["n"])  # fmt: skip
+    assert buckets[0]["accuracy"] == 0 and buckets[-1]["accuracy"] == 1
+
+
+def test_the_length_null_is_what_picking_the_longer_would_score():
+    lengths = [(9, 3), (9, 3), (3, 9), (5, 5)]
+    rows = [pair(1.0, lengths=both, id=str(k)) for k, both in enumerate(lengths)]
+    report = preference_report(rows)
+    assert report["longer_is_right"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)

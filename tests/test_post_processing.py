@@ -85,7 +85,7 @@ def test_rows_in_and_out_are_as_recorded(golden, tmp_path):
     golden("post_processing/stdout.txt", result.stdout)
 
 
-def test_j3_a_hinted_text_becomes_valid_json_whatever_it_says(tmp_path):
+def test_a_hinted_text_becomes_valid_json_whatever_it_says(tmp_path):
     awkward = 'It says "better_answer": 1,\nand \\ and } and “这个”.'
     s = write(
         tmp_path, [B, C], together(*(four(m, [says(1)], awkward, "x", says(1)) for m in (B, C)))
@@ -126,7 +126,7 @@ def test_a_cut_hinted_reason_is_unreadable():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_j8_s1_an_item_that_one_file_lacks_is_left_out_of_all_and_shifts_nothing(tmp_path, variant):
+def test_an_item_that_one_file_lacks_is_left_out_of_all_and_shifts_nothing(tmp_path, variant):
     rows = [four(made, *PLAIN) for made in (A, B, C)]
     rows[1][variant] = []
     s = write(tmp_path, [A, B, C], together(*rows))
@@ -169,7 +169,7 @@ def test_a_limit_takes_the_same_items_as_in_the_stages_before(tmp_path):
 
 
 @pytest.mark.parametrize("id", ["00123", "12e45", "a_b", "1.0"])
-def test_s11_any_id_is_joined_as_the_text_it_is(tmp_path, id):
+def test_any_id_is_joined_as_the_text_it_is(tmp_path, id):
     made = item(id)
     s = write(tmp_path, [made], four(made, *PLAIN))
     main(s)

@@ -78,7 +78,7 @@ def chain(request, tmp_path_factory) -> tuple[str, Path]:
     return request.param, data
 
 
-def test_j6_each_stage_reads_what_the_one_before_wrote_and_its_ledger_adds_up(chain):
+def test_each_stage_reads_what_the_one_before_wrote_and_its_ledger_adds_up(chain):
     _, data = chain
     metas = {
         path.name.split(".")[0]: json.loads(path.read_text()) for path in data.rglob("*.meta.json")

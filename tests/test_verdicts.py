@@ -117,7 +117,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_j4_an_untidy_judgment_is_read(name):
+def test_an_untidy_judgment_is_read(name):
     text, better, reason = READ[name]
     assert parse_verdict(text) == Verdict(better, reason)  # pyright: ignore[reportArgumentType]
 
@@ -125,7 +125,7 @@ def test_j4_an_untidy_judgment_is_read(name):
 @pytest.mark.parametrize(
     ("reason", "text"), [(reason, text) for reason, texts in UNREADABLE.items() for text in texts]
 )
-def test_j4_what_cannot_be_read_is_no_verdict_and_says_why(reason, text):
+def test_what_cannot_be_read_is_no_verdict_and_says_why(reason, text):
     assert parse_verdict(text) == Unreadable(reason)
 
 
@@ -135,9 +135,7 @@ def test_the_reasons_are_those_that_are_listed():
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 @given(reason=TEXT, better=st.sampled_from([1, 2]))
-def test_j3_a_rendered_judgment_is_read_as_it_was_whatever_its_reason_holds(
-    language, reason, better
-):
+def test_a_rendered_judgment_is_read_as_it_was_whatever_its_reason_holds(language, reason, better):
     text = render_judgment(reason, better, language)
     assert parse_verdict(text) == Verdict(better, reason.strip())
     keys = json.loads(text)

@@ -1,15 +1,15 @@
-"""Compare functions for prefpipe.compare.tournament: a pairwise model's and a judge's matches.
+"""Who is better of two responses: a pairwise model's matches, a judge's, and the tournaments of them.
 
-Both ask in both orders of the responses. A prompt that cannot be compared at all (too long, say) is
-put into `failed` with its reason; its matches have no outcome then.
+Both are asked in both orders of the responses, and a match is the mean of the two.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from prefpipe import judge, languages, llm, rows, verdicts
-from prefpipe.compare.tournament import Match
-from prefpipe.rows import Message, Reject
+from prefpipe import judge, languages, llm
+from prefpipe.compare import tournament
+from prefpipe.compare.tournament import Match, Standing
+from prefpipe.rows import Completion, Message, Reject, as_turns, flatten_turns
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel
@@ -17,100 +17,138 @@ if TYPE_CHECKING:
 
 
 class Contest(NamedTuple):
-    """A prompt and the responses that its matches name by index."""
+    """A prompt and its responses, which matches name by index."""
 
     prompt: str | list[Message]
     responses: Sequence[str]
+    entrants: Sequence[int]
+    """Indices of the responses that compete."""
 
 
-Failed = dict[str, Reject]
+Contests = Mapping[str, Contest]
+"""By the prompt's id."""
+Outcome = float | Reject | None
+"""P(first is better) of a match; None: no verdict could be read; a Reject: the prompt cannot be
+compared at all (too long, say)."""
+Play = Callable[[Contests, Sequence[Match]], Sequence[Outcome]]
+
+
+def hold(
+    contests: Contests, play: Play, kind: tournament.Tournament, *, seed: int
+) -> dict[str, Standing | Reject]:
+    """A tournament of each contest; a Reject where it cannot be compared, or nothing could be read."""
+    left_out: dict[str, Reject] = {}
+
+    def compare(matches: Sequence[Match]) -> list[float | None]:
+        playable = [match for match in matches if match.id not in left_out]
+        outcomes = dict(zip(playable, play(contests, playable), strict=True))
+        for match, outcome in outcomes.items():
+            if isinstance(outcome, Reject):
+                left_out[match.id] = outcome
+        return [None if isinstance(p := outcomes.get(m), Reject) else p for m in matches]
+
+    entrants = {id: contest.entrants for id, contest in contests.items()}
+    if kind == "knockout":
+        standings = tournament.knockout(entrants, compare, seed=seed)
+    else:
+        standings = tournament.round_robin(entrants, compare)
+    results: dict[str, Standing | Reject] = dict(standings) | left_out
+    for id, standing in standings.items():
+        if id not in left_out and standing.played and all(m.p is None for m in standing.played):
+            detail = "no comparison gave a verdict that can be read"
+            results[id] = Reject(id=id, reason="all_unreadable", detail=detail)
+    return results
 
 
 def pairwise_matches(
     model: "PairwiseModel",
-    contests: Mapping[str, Contest],
+    contests: Contests,
     matches: Sequence[Match],
-    failed: Failed,
     *,
     cache: "PrefixCache | None" = None,
-) -> list[float | None]:
-    """P(first is better) of each match; those of one prompt are computed behind one copy of it."""
-    from prefpipe.compare.reward_model import Unscorable
-
+) -> list[Outcome]:
+    """The model's P(first is better); the matches of one prompt are computed behind one copy of it."""
     by_id: dict[str, list[Match]] = {}
     for match in matches:
         by_id.setdefault(match.id, []).append(match)
     questions = (
-        (
-            contests[id].prompt,
-            contests[id].responses,
-            [(match.first, match.second) for match in members],
-        )
+        (contests[id].prompt, contests[id].responses, [(m.first, m.second) for m in members])
         for id, members in by_id.items()
     )
-    found: dict[Match, float] = {}
+    outcomes: dict[Match, Outcome] = {}
     for (id, members), compared in zip(by_id.items(), model.compare(questions, cache), strict=True):
-        if isinstance(compared, Unscorable):
-            failed[id] = Reject(id=id, reason=compared.reason, detail=compared.detail)
+        if isinstance(compared, list):
+            outcomes |= {match: one.p for match, one in zip(members, compared, strict=True)}
         else:
-            found |= {match: one.p for match, one in zip(members, compared, strict=True)}
-    return [found.get(match) for match in matches]
+            outcomes |= dict.fromkeys(members, compared.reject(id))
+    return [outcomes[match] for match in matches]
 
 
 def judge_matches(
     engine: llm.Engine,
-    contests: Mapping[str, Contest],
+    contests: Contests,
     matches: Sequence[Match],
-    failed: Failed,
     *,
     template: str | None,
     max_new_tokens: int,
     seed: int,
-) -> list[float | None]:
-    """The share of greedy verdicts for the first response, over both orders.
+) -> list[Outcome]:
+    """The share of a judge's greedy verdicts for the first response, over both orders.
 
-    An unreadable verdict is none: where one order is unreadable the other decides, where both are
-    the match has no outcome.
+    Where one order is unreadable the other decides. Raises SystemExit where the server failed a
+    request that may pass later.
     """
+    showings = {match: _show(match, contests[match.id], template) for match in matches}
+    requests = (
+        llm.Request(
+            id=showing.id,
+            messages=tuple(as_turns(showing.prompt)),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            reply_schema=showing.reply_schema,
+        )
+        for both in showings.values()
+        for showing in both
+    )
+    # No llm.replies.Replies, which wants all requests of a run beforehand: whom a knockout asks
+    # about next hangs on what was answered. The stages log each prompt's result instead.
+    replies: dict[str, list[Completion] | Reject] = {}
+    for result in engine.generate(requests):
+        if not isinstance(result, llm.Failure):
+            replies[result[0].id] = result
+        elif result.reason in llm.SERVER_FAILURES:
+            raise SystemExit(
+                f"a request did not pass ({result.reason}, {result.detail}); what is done is "
+                "kept: the same command goes on"
+            )
+        else:
+            replies[result.id] = Reject(id=result.id, reason=result.reason, detail=result.detail)
+    return [_outcome(match.id, showings[match], replies) for match in matches]
 
-    def requests() -> Iterator[llm.Request]:
-        for match in matches:
-            prompt, responses = contests[match.id]
-            question = prompt if isinstance(prompt, str) else rows.flatten_turns(prompt)
-            language = languages.detect_language(question)
-            for order in ((match.first, match.second), (match.second, match.first)):
-                text = judge.judge_prompt(
-                    question,
-                    responses[order[0]],
-                    responses[order[1]],
-                    language=language,
-                    template=template,
-                )
-                yield llm.Request(
-                    id=f"{match.id}\t{order[0]}\t{order[1]}",
-                    messages=(Message(role="user", content=text),),
-                    max_new_tokens=max_new_tokens,
-                    seed=seed,
-                    reply_schema=verdicts.judgment_schema(language),
-                )
 
-    wins: dict[Match, list[float]] = {match: [] for match in matches}
-    for result in engine.generate(requests()):
-        request_id = result.id if isinstance(result, llm.Failure) else result[0].id
-        id, first, second = request_id.rsplit("\t", 2)
-        if isinstance(result, llm.Failure):
-            if result.reason in llm.SERVER_FAILURES:
-                raise SystemExit(
-                    f"a request did not pass ({result.reason}, {result.detail}); what is done is "
-                    "kept: the same command goes on"
-                )
-            failed[id] = Reject(id=id, reason=result.reason, detail=result.detail)
-            continue
-        parsed = verdicts.parse_verdict(result[0].text)
-        if isinstance(parsed, verdicts.Verdict):
-            winner = int((first, second)[parsed.better - 1])
-            match = Match(id, int(first), int(second))
-            if match not in wins:
-                match = Match(id, int(second), int(first))
-            wins[match].append(float(winner == match.first))
-    return [sum(won) / len(won) if (won := wins[match]) else None for match in matches]
+def _show(
+    match: Match, contest: Contest, template: str | None
+) -> tuple[judge.Showing, judge.Showing]:
+    a, b = match.first, match.second
+    question = flatten_turns(contest.prompt)
+    return judge.both_orders(
+        (f"{match.id}\t{a}\t{b}", f"{match.id}\t{b}\t{a}"),
+        question,
+        contest.responses[a],
+        contest.responses[b],
+        language=languages.detect_language(question),
+        template=template,
+    )
+
+
+def _outcome(
+    id: str,
+    both: tuple[judge.Showing, judge.Showing],
+    replies: Mapping[str, list[Completion] | Reject],
+) -> Outcome:
+    verdicts = [judge.verdict(replies[showing.id], showing) for showing in both]
+    for verdict in reversed(verdicts):
+        if isinstance(verdict, Reject):
+            return verdict.model_copy(update={"id": id})
+    wins = [float(verdict == 1) for verdict in verdicts if isinstance(verdict, int)]
+    return sum(wins) / len(wins) if wins else None

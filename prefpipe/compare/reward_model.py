@@ -19,6 +19,7 @@ from prefpipe.compare.context import SavedFormat, Unscorable, cut_left
 from prefpipe.models import packs, trees
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import bare_model, max_positions
+from prefpipe.models.memory import in_halves
 from prefpipe.rows import Message, as_turns, flatten_turns
 
 MAX_BATCH_TOKENS = 8192

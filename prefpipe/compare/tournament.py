@@ -9,11 +9,16 @@ not compete. Where P is exactly 0.5 in a knockout, or could not be told (None), 
 (seed, id, players) decides who goes on.
 """
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Literal
 
 import numpy as np
+
+from prefpipe import draws
+
+Tournament = Literal["knockout", "round-robin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +50,28 @@ class Standing:
     """Competitors, best first."""
     played: list[Played]
     strengths: list[float] | None = None
-    """Of round-robin: for each place of `order`, the Bradley-Terry log-strength; mean 0."""
+    """For each competitor of `order`: the Bradley-Terry log-strength (mean 0) of a round-robin, or
+    the score where a model gives one; None: of a knockout."""
     cycle: list[int] | None = None
-    """Of round-robin: a beats b, b beats c, ..., the last beats a; None: there is none."""
+    """Round-robin: a beats b, b beats c, ..., the last beats a; None: there is no circle."""
+
+    def lead(self, a: int, b: int) -> float | None:
+        """Log-odds that a is better than b; None: they did not meet, or it could not be told."""
+        for match in self.played:
+            if match.p is not None and {match.first, match.second} == {a, b}:
+                return log_odds(match.p if match.first == a else 1 - match.p)
+        return None
 
 
 def competitors(responses: Sequence[str]) -> dict[int, list[int]]:
     """First index of each distinct response -> indices of all its copies; empty ones left out."""
     first_of: dict[str, int] = {}
-    found: dict[int, list[int]] = {}
+    copies: dict[int, list[int]] = {}
     for index, response in enumerate(responses):
         text = response.strip()
         if text:
-            found.setdefault(first_of.setdefault(text, index), []).append(index)
-    return found
+            copies.setdefault(first_of.setdefault(text, index), []).append(index)
+    return copies
 
 
 # ---- knockout ------------------------------------------------------------------------------------
@@ -74,14 +87,14 @@ def knockout(
     round by the place of the one who won. So the best is well founded, the order of those who left
     early is not: use round_robin where the worst matters.
     """
-    draws = {
-        id: random.Random(f"{seed}:{id}").sample(list(e), len(e)) for id, e in entrants.items()
-    }
-    byes = {id: 2 ** max(len(d) - 1, 0).bit_length() - len(d) for id, d in draws.items()}
-    left = {id: draw[byes[id] :] for id, draw in draws.items()}
-    waiting = {id: draw[: byes[id]] for id, draw in draws.items()}
+    # 1) The bracket: by lot; so many have a bye that the second round has a power of two.
+    lots = {id: draws.rng(seed, id).sample(list(e), len(e)) for id, e in entrants.items()}
+    byes = {id: 2 ** max(len(lot) - 1, 0).bit_length() - len(lot) for id, lot in lots.items()}
+    left = {id: lot[byes[id] :] for id, lot in lots.items()}
+    waiting = {id: lot[: byes[id]] for id, lot in lots.items()}
     played: dict[str, list[Played]] = {id: [] for id in entrants}
     beaten_by: dict[str, list[list[tuple[int, int]]]] = {id: [] for id in entrants}
+    # 2) Round by round: what can be played now, of all prompts, is one call.
     while any(len(players) > 1 for players in left.values()):
         matches = [
             Match(id, *players[k : k + 2])
@@ -101,22 +114,23 @@ def knockout(
                 left[id] = waiting[id] + winners[id]
                 waiting[id] = []
                 beaten_by[id].append(rounds[id])
+    # 3) Everyone behind the winner by when, and by whom, they were beaten.
     return {
-        id: Standing(_places(left[id] + waiting[id], beaten_by[id]), played[id]) for id in entrants
+        id: Standing(_order(left[id] + waiting[id], beaten_by[id]), played[id]) for id in entrants
     }
 
 
-def _places(winner: list[int], rounds: list[list[tuple[int, int]]]) -> list[int]:
-    """The order, from the winner and each round's (winner, loser)."""
+def _order(winner: list[int], rounds: list[list[tuple[int, int]]]) -> list[int]:
+    """All players, from the winner and each round's (winner, loser)."""
     order = list(winner)
     for matches in reversed(rounds):
-        place = {player: k for k, player in enumerate(order)}
-        order += [loser for _, loser in sorted(matches, key=lambda pair: place[pair[0]])]
+        rank = {player: k for k, player in enumerate(order)}
+        order += [loser for _, loser in sorted(matches, key=lambda pair: rank[pair[0]])]
     return order
 
 
 def _coin(match: Match, seed: int) -> bool:
-    return random.Random(f"{seed}:{match.id}:{match.first}:{match.second}").random() < 0.5
+    return draws.rng(seed, match.id, match.first, match.second).random() < 0.5
 
 
 # ---- round-robin ---------------------------------------------------------------------------------
@@ -138,11 +152,11 @@ def round_robin(entrants: Mapping[str, Sequence[int]], compare: Compare) -> dict
         played[match.id].append(Played(match.first, match.second, p))
     standings = {}
     for id, players in entrants.items():
-        place = {player: k for k, player in enumerate(players)}
+        column = {player: k for k, player in enumerate(players)}
         wins = np.full((len(players), len(players)), np.nan)
         for match in played[id]:
             if match.p is not None:
-                a, b = place[match.first], place[match.second]
+                a, b = column[match.first], column[match.second]
                 wins[a, b], wins[b, a] = match.p, 1 - match.p
         strengths = bradley_terry(wins)
         order = sorted(range(len(players)), key=lambda k: -strengths[k])
@@ -189,28 +203,18 @@ def bradley_terry(wins: np.ndarray, *, ridge: float = 0.01) -> np.ndarray:
 
 
 def find_cycle(beats: np.ndarray) -> list[int] | None:
-    """Places that beat each other in a circle, the first of them first; None: there is no circle.
+    """Players that beat each other in a circle, the first of them first; None: there is no circle.
 
-    beats (n, n), bool. Depth-first search; who is neither better nor worse is not connected.
+    beats (n, n), bool. Who is neither better nor worse is not connected.
     """
-    state = [0] * len(beats)  # 0 unseen, 1 on the path, 2 done
-    path: list[int] = []
-
-    def visit(node: int) -> list[int] | None:
-        state[node] = 1
-        path.append(node)
-        for other in np.flatnonzero(beats[node]):
-            if state[other] == 1:
-                return [int(k) for k in path[path.index(int(other)) :]]
-            if state[other] == 0 and (found := visit(int(other))):
-                return found
-        state[node] = 2
-        path.pop()
-        return None
-
-    for node in range(len(beats)):
-        if state[node] == 0 and (found := visit(node)):
-            return found
+    # All players in order, then who beats whom in order: the circle found is then always the same.
+    graph = TopologicalSorter({player: () for player in range(len(beats))})
+    for a, b in np.argwhere(beats).tolist():
+        graph.add(b, a)
+    try:
+        graph.prepare()
+    except CycleError as error:
+        return error.args[1][:-1]  # it ends with the player that it began with
     return None
 
 

@@ -4,17 +4,18 @@ An item is judged twice, in both orders of its answers. A judgment that cannot b
 an accuracy, and is in no rate that needs a verdict; the readable share stands beside it.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 
+from prefpipe.evaluation import calibration
+
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """One item and what was said about it, in terms of its own answers 1 and 2."""
+class BothOrders:
+    """One item and what a judge said of it in both orders, in terms of its own answers 1 and 2."""
 
     id: str
     better: int | None
@@ -52,15 +53,18 @@ def mean_with_interval(scores: Sequence[float], *, seed: int = 0, draws: int = 4
 
     For scores whose parts depend on each other, as the two orders of one item do.
     """
-    values = np.asarray(scores, dtype=np.float64)
-    if not len(values):
+    if not len(scores):
         return Estimate(0.0, 0.0, 1.0)
-    rng = np.random.default_rng(seed)
-    means = np.array(
-        [values[rng.integers(0, len(values), len(values))].mean() for _ in range(draws)]
-    )
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high))
+    values = np.asarray(scores, dtype=np.float64)
+    mean = float(values.mean())
+    if len(values) == 1:  # scipy asks for two
+        return Estimate(mean, mean, mean)
+    from scipy.stats import bootstrap
+
+    # batch: a matrix of all draws would take 8 bytes an item and draw
+    options = {"n_resamples": draws, "batch": 100, "method": "percentile"}
+    drawn = bootstrap((values,), np.mean, rng=np.random.default_rng(seed), **options)
+    return Estimate(mean, *map(float, drawn.confidence_interval))
 
 
 def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
@@ -74,14 +78,14 @@ def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def order_scores(rows: Sequence[Judged]) -> list[float]:
+def order_scores(rows: Sequence[BothOrders]) -> list[float]:
     """For each item without a tie: 1, 0.5 or 0, the share of the two orders it was judged right in."""
     return [
         ((r.given == r.better) + (r.swapped == r.better)) / 2 for r in rows if r.better is not None
     ]
 
 
-def judge_report(rows: Sequence[Judged], *, seed: int = 0) -> dict[str, Any]:
+def judge_report(rows: Sequence[BothOrders], *, seed: int = 0) -> dict[str, Any]:
     """How good a judge is, and how it errs. Shares are 0 to 1; None: there is nothing to share.
 
     accuracy        over items without a tie: mean of both orders; unreadable counts as wrong
@@ -115,7 +119,7 @@ def judge_report(rows: Sequence[Judged], *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def longer_answer(row: Judged) -> int | None:
+def longer_answer(row: BothOrders) -> int | None:
     """1 or 2; None where both are of one length."""
     first, second = row.lengths
     return None if first == second else 1 if first > second else 2
@@ -141,17 +145,6 @@ class ScoredPair:
     """Annotators saw no difference: there is no right answer, the fair probability is 0.5."""
     lengths: tuple[int, int]
     """Characters of chosen and of rejected."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReliabilityBin:
-    low: float
-    high: float
-    n: int
-    confidence: float
-    """Mean probability of the preferred response."""
-    accuracy: float
-    """Share in which it is the better one; a labelled tie is half."""
 
 
 def half_for_ties(margins: Sequence[float]) -> list[float]:
@@ -183,96 +176,6 @@ def share_with_interval(
     return wilson(float(values.mean()) * n / deff, n / deff, z)
 
 
-def reliability(
-    margins: Sequence[float], outcomes: Sequence[float], bins: int = 10
-) -> list[ReliabilityBin]:
-    """Confidence against accuracy of the preferred response, in equal bins of 0.5..1.
-
-    outcomes: 1 where chosen is better, 0.5 for a labelled tie. Empty bins are left out.
-    """
-    margin = np.asarray(margins, dtype=np.float64)
-    outcome = np.asarray(outcomes, dtype=np.float64)
-    confidence = 1 / (1 + np.exp(-np.abs(margin)))
-    hit = np.where(margin > 0, outcome, np.where(margin < 0, 1 - outcome, 0.5))
-    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    made = []
-    for k in np.unique(place):
-        inside = place == k
-        low, high = 0.5 + k / (2 * bins), 0.5 + (k + 1) / (2 * bins)
-        means = float(confidence[inside].mean()), float(hit[inside].mean())
-        made.append(ReliabilityBin(float(low), float(high), int(inside.sum()), *means))
-    return made
-
-
-def expected_calibration_error(
-    margins: Sequence[float], outcomes: Sequence[float], bins: int = 10
-) -> float:
-    """Mean |accuracy - confidence| over the bins of `reliability`, weighted by their size.
-
-    Guo et al. 2017, eq. 3. It is never 0 on few pairs, not even for a calibrated model.
-    """
-    if not len(margins):
-        return 0.0
-    parts = reliability(margins, outcomes, bins)
-    return sum(b.n * abs(b.accuracy - b.confidence) for b in parts) / len(margins)
-
-
-def fit_temperature(margins: Sequence[float], outcomes: Sequence[float]) -> float:
-    """The T > 0 for which sigmoid(margin / T) fits the outcomes best (log loss); Guo et al. 2017.
-
-    The loss is convex in 1 / T, so its slope is bisected. Between 0.001 and 1000: 0.001 where every
-    pair is right (no finite T is best), 1000 where margins say nothing or the opposite.
-    """
-    margin = np.asarray(margins, dtype=np.float64)
-    outcome = np.asarray(outcomes, dtype=np.float64)
-    low, high = np.log(1e-3), np.log(1e3)  # of 1 / T
-    for _ in range(60):
-        middle = (low + high) / 2
-        p = 1 / (1 + np.exp(-np.clip(margin * np.exp(middle), -60, 60)))
-        if float((margin * (p - outcome)).sum()) > 0:
-            high = middle
-        else:
-            low = middle
-    return float(np.exp(-(low + high) / 2))
-
-
-def fit_order_temperature(
-    given: Sequence[float], swapped: Sequence[float], outcomes: Sequence[float]
-) -> float:
-    """The T for which the mean of sigmoid(given / T) and sigmoid(swapped / T) fits best (log loss).
-
-    given, swapped: log-odds of one pair in both orders. Between 0.05 and 50.
-    """
-    from scipy.optimize import minimize_scalar
-
-    both = np.array([given, swapped], dtype=np.float64)
-    outcome = np.asarray(outcomes, dtype=np.float64)
-
-    def loss(log_t: float) -> float:
-        p = (1 / (1 + np.exp(-np.clip(both / np.exp(log_t), -60, 60)))).mean(0)
-        p = np.clip(p, 1e-13, 1 - 1e-13)
-        return float(-(outcome * np.log(p) + (1 - outcome) * np.log1p(-p)).mean())
-
-    found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(50)), method="bounded")
-    return float(np.exp(found.x))  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def cross_scaled(
-    margins: Sequence[float], outcomes: Sequence[float], groups: Sequence[str]
-) -> list[float]:
-    """Each margin divided by the temperature fitted on the other half of the groups.
-
-    So that calibration after scaling is measured on pairs that did not choose the temperature.
-    """
-    half = [hashlib.sha256(group.encode()).digest()[0] % 2 for group in groups]
-    columns = list(zip(margins, outcomes, half, strict=True))
-    temperature = {}
-    for side in (0, 1):
-        others = [(m, o) for m, o, h in columns if h != side]
-        temperature[side] = fit_temperature(*zip(*others, strict=True)) if others else 1.0
-    return [m / temperature[h] for m, _, h in columns]
-
-
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Rank correlation; None where one side is constant."""
     from scipy.stats import spearmanr
@@ -298,12 +201,12 @@ def length_buckets(
     order = np.argsort(np.asarray(differences), kind="stable")
     edges = {int(np.asarray(differences)[part[0]]) for part in np.array_split(order, buckets) if len(part)}  # fmt: skip
     starts = sorted(edges)
-    place = np.searchsorted(starts, differences, side="right") - 1
-    made: list[LengthBucket] = []
+    bucket_of = np.searchsorted(starts, differences, side="right") - 1
+    filled: list[LengthBucket] = []
     for k in range(len(starts)):
-        inside = [i for i in range(len(place)) if place[i] == k]
+        inside = [i for i in range(len(bucket_of)) if bucket_of[i] == k]
         accuracy = share_with_interval([scores[i] for i in inside])
-        made.append(
+        filled.append(
             {
                 "from": min(differences[i] for i in inside),
                 "to": max(differences[i] for i in inside),
@@ -312,7 +215,7 @@ def length_buckets(
                 "interval": [accuracy.low, accuracy.high],
             }
         )
-    return made
+    return filled
 
 
 def preference_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
@@ -338,7 +241,7 @@ def preference_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     differences = [p.lengths[0] - p.lengths[1] for p in decided]
     longer = share_with_interval(half_for_ties(differences), questions)
     every, outcomes = [p.margin for p in pairs], [0.5 if p.tie else 1.0 for p in pairs]
-    scaled = cross_scaled(every, outcomes, [p.question for p in pairs])
+    scaled = calibration.cross_scaled(every, outcomes, [p.question for p in pairs])
     return {
         "n": len(pairs),
         "ties": len(pairs) - len(decided),
@@ -346,11 +249,11 @@ def preference_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
         "interval": [accuracy.low, accuracy.high],
         "undecided": _share([m == 0 for m in margins]),
         "mean_margin": float(np.mean(margins)) if margins else 0.0,
-        "ece": expected_calibration_error(every, outcomes),
-        "temperature": fit_temperature(every, outcomes),
-        "ece_scaled": expected_calibration_error(scaled, outcomes),
-        "reliability": [asdict(b) for b in reliability(every, outcomes)],
-        "reliability_scaled": [asdict(b) for b in reliability(scaled, outcomes)],
+        "ece": calibration.expected_calibration_error(every, outcomes),
+        "temperature": calibration.fit_temperature(every, outcomes),
+        "ece_scaled": calibration.expected_calibration_error(scaled, outcomes),
+        "reliability": [asdict(b) for b in calibration.reliability(every, outcomes)],
+        "reliability_scaled": [asdict(b) for b in calibration.reliability(scaled, outcomes)],
         "spearman": spearman([abs(m) for m in margins], scores),
         "by_length": length_buckets(differences, scores) if decided else [],
         "longer_is_right": longer.value,

@@ -1,106 +1,108 @@
-"""Models that score or compare, on held-out questions: scores of all responses, and what they say.
+"""How right models are that rank responses: reward models, pairwise models, implicit rewards, judges.
 
 A pair is a question with one right and one wrong response, so that pairs, best of 4 and ties are
 scored alike. What compares instead of scoring gives a pair its log-odds, and plays a knockout where
-there are more responses; the Ties subset of RewardBench 2, which needs a score for each response,
-is a round-robin.
+there are more responses; where the published score needs a score for each response (the Ties subset
+of RewardBench 2), it is a round-robin.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from prefpipe import llm
 from prefpipe.compare import tournament
-from prefpipe.compare.matches import Contest, Failed, judge_matches, pairwise_matches
-from prefpipe.evaluation import metrics
-from prefpipe.formats import published
+from prefpipe.compare.matches import Contest
+from prefpipe.compare.openers import Ranker
+from prefpipe.evaluation import held_out, metrics
+from prefpipe.evaluation.held_out import Kind, Measured
+from prefpipe.files import RowLog, Run
+from prefpipe.formats import FORMATS
+from prefpipe.formats.rewardbench2 import best_of_score
 from prefpipe.questions import question_key
-from prefpipe.rows import Message, Question, Reject, ScoredQuestion, flatten_turns
+from prefpipe.rows import Question, Reject, ScoredQuestion, flatten_turns
+from prefpipe.screen import progress
 
-if TYPE_CHECKING:
-    from prefpipe.compare.ab_model import PairwiseModel
-    from prefpipe.compare.reward_model import RewardModel
-
-Kind = Literal["dpo", "reward", "pairwise", "judge"]
-Play = Callable[[Mapping[str, Contest], Sequence[tournament.Match], Failed], Sequence[float | None]]
+WINDOW = 64
+"""Questions that are scored, then logged, together."""
 Scores = list[float] | Reject
-"""Of a question's right responses, then of its wrong ones."""
+"""A question's: first those of its right responses, then of its wrong ones."""
 
 
-def responses_of(question: Question) -> list[str]:
-    return [*question.right, *question.wrong]
+def measure(
+    run: Run, scored: Sequence[Measured], open_ranker: Callable[[Kind], Ranker], output: Path
+) -> dict[str, dict[str, Any]]:
+    """By set and kind: accuracy with interval and length null, calibration, published scores.
+
+    Every question is emitted here: its scores, to output, or why it has none. open_ranker loads a
+    model, which is slow: it is called only where there is work to do, and for one kind at a time.
+    """
+    log = run.open_log(ScoredQuestion, "scores")
+    report: dict[str, dict[str, Any]] = {}
+    kinds: dict[Kind, None] = dict.fromkeys(measured.kind for measured in scored)
+    for kind in kinds:
+        ranker: Ranker | None = None
+        for measured in (m for m in scored if m.kind == kind):
+            questions = list(held_out.questions(measured, run))
+            left = [
+                q for q in questions if isinstance(q, Question) and _key(q, measured) not in log
+            ]
+            failed: dict[str, Reject] = {}
+            if left:
+                ranker = ranker or open_ranker(kind)
+                failed = _score(left, measured, ranker, log)
+            usable = (failed.get(question.id, question) for question in questions)
+            kept = list(held_out.counted(run, usable))
+            rows = [log.get(_key(question, measured)) for question in kept]
+            for row in rows:
+                run.emit(row, to=output)
+            if kept:
+                report.setdefault(measured.name, {})[kind] = report_of(measured.name, kept, rows)
+    return report
 
 
-# ---- scores ------------------------------------------------------------------------------------
+def _key(question: Question, measured: Measured) -> str:
+    return f"{question.id}\t{measured.name}\t{measured.kind}"
 
 
-def by_reward(model: "RewardModel", questions: Sequence[Question]) -> Iterator[Scores]:
-    """The reward of each response."""
-    from prefpipe.compare.reward_model import Unscorable
-
-    texts = ((q.prompt, responses_of(q)) for q in questions)
-    for question, scores in zip(questions, model.score(texts), strict=True):
-        if isinstance(scores, Unscorable):
-            yield Reject(id=question.id, reason=scores.reason, detail=scores.detail)
-        else:
-            yield scores
-
-
-def by_implicit_reward(base: Any, tuned: Any, questions: Sequence[Question]) -> Iterator[Scores]:
-    """log p(tuned) - log p(base) of each response, summed over its tokens (Rafailov et al. 2023)."""
-
-    def texts() -> Iterator[tuple[list[Message], list[str]]]:
-        for q in questions:
-            prompt = q.prompt
-            alone = isinstance(prompt, str)
-            turns = [Message(role="user", content=prompt)] if alone else list(prompt)
-            yield turns, responses_of(q)
-
-    both = zip(questions, base.score(texts()), tuned.score(texts()), strict=True)
-    for question, before, after in both:
-        failed = next((r for r in (before, after) if isinstance(r, llm.Failure)), None)
-        if failed is not None:
-            yield Reject(id=question.id, reason=failed.reason, detail=failed.detail)
-        else:
-            yield [b.sum_logp - a.sum_logp for a, b in zip(before, after, strict=True)]
+def _score(
+    questions: Sequence[Question], measured: Measured, rank: Ranker, log: RowLog[ScoredQuestion]
+) -> dict[str, Reject]:
+    """Log the scores of these questions, window by window. Returns by id why some have none."""
+    failed: dict[str, Reject] = {}
+    what = f"{measured.kind}: {measured.name}"
+    for start in progress(range(0, len(questions), WINDOW), None, what):
+        window = questions[start : start + WINDOW]
+        for question, scores in zip(window, scores_of(window, rank), strict=True):
+            if isinstance(scores, Reject):
+                failed[question.id] = scores
+                continue
+            n = len(question.right)
+            log.add(
+                ScoredQuestion(
+                    id=question.id,
+                    benchmark=measured.name,
+                    kind=measured.kind,
+                    right_scores=scores[:n],
+                    wrong_scores=scores[n:],
+                )
+            )
+    return failed
 
 
-def by_pairwise(
-    model: "PairwiseModel", questions: Sequence[Question], seed: int
-) -> Iterator[Scores]:
-    return by_matches(partial(pairwise_matches, model), questions, seed)
-
-
-def by_judge(
-    engine: llm.Engine, questions: Sequence[Question], seed: int, **options: Any
-) -> Iterator[Scores]:
-    return by_matches(partial(judge_matches, engine, seed=seed, **options), questions, seed)
-
-
-def by_matches(play: Play, questions: Sequence[Question], seed: int) -> Iterator[Scores]:
-    """By comparisons: log-odds of a pair, a knockout's winner, a round-robin's strengths (Ties)."""
-    contests = {q.id: Contest(q.prompt, responses_of(q)) for q in questions}
-    failed: Failed = {}
-
-    def compare(matches: Sequence[tournament.Match]) -> list[float | None]:
-        wanted = [match for match in matches if match.id not in failed]
-        found = dict(zip(wanted, play(contests, wanted, failed), strict=True))
-        return [found.get(match) for match in matches]
-
-    entrants = {q.id: range(len(responses_of(q))) for q in questions}
-    ties = {q.id: entrants[q.id] for q in questions if q.source == "rewardbench2/Ties"}
-    others = {id: players for id, players in entrants.items() if id not in ties}
-    standings = tournament.knockout(others, compare, seed=seed)
-    standings |= tournament.round_robin(ties, compare) if ties else {}
+def scores_of(questions: Sequence[Question], rank: Ranker) -> Iterator[Scores]:
+    """A model's own scores; else log-odds of a pair, a knockout's winner, a round-robin's strengths."""
+    ranked_in_full = {subset for form in FORMATS.values() for subset in form.ranked_subsets}
+    contests: dict[tournament.Tournament, dict[str, Contest]] = {"knockout": {}, "round-robin": {}}
+    for question in questions:
+        responses = [*question.right, *question.wrong]
+        kind = "round-robin" if question.source in ranked_in_full else "knockout"
+        contests[kind][question.id] = Contest(question.prompt, responses, range(len(responses)))
+    standings: dict[str, tournament.Standing | Reject] = {}
+    for kind, of_kind in contests.items():
+        standings |= rank(of_kind, kind) if of_kind else {}
     for question in questions:
         standing = standings[question.id]
-        if question.id in failed:
-            yield failed[question.id]
-        elif standing.played and all(match.p is None for match in standing.played):
-            yield Reject(id=question.id, reason="all_unreadable")
-        else:
-            yield _as_scores(standing)
+        yield standing if isinstance(standing, Reject) else _as_scores(standing)
 
 
 def _as_scores(standing: tournament.Standing) -> list[float]:
@@ -119,28 +121,34 @@ def _as_scores(standing: tournament.Standing) -> list[float]:
 # ---- reports -----------------------------------------------------------------------------------
 
 
-def report(
+def report_of(
     benchmark: str, questions: Sequence[Question], rows: Sequence[ScoredQuestion]
 ) -> dict[str, Any]:
     """What one model scored on one benchmark; both lists are of the same questions, in order."""
-    pairs = all(len(q.right) == len(q.wrong) == 1 for q in questions)
-    found = _pairs_report(questions, rows) if pairs else _best_of_report(questions, rows)
-    by_source: dict[str, list[int]] = {}
+    are_pairs = all(len(q.right) == len(q.wrong) == 1 for q in questions)
+    report = _pairs_report(questions, rows) if are_pairs else _best_of_report(questions, rows)
+    members: dict[str, list[int]] = {}
     for k, question in enumerate(questions):
-        by_source.setdefault(question.source, []).append(k)
-    found["by_source"] = {
-        source: _subset([questions[k] for k in members], [rows[k] for k in members])
-        for source, members in sorted(by_source.items())
+        members.setdefault(question.source, []).append(k)
+    by_source = {
+        source: _subset([questions[k] for k in ks], [rows[k] for k in ks])
+        for source, ks in sorted(members.items())
     }
-    if benchmark == "rewardbench":
-        accuracy = {
-            source.partition("/")[2]: subset["accuracy"]
-            for source, subset in found["by_source"].items()
-        }
-        found["published"] = published.rewardbench_scores(accuracy)
-    if benchmark == "rewardbench2":
-        found["published"] = published.rewardbench2_scores(rows)
-    return found
+    published = _published(benchmark, by_source, rows)
+    return report | {"by_source": by_source} | ({"published": published} if published else {})
+
+
+def _published(
+    benchmark: str, by_source: Mapping[str, Mapping[str, Any]], rows: Sequence[ScoredQuestion]
+) -> dict[str, Any] | None:
+    """The model's score as the benchmark's own leaderboard takes it; None where it has none."""
+    published = FORMATS.get(benchmark)
+    if published and published.published_of_subsets:
+        accuracy = {s.partition("/")[2]: subset["accuracy"] for s, subset in by_source.items()}
+        return published.published_of_subsets(accuracy)
+    if published and published.published_of_scores:
+        return published.published_of_scores(rows)
+    return None
 
 
 def _pairs_report(questions: Sequence[Question], rows: Sequence[ScoredQuestion]) -> dict[str, Any]:
@@ -162,12 +170,12 @@ def _best_of_report(
     questions: Sequence[Question], rows: Sequence[ScoredQuestion]
 ) -> dict[str, Any]:
     """best: the first place is right; random: what a random pick would score; longest: the longest."""
-    best = metrics.share_with_interval([published.best_of_score(row) for row in rows])
-    chance = [len(q.right) / len(responses_of(q)) for q in questions]
+    best = metrics.share_with_interval([best_of_score(row) for row in rows])
+    chance = [len(q.right) / (len(q.right) + len(q.wrong)) for q in questions]
     longest = [_longest_is_right(q) for q in questions]
     return {
         "n": len(questions),
-        "responses": sum(len(responses_of(q)) for q in questions) / max(1, len(questions)),
+        "responses": sum(len(q.right) + len(q.wrong) for q in questions) / max(1, len(questions)),
         "accuracy": best.value,
         "interval": [best.low, best.high],
         "random_is_right": _mean(chance),
@@ -176,28 +184,20 @@ def _best_of_report(
 
 
 def _longest_is_right(question: Question) -> float:
-    most = max(map(len, responses_of(question)))
+    most = max(map(len, [*question.right, *question.wrong]))
     right = sum(len(text) == most for text in question.right)
     return right / (right + sum(len(text) == most for text in question.wrong))
 
 
 def _subset(questions: Sequence[Question], rows: Sequence[ScoredQuestion]) -> dict[str, Any]:
     kept = [(q, row) for q, row in zip(questions, rows, strict=True) if not q.tie]
-    best = metrics.share_with_interval([published.best_of_score(row) for _, row in kept])
+    best = metrics.share_with_interval([best_of_score(row) for _, row in kept])
     return {
         "n": len(questions),
         "accuracy": best.value,
         "interval": [best.low, best.high],
         "longer_is_right": _mean([_longest_is_right(q) for q, _ in kept]),
     }
-
-
-def overlap(questions: Iterable[Question], trained_on: Iterable[str]) -> dict[str, Any]:
-    """How much of the questions' n-grams stands in the texts that were trained on."""
-    found = published.Overlap({q.id: flatten_turns(q.prompt) for q in questions})
-    for text in trained_on:
-        found.add(text)
-    return found.report()
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""prefpipe.evaluation.metrics of scored pairs: by hand, by brute force, and by scipy where it has the thing."""
+"""prefpipe.evaluation.calibration: by hand, by brute force, and by scipy where it has the thing."""
 
 import math
 
@@ -7,52 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
-from scipy.stats import rankdata
 
-from prefpipe.evaluation.metrics import (
-    ScoredPair,
+from prefpipe.evaluation.calibration import (
     cross_scaled,
     expected_calibration_error,
     fit_order_temperature,
     fit_temperature,
-    half_for_ties,
-    length_buckets,
-    preference_report,
     reliability,
-    share_with_interval,
-    spearman,
-    wilson,
 )
 
 
 def odds(p: float) -> float:
     return math.log(p / (1 - p))
-
-
-def pair(margin, tie=False, lengths=(10, 10), id="p", question=None):
-    return ScoredPair(id, question or id, margin, tie, lengths)
-
-
-# ---- R10: accuracy counted ties as wrong, silently -----------------------------------------------
-
-
-def test_r10_a_margin_of_exactly_0_counts_half_and_the_rate_is_shown():
-    """1, 1, 0.5, 0 of four pairs: (1 + 1 + 0.5 + 0) / 4 = 0.625; one of four is undecided."""
-    report = preference_report([pair(m, id=f"p{k}") for k, m in enumerate((2.0, 0.1, 0.0, -1.0))])
-    assert half_for_ties([2.0, 0.1, 0.0, -1.0]) == [1, 1, 0.5, 0]
-    assert report["accuracy"] == 0.625 and report["undecided"] == 0.25
-
-
-def test_r10_labelled_ties_are_in_no_accuracy_and_are_counted():
-    rows = [pair(1.0, id="a"), pair(-3.0, tie=True, id="b"), pair(2.0, tie=True, id="c")]
-    report = preference_report(rows)
-    assert (report["n"], report["ties"], report["accuracy"]) == (3, 2, 1.0)
-    # in the calibration they are: at 95 % and 88 % confidence the fair probability is 0.5
-    certain = expected_calibration_error([1.0], [1.0])
-    assert report["ece"] > certain
-
-
-# ---- calibration ---------------------------------------------------------------------------------
 
 
 def test_ece_by_hand():
@@ -130,48 +96,3 @@ def test_each_half_is_scaled_by_the_other_half_s_temperature():
     ]
     assert fit_temperature(sides[1], [1.0] * len(sides[1])) == pytest.approx(one, rel=1e-6)
     assert fit_temperature(sides[0], [1.0] * len(sides[0])) == pytest.approx(other, rel=1e-6)
-
-
-# ---- intervals, ranks, lengths -------------------------------------------------------------------
-
-
-def test_pairs_of_one_question_are_counted_as_one_piece_of_evidence():
-    """Ten questions of ten pairs, each all right or all wrong: as good as ten pairs."""
-    scores = [float(q < 7) for q in range(10) for _ in range(10)]
-    groups = [str(q) for q in range(10) for _ in range(10)]
-    clustered, alone = share_with_interval(scores, groups), share_with_interval(scores)
-    ten = wilson(7, 10)
-    assert alone == wilson(70, 100)
-    assert clustered.value == pytest.approx(0.7)
-    assert (clustered.low, clustered.high) == pytest.approx((ten.low, ten.high), abs=1e-9)
-
-
-def test_groups_that_even_out_do_not_narrow_the_interval():
-    scores = [1.0, 0.0] * 20
-    groups = [str(k // 2) for k in range(40)]
-    assert share_with_interval(scores, groups) == share_with_interval(scores)
-
-
-def test_spearman_is_pearson_of_the_ranks_and_nothing_where_one_side_is_constant():
-    a, b = [0.1, 3.0, 2.0, 2.0, 5.0], [0.0, 1.0, 0.5, 1.0, 1.0]
-    assert spearman(a, b) == pytest.approx(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
-    assert spearman(a, [1.0] * 5) is None
-
-
-def test_length_buckets_hold_every_pair_once_and_equal_lengths_together():
-    differences = [-30, -20, 0, 0, 0, 0, 10, 20, 30, 40]
-    scores = [0.0, 0.0, 1, 1, 0, 0, 1, 1, 1, 1]
-    buckets = length_buckets(differences, scores)
-    assert sum(b["n"] for b in buckets) == 10
-    inside = [[d for d in differences if b["from"] <= d <= b["to"]] for b in buckets]
-    assert sorted(d for part in inside for d in part) == differences
-    (zero,) = [b for b in buckets if b["from"] == 0]
-    assert zero["accuracy"] == pytest.approx(sum(s for d, s in zip(differences, scores, strict=True) if zero["from"] <= d <= zero["to"]) / zero["n"])  # fmt: skip
-    assert buckets[0]["accuracy"] == 0 and buckets[-1]["accuracy"] == 1
-
-
-def test_the_length_null_is_what_picking_the_longer_would_score():
-    lengths = [(9, 3), (9, 3), (3, 9), (5, 5)]
-    rows = [pair(1.0, lengths=both, id=str(k)) for k, both in enumerate(lengths)]
-    report = preference_report(rows)
-    assert report["longer_is_right"] == pytest.approx((1 + 1 + 0 + 0.5) / 4)

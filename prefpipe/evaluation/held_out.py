@@ -1,0 +1,116 @@
+"""What is measured: held-out rows of ours and of published benchmarks, as items and as questions."""
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from prefpipe.files import DataError, Places, Run, data_files, parse_row, read_records
+from prefpipe.formats import FORMATS
+from prefpipe.formats.reading import to_question
+from prefpipe.judge import build_item
+from prefpipe.rows import Item, Preference, Question, Reject, Row
+
+Kind = Literal["judge", "dpo", "reward", "pairwise"]
+R = TypeVar("R", bound=Row)
+VALIDATION = "validation"
+
+
+class Measured(NamedTuple):
+    """A kind of model on a set of held-out rows."""
+
+    kind: Kind
+    name: str
+    """`validation` (Item rows), or the benchmark's format."""
+    path: Path
+
+    @property
+    def is_judged(self) -> bool:
+        """Both judges write about each item; else a model ranks the responses to each question."""
+        return self.kind == "judge" and not (
+            self.name in FORMATS and FORMATS[self.name].several_answers
+        )
+
+
+def parse_benchmarks(entries: Iterable[str]) -> dict[str, Path]:
+    """name=path, each name once. SystemExit where one is not."""
+    paths: dict[str, Path] = {}
+    for entry in entries:
+        name, _, path = entry.partition("=")
+        if name not in FORMATS or not path:
+            raise SystemExit(
+                f"--benchmark {entry}: wanted name=path, name one of: {', '.join(FORMATS)}"
+            )
+        if name in paths:
+            raise SystemExit(f"--benchmark {entry}: {name} is given twice; run the stage for each")
+        paths[name] = Path(path)
+    return paths
+
+
+def items(
+    measured: Measured, run: Run, *, seed: int, template: str | None
+) -> Iterator[Item | Reject]:
+    """The items of a set: as they are, or made of a published format's pairs."""
+    for _, row in _rows(measured, run):
+        if isinstance(row, Preference):
+            yield build_item(row, split="validation", seed=seed, template=template)
+        elif not isinstance(row, Question):
+            yield row
+
+
+def questions(measured: Measured, run: Run) -> Iterator[Question | Reject]:
+    """The rows of a set as questions; what no model can be asked is a Reject."""
+    for place, row in _rows(measured, run):
+        if isinstance(row, Item):
+            yield _question_of(row)
+        elif isinstance(row, Reject):
+            yield row
+        elif reason := row.fault:
+            yield Reject(id=row.id, reason=reason, detail=place)
+        else:
+            yield to_question(row) if isinstance(row, Preference) else row
+
+
+def _question_of(item: Item) -> Question:
+    answers = [item.answer_1, item.answer_2]
+    right, wrong = answers if item.better != 2 else answers[::-1]
+    return Question(
+        id=item.id,
+        prompt=item.question,
+        right=[right],
+        wrong=[wrong],
+        tie=item.better is None,
+        source=item.source,
+    )
+
+
+def _rows(
+    measured: Measured, run: Run
+) -> Iterator[tuple[str, Item | Preference | Question | Reject]]:
+    """(place, row) of each record, a Reject for one that is no row (with --strict: DataError)."""
+    own = measured.name == VALIDATION
+    read = partial(parse_row, row_type=Item) if own else FORMATS[measured.name].read
+    places = Places()
+    for file in data_files(measured.path) if own else [measured.path]:
+        for place, record in read_records(file, run.settings.limit):
+            try:
+                if isinstance(record, ValueError):
+                    raise record
+                row = read(record)
+            except ValueError as error:
+                if run.settings.strict:
+                    raise DataError(f"{place}: {error}") from None
+                yield place, Reject(id=place, reason="bad_row", detail=str(error))
+                continue
+            places.check(row.id, place)
+            yield place, row
+
+
+def counted(run: Run, rows: Iterable[R | Reject]) -> Iterator[R]:
+    """The rows that can be used; each counts as read, and what is left out is emitted."""
+    for row in rows:
+        run.read_count += 1
+        if isinstance(row, Reject):
+            run.emit(row)
+        else:
+            yield row

@@ -1,0 +1,56 @@
+"""JudgeBench (Tan et al. 2024): question, response_A, response_B, label A>B or B>A, pair_id, source."""
+
+from prefpipe.formats.reading import (
+    Format,
+    Record,
+    Verdicts,
+    field,
+    prompt_field,
+    text_field,
+    to_preference,
+)
+from prefpipe.rows import Preference
+
+_KINDS = {
+    "mmlu-pro": "knowledge",
+    "livebench-reasoning": "reasoning",
+    "livebench-math": "math",
+    "livecodebench": "coding",
+}
+
+
+def read(record: Record) -> Preference:
+    """source becomes judgebench/<knowledge, reasoning, math or coding>."""
+    answers = [text_field(record, f"response_{k}") for k in "AB"]
+    label = field(record, "label")
+    if label not in ("A>B", "B>A"):
+        raise ValueError(f"label: found {label!r}, wanted 'A>B' or 'B>A'")
+    chosen, rejected = answers if label == "A>B" else answers[::-1]
+    named = {
+        "id": field(record, "pair_id"),
+        "source": f"judgebench/{_kind(text_field(record, 'source'))}",
+    }
+    return to_preference(named, prompt_field(record, "question"), chosen, rejected)
+
+
+def _kind(source: str) -> str:
+    for start, kind in _KINDS.items():
+        if source.startswith(start):
+            return kind
+    raise ValueError(f"source: found {source!r}, wanted one that starts with {', '.join(_KINDS)}")
+
+
+def is_right(given_right: bool | None, swapped_right: bool | None) -> bool:
+    """JudgeBench's rule for two orders: more right verdicts than wrong ones.
+
+    None: unreadable, neither right nor wrong. One right and one wrong verdict is not right.
+    """
+    return sum({True: 1, False: -1, None: 0}[v] for v in (given_right, swapped_right)) > 0
+
+
+def share_right(verdicts: Verdicts) -> float | None:
+    """The published score of a judge; None: no verdict at all."""
+    return sum(is_right(*both) for both in verdicts) / len(verdicts) if verdicts else None
+
+
+FORMAT = Format(read, published_of_verdicts=share_right)
