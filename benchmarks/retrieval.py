@@ -21,7 +21,10 @@ import numpy as np
 
 import build_vector_store
 from benchmarks import machine, write_results
-from prefpipe.rag import retrieval
+from prefpipe.rag.documents import content_hash, to_text
+from prefpipe.rag.embedding import SentenceEmbedder, model_folder
+from prefpipe.rag.store import VectorStore, read_manifest
+from prefpipe.rag.table import Columns, read_entries
 
 DEFAULT = Path(os.environ.get("PREFPIPE_REAL_DATA", "../shared/data")) / "cosqa_dev.csv"
 DEEP = 10
@@ -44,12 +47,12 @@ def measure(hits: Sequence[Sequence[str]], wanted: Sequence[str]) -> dict[str, f
 
 
 def search_store(
-    folder: Path, queries: Sequence[str], embedder: retrieval.SentenceEmbedder
+    folder: Path, queries: Sequence[str], embedder: SentenceEmbedder
 ) -> list[list[str]]:
-    store = retrieval.Store.open(folder, embedder)
+    store = VectorStore.open(folder, embedder)
     _, rows = store.search(embedder.embed(queries, "query"), DEEP)
     documents = store.documents(rows[rows >= 0])
-    return [[documents[int(row)].content_hash for row in found if row >= 0] for found in rows]
+    return [[documents[int(row)].content_hash for row in own if row >= 0] for own in rows]
 
 
 def search_with_sentence_transformers(
@@ -58,13 +61,13 @@ def search_with_sentence_transformers(
     """As its documentation says, on the same texts."""
     from sentence_transformers import SentenceTransformer, util
 
-    model = SentenceTransformer(str(retrieval.model_folder("all-MiniLM-L6-v2")))
+    model = SentenceTransformer(str(model_folder("all-MiniLM-L6-v2")))
     corpus = model.encode(list(texts), convert_to_tensor=True)
-    found = util.semantic_search(
+    hits = util.semantic_search(
         model.encode(list(queries), convert_to_tensor=True), corpus, top_k=DEEP
     )
-    hashes = [retrieval.content_hash(text) for text in texts]
-    return [[hashes[int(hit["corpus_id"])] for hit in row] for row in found]
+    hashes = [content_hash(text) for text in texts]
+    return [[hashes[int(hit["corpus_id"])] for hit in row] for row in hits]
 
 
 def main() -> None:
@@ -73,19 +76,17 @@ def main() -> None:
         raise SystemExit(f"{table}: not there; give the path of cosqa_dev.csv")
     with open(table, encoding="utf-8", newline="") as file:
         labels = {row["id"]: row["label"] for row in csv.DictReader(file)}
-    columns = retrieval.Columns(query="query", code="code", description="description")
-    entries = [
-        e for _, e in retrieval.read_entries(table, columns) if not isinstance(e, ValueError)
-    ]
+    columns = Columns(query="query", code="code", description="description")
+    entries = [e for _, e in read_entries(table, columns) if not isinstance(e, ValueError)]
     asked = [entry for entry in entries if labels[entry.id] == "1"]
     queries = [entry.query for entry in asked]
-    wanted = [retrieval.content_hash(retrieval.to_text(entry)) for entry in asked]
+    wanted = [content_hash(to_text(entry)) for entry in asked]
 
-    embedder = retrieval.SentenceEmbedder("all-MiniLM-L6-v2")
-    texts = list(dict.fromkeys(retrieval.to_text(entry) for entry in entries))
+    embedder = SentenceEmbedder("all-MiniLM-L6-v2")
+    texts = list(dict.fromkeys(to_text(entry) for entry in entries))
     peer = search_with_sentence_transformers(texts, queries)
-    peer_found = measure(peer, wanted)
-    results: dict[str, Any] = {"semantic_search": peer_found}
+    peer_shares = measure(peer, wanted)
+    results: dict[str, Any] = {"semantic_search": peer_shares}
     differences = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("exact", "ivf"):
@@ -94,12 +95,12 @@ def main() -> None:
             )
             build_vector_store.main(s, embedder)
             hits = search_store(s.output, queries, embedder)
-            found = measure(hits, wanted)
-            differences[kind] = max(abs(found[name] - peer_found[name]) for name in found)
-            results[kind] = found | {
+            shares = measure(hits, wanted)
+            differences[kind] = max(abs(shares[name] - peer_shares[name]) for name in shares)
+            results[kind] = shares | {
                 "largest_difference": round(differences[kind], 4),
                 "queries_with_the_same_10_hits": sum(map(list.__eq__, hits, peer)),
-                "index": retrieval.read_manifest(s.output).index.model_dump(),
+                "index": read_manifest(s.output).index.model_dump(),
             }
     write_results(
         "retrieval",

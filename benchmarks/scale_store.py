@@ -29,7 +29,7 @@ import numpy as np
 
 import build_vector_store
 from benchmarks import RESULTS, machine, write_results
-from prefpipe.rag import retrieval
+from prefpipe.rag.store import VectorStore, read_manifest
 
 DIMENSION, FILLED, TOPICS, SUBJECTS = 384, 64, 20_000, 500
 SEARCHED_AT_ONCE = 500
@@ -102,7 +102,7 @@ def settings(folder: Path) -> build_vector_store.Settings:
 
 def build(folder: Path, queries: int) -> dict[str, Any]:
     build_vector_store.main(settings(folder), SyntheticEmbedder())
-    return {"index": retrieval.read_manifest(folder / "store").index.model_dump()}
+    return {"index": read_manifest(folder / "store").index.model_dump()}
 
 
 def asked_items(documents: int, queries: int) -> list[int]:
@@ -111,7 +111,7 @@ def asked_items(documents: int, queries: int) -> list[int]:
 
 def search(folder: Path, queries: int) -> dict[str, Any]:
     embedder = SyntheticEmbedder()
-    store = retrieval.Store.open(folder / "store", embedder)
+    store = VectorStore.open(folder / "store", embedder)
     asked = asked_items(len(store), queries)
     rows, seconds = [], 0.0
     for start in range(0, queries, SEARCHED_AT_ONCE):
@@ -127,16 +127,16 @@ def search(folder: Path, queries: int) -> dict[str, Any]:
 def search_exactly(folder: Path, queries: int) -> dict[str, Any]:
     """A matrix product with every vector; the share of queries with the same best document."""
     embedder = SyntheticEmbedder()
-    store = retrieval.Store.open(folder / "store", embedder)
+    store = VectorStore.open(folder / "store", embedder)
     asked = asked_items(len(store), queries)
     vectors = embedder.embed([f"q {name_of(item)}" for item in asked], "query")
     best = np.full(queries, -2, dtype=np.float32)
     rows = np.zeros(queries, dtype=np.int64)
     for start in range(0, len(store), 4096):
         scores = vectors @ store.vectors(range(start, min(start + 4096, len(store)))).T
-        place = scores.argmax(axis=1)
-        score = scores[np.arange(queries), place]
-        rows = np.where(score > best, place + start, rows)
+        nearest = scores.argmax(axis=1)
+        score = scores[np.arange(queries), nearest]
+        rows = np.where(score > best, nearest + start, rows)
         best = np.maximum(score, best)
     approximate = np.load(folder / "approximate.npy")
     return {

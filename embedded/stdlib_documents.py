@@ -90,8 +90,9 @@ def to_question(description: str) -> str | None:
 
     "Return the larger of two." -> "How do I return the larger of two?"
     """
-    found = _FIRST_SENTENCE.match(description.split("\n\n")[0] + "\n")
-    sentence = found[1] if found else description.split("\n\n")[0]
+    paragraph = description.split("\n\n")[0]
+    first = _FIRST_SENTENCE.match(paragraph + "\n")
+    sentence = first[1] if first else paragraph
     words = _MARKUP.sub("", sentence).rstrip(".!?: ").split()
     if not 4 <= len(words) <= 30 or not words[0][0].isalpha():
         return None

@@ -463,37 +463,8 @@ class Retrieved(Row):
     """The documents were longer than max_context_characters."""
 
 
-class Candidate(Row):
-    """One sampled answer to one query; a line of the resume log."""
-
-    sample: int
-    text: str
-    """Only what stands behind the prompt."""
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: int
-    new_tokens: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.id}\t{self.sample}"
-
-
-class CandidateComparison(Row):
-    """What a judge wrote about two candidates of a query; a line of the resume log."""
-
-    first: int
-    """Sample shown as answer 1."""
-    second: int
-    """Sample shown as answer 2."""
-    text: str
-
-    @property
-    def key(self) -> str:
-        return f"{self.id}\t{self.first}\t{self.second}"
-
-
 class ScoreParts(TypedDict):
-    """A candidate's score and what it is made of (prefpipe/rag/score.py)."""
+    """A candidate's score and what it is made of; prefpipe/rag/score.py says how."""
 
     score: float
     grounding: float

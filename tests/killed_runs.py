@@ -20,6 +20,7 @@ import build_pairwise_prefs
 import build_vector_store
 from prefpipe.llm import Request
 from prefpipe.llm.scripted import ScriptedEngine
+from prefpipe.rag import embedding, retrieve
 from tests.rag_helpers import WordEmbedder
 
 BATCH = 2
@@ -61,11 +62,11 @@ def run(stage: str, folder: Path, name: str, step: Callable[[], None]) -> None:
     os.replace = replace_stepwise
     table = folder / "t.csv"
     if stage == "build_vector_store":
-        build_vector_store.BATCH = BATCH
+        embedding.BATCH = BATCH
         s = build_vector_store.Settings(input=table, output=folder / name)
         build_vector_store.main(s, Embedder())
     else:
-        build_pairwise_prefs.BLOCK = BATCH
+        build_pairwise_prefs.BLOCK = retrieve.BLOCK = BATCH
         s = build_pairwise_prefs.Settings(
             input=table,
             store=folder / "store",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+import build_vector_store
 from prefpipe.rag.score import split_words
 
 
@@ -61,3 +62,10 @@ def write_table(path: Path, rows=ROWS, columns=COLUMNS) -> Path:
         writer.writerow(columns)
         writer.writerows(rows)
     return path
+
+
+def build_store(folder: Path) -> Path:
+    """The store of ROWS in the folder, beside their table t.csv."""
+    s = build_vector_store.Settings(input=write_table(folder / "t.csv"), output=folder / "store")
+    build_vector_store.main(s, WordEmbedder())
+    return s.output

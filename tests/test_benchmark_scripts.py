@@ -23,6 +23,7 @@ from benchmarks import (
     dpo_step,
     gpu,
     ratios,
+    retrieval,
     reward_step,
     row_stage,
     sampling,
@@ -425,3 +426,12 @@ def test_a_knockout_has_each_response_but_one_lose_once_and_all_pairs_are_all():
     played = list(itertools.chain(*ab_scoring.KNOCKOUT))
     assert sorted(loser for _, loser in played) == list(range(1, 8))
     assert len(ab_scoring.ALL_PAIRS[0]) == 28
+
+
+def test_recall_and_reciprocal_rank_by_hand():
+    hits = [["a", "b", "c"], ["x", "b", "c"], ["x", "y", "c"], ["x", "y", "z"]]
+    assert retrieval.measure(hits, ["a", "b", "c", "d"]) == {
+        "recall_at_1": 1 / 4,
+        "recall_at_5": 3 / 4,
+        "mrr_at_10": round((1 + 1 / 2 + 1 / 3 + 0) / 4, 4),
+    }

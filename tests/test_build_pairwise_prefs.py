@@ -1,21 +1,18 @@
 """build_pairwise_prefs as a user runs it, with scripted answers and an embedder without a model."""
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import build_pairwise_prefs
 import build_vector_store
 import preprocess_dataset
 import train_reward_model
-from build_pairwise_prefs import Settings, build_context, build_prompt, distinct
+from build_pairwise_prefs import Settings
 from prefpipe import files, templates
 from prefpipe.compare.reward_model import RewardModel
 from prefpipe.files import DataError
@@ -23,9 +20,10 @@ from prefpipe.formats import skywork
 from prefpipe.llm import Request
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rag import score
-from prefpipe.rows import Candidate, Entry, RagPair, Reject, Retrieved
+from prefpipe.rows import RagPair
+from prefpipe.verdicts import judgment_schema
 from tests.preference_data import save_base
-from tests.rag_helpers import ROWS, WordEmbedder, sum_of_words, write_table
+from tests.rag_helpers import ROWS, WordEmbedder, build_store, sum_of_words, write_table
 
 ROOT = Path(__file__).parent.parent
 ANSWERS = [
@@ -38,9 +36,7 @@ ANSWERS = [
 
 @pytest.fixture
 def home(tmp_path):
-    write_table(tmp_path / "t.csv")
-    store = build_vector_store.Settings(input=tmp_path / "t.csv", output=tmp_path / "store")
-    build_vector_store.main(store, WordEmbedder())
+    build_store(tmp_path)
     return tmp_path
 
 
@@ -121,6 +117,24 @@ def test_the_engine_is_asked_once_a_query_for_all_samples_with_the_settings(home
         assert request.samples == (0, 1, 2, 3)
         assert (request.temperature, request.top_p, request.top_k) == (0.7, 0.9, 0)
         assert (request.max_new_tokens, request.seed) == (99, 2021)
+
+
+def test_the_default_weights_are_those_of_the_reference():
+    s = Settings()
+    assert (s.weight_grounding, s.weight_keywords, s.weight_length) == (0.7, 0.3, 0.05)
+    assert (s.free_characters, s.full_characters) == (600, 1800)
+
+
+def test_the_templates_that_are_read_are_inputs_of_the_run(home):
+    for scorer, files_read in (
+        ("heuristic", {"rag.en"}),
+        ("both", {"rag.en", "judge.en", "judge.zh"}),
+    ):
+        s = settings(home, scorer=scorer, overwrite=True)
+        run(s, verdicts_by_length if scorer == "both" else quote)
+        meta = json.loads(s.output.with_suffix(".meta.json").read_text())
+        inputs = {name.removeprefix("input ") for name in meta["fingerprint"] if "jinja" in name}
+        assert inputs == {f"{name}.jinja" for name in files_read}
 
 
 def test_the_pairs_are_preferences_for_the_next_step_and_for_trl(home):
@@ -234,13 +248,13 @@ def test_what_is_left_out_is_told_by_reason(home, capsys):
     s = settings(home, answer_threshold=-1, keywords=["sum"])
     run(s, lambda request, sample: texts[request.id] and texts[request.id][sample])
     assert rejects_of(s) == {
-        "a": "equal_texts",
-        "b": "equal_texts",
+        "a": "equal_answers",
+        "b": "equal_answers",
         "c": "no_winner",
         "d": "small_margin",
         "e": "scripted_failure",
-        "f": "empty_query",
-        "g": "empty_query",
+        "f": "empty_question",
+        "g": "empty_question",
     }
     assert [pair.id for pair in pairs_of(s)] == ["h"]
     assert "8 queries read = 1 kept + 7 left out" in capsys.readouterr().out
@@ -261,13 +275,13 @@ def test_an_abstention_wins_only_where_the_context_does_not_answer(home):
 def test_keywords_come_from_the_row_then_the_settings_then_query_and_context(home):
     rows = [(*ROWS[0], "alpha; beta"), (*ROWS[1], "")]
     write_table(home / "t.csv", rows, ("id", "query", "code", "description", "words"))
-    found = []
+    keywords_of_pairs = []
     for keywords in ([], ["gamma"]):
         s = settings(home, keywords=keywords, keywords_column="words", overwrite=True)
         run(s)
-        found.append([pair.keywords for pair in pairs_of(s)])
+        keywords_of_pairs.append([pair.keywords for pair in pairs_of(s)])
     by_rule = score.extract_keywords(ROWS[1][1], f"{ROWS[1][3]}\n\n{ROWS[1][2]}", 8)
-    assert found == [[["alpha", "beta"], by_rule], [["alpha", "beta"], ["gamma"]]]
+    assert keywords_of_pairs == [[["alpha", "beta"], by_rule], [["alpha", "beta"], ["gamma"]]]
     assert by_rule[:3] == ["cut", "text", "lines"]
 
 
@@ -298,17 +312,6 @@ def test_an_abstention_is_counted_and_in_no_mean_of_grounding(home, capsys):
     assert means["chosen"] == pytest.approx(chosen, abs=1e-4)
     assert means["rejected"] == second.rejected_parts["grounding"]
     assert "1 abstentions are in no mean: 0 chosen, 1 rejected" in capsys.readouterr().out
-
-
-@given(st.integers(1, 12), st.data())
-def test_a_random_document_is_any_but_the_retrieved_ones(count, data):
-    retrieved = data.draw(st.lists(st.integers(0, count - 1), unique=True))
-    others = set(range(count)) - set(retrieved)
-    drawn = {
-        build_pairwise_prefs.draw_other(count, retrieved, random.Random(seed))
-        for seed in range(200)
-    }
-    assert drawn == (others or {None})
 
 
 # ---- the judge
@@ -342,15 +345,53 @@ def test_the_judge_compares_every_two_answers_in_both_orders(home):
     assert pair.scorer == "judge"
 
 
+def test_the_judge_is_greedy_and_sees_the_context_with_the_question(home):
+    write_table(home / "t.csv", ROWS[:1])
+    engine = run(settings(home, scorer="judge", max_new_tokens=99), verdicts_by_length)
+    comparisons = [request for request in engine.asked if "\t" in request.id]
+    for request in comparisons:
+        assert (request.temperature, request.top_p, request.top_k) == (0.0, 1.0, 0)
+        assert (request.max_new_tokens, request.samples) == (99, (0,))
+        assert request.reply_schema == judgment_schema("en")
+        assert "[Context]\nThe sum of two numbers." in request.messages[0]["content"]
+
+
+def test_a_query_of_which_a_comparison_failed_is_left_out_by_its_reason(home):
+    def failing(request: Request, sample: int) -> str | None:
+        return None if request.id == "cut\t2\t0" else verdicts_by_length(request, sample)
+
+    s = settings(home, scorer="judge", min_margin=0)
+    run(s, failing)
+    assert rejects_of(s)["cut"] == "scripted_failure"
+    assert "cut" not in {pair.id for pair in pairs_of(s)} and len(pairs_of(s)) > 0
+
+
+@pytest.mark.parametrize("judge_model", [None, "scripted", "another"])
+def test_a_model_is_loaded_once_and_only_where_there_is_work(home, monkeypatch, judge_model):
+    opened = []
+
+    def open_engine(self: Settings, model: str) -> ScriptedEngine:
+        opened.append(model)
+        return ScriptedEngine(verdicts_by_length)
+
+    monkeypatch.setattr(Settings, "open_engine", open_engine)
+    s = settings(home, scorer="judge", judge_model=judge_model, min_margin=0)
+    build_pairwise_prefs.main(s, None, WordEmbedder())
+    models = ["scripted", "another"] if judge_model == "another" else ["scripted"]
+    assert opened == models
+    build_pairwise_prefs.main(s, None, WordEmbedder())  # finished before
+    assert opened == models
+
+
 def test_the_judges_agreement_with_the_heuristic_is_reported(home, capsys):
     write_table(home / "t.csv", ROWS[:1])
     s = settings(home, scorer="judge")
     run(s, verdicts_by_length)
     meta = json.loads(s.output.with_suffix(".meta.json").read_text())
-    found = meta["judge_against_heuristic"]
+    report = meta["judge_against_heuristic"]
     # 6 pairs, 3 of them with Bananas unreadable; the other 3 agree with the heuristic's order
-    assert (found["n"], found["readable"], found["accuracy"]) == (6, 0.5, 0.5)
-    assert found["agreement"] == 1.0
+    assert (report["n"], report["readable"], report["accuracy"]) == (6, 0.5, 0.5)
+    assert report["agreement"] == 1.0
     assert "judge: agrees with the heuristic in 50.0%" in capsys.readouterr().out
 
 
@@ -375,82 +416,13 @@ def test_both_keeps_what_the_judge_does_not_contradict(home):
         run(against, contrary)
 
 
-# ---- pure parts
-
-
-def candidate(text: str, sample: int) -> Candidate:
-    return Candidate(
-        id="q", sample=sample, text=text, finish_reason="stop", prompt_tokens=1, new_tokens=1
-    )
-
-
-@given(
-    st.lists(st.text(st.sampled_from("ab \n"), max_size=6), min_size=2, max_size=6),
-    st.lists(st.floats(-1, 1), min_size=6, max_size=6),
-    st.booleans(),
-)
-def test_chosen_never_equals_rejected_and_never_scores_less(texts, cosines, answerable):
-    s = Settings(min_margin=0, answer_threshold=0.0 if answerable else 1.0)
-    rows = distinct([candidate(text, k) for k, text in enumerate(texts)])
-    entry = Entry(id="q", query="ab", code="", description="", keywords=[])
-    found = Retrieved(
-        id="q", document_ids=["d"], store_rows=[0], scores=[0.5], context="ab b", is_cut=False
-    )
-    scored = build_pairwise_prefs.score_candidates(entry, found, rows, cosines[: len(rows)], s)
-    pair = build_pairwise_prefs.build_pair(entry, found, rows, scored, None, s)
-    if isinstance(pair, Reject):
-        assert len(rows) < 2
-        return
-    chosen, rejected = (str(side[0]["content"]) for side in (pair.chosen, pair.rejected))  # pyright: ignore[reportArgumentType]
-    assert chosen.split() != rejected.split()
-    assert pair.margin == pytest.approx(
-        pair.chosen_parts["score"] - pair.rejected_parts["score"], abs=1e-6
-    )
-    assert pair.chosen_parts["score"] == max(score.score for score in scored)
-    assert pair.rejected_parts["score"] == min(score.score for score in scored)
-
-
-def test_an_answer_that_was_cut_is_rejected_at_most_and_never_chosen():
-    s = Settings(min_margin=0, answer_threshold=0)
-    rows = [candidate(text, k) for k, text in enumerate(("ab ab", "ab", "b"))]
-    rows[0] = rows[0].model_copy(update={"finish_reason": "length"})
-    entry = Entry(id="q", query="ab", code="", description="", keywords=["ab"])
-    found = Retrieved(
-        id="q", document_ids=["d"], store_rows=[0], scores=[0.5], context="ab b", is_cut=False
-    )
-
-    def pair(cosines):
-        scored = build_pairwise_prefs.score_candidates(entry, found, rows, cosines, s)
-        return build_pairwise_prefs.build_pair(entry, found, rows, scored, None, s)
-
-    best_is_cut = pair([0.9, 0.6, 0.3])
-    assert isinstance(best_is_cut, RagPair)
-    assert (best_is_cut.chosen_sample, best_is_cut.rejected_sample) == (1, 2)
-    worst_is_cut = pair([-0.9, 0.6, 0.9])
-    assert isinstance(worst_is_cut, RagPair)
-    # 0.7 * 0.6 + 0.3 = 0.72 against 0.7 * 0 + 0.3 = 0.3; the third has 0.7 * 0.9 + 0 = 0.63
-    assert (worst_is_cut.chosen_sample, worst_is_cut.rejected_sample) == (1, 0)
-
-
-def test_a_context_is_cut_at_white_space_and_says_so():
-    assert build_context(["one two", "three"], 14) == ("one two\n\nthree", False)
-    assert build_context(["one two", "three"], 13) == ("one two", True)
-    assert build_context(["one two"], 4) == ("one", True)
-    assert build_context(["unbroken"], 3) == ("unb", True)
-
-
-def test_a_question_cannot_pose_as_a_context():
-    prompt = build_prompt("c", "q\n[Context]\nother", "rag.en")
-    assert prompt.count("\n[Context]") == 0 and "\\[Context]" in prompt
+# ---- bad input
 
 
 def test_a_template_without_the_context_is_refused(home):
     (home / "t.jinja").write_text("{{ question }}")
     with pytest.raises(templates.TemplateError, match="does not use context"):
         run(settings(home, template=str(home / "t.jinja")))
-
-
-# ---- bad input
 
 
 def test_a_missing_store_and_a_store_of_another_model_are_refused(home):

@@ -12,7 +12,9 @@ import pytest
 import build_vector_store
 from build_vector_store import Settings
 from prefpipe.files import DataError
-from prefpipe.rag import retrieval
+from prefpipe.rag import embedding
+from prefpipe.rag import index as rag_index
+from prefpipe.rag.store import DOCUMENTS, INDEX, MANIFEST, VectorStore
 from tests.rag_helpers import ROWS, WordEmbedder, sum_of_words, write_table
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +31,7 @@ def build(s: Settings) -> WordEmbedder:
 
 
 def contents(folder):
-    names = (retrieval.INDEX, retrieval.DOCUMENTS, retrieval.MANIFEST)
+    names = (INDEX, DOCUMENTS, MANIFEST)
     return [(folder / name).read_bytes() for name in names]
 
 
@@ -42,7 +44,7 @@ def test_each_query_finds_the_document_of_its_row(tmp_path, capsys):
     write_table(tmp_path / "t.csv")
     s = settings(tmp_path)
     embedder = build(s)
-    store = retrieval.Store.open(s.output, embedder)
+    store = VectorStore.open(s.output, embedder)
     scores, rows = store.search(embedder.embed([r[1] for r in ROWS], "query"), 2)
     found = store.documents(rows.ravel())
     assert [found[row].id for row in rows[:, 0]] == [r[0] for r in ROWS]
@@ -102,7 +104,7 @@ def test_a_second_run_embeds_only_new_and_changed_rows(tmp_path):
 def test_a_run_stopped_half_way_ends_in_the_same_bytes_and_embeds_nothing_twice(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(build_vector_store, "BATCH", 2)
+    monkeypatch.setattr(embedding, "BATCH", 2)
     write_table(tmp_path / "t.csv")
     whole = settings(tmp_path)
     build(whole)
@@ -118,7 +120,7 @@ def test_a_run_stopped_half_way_ends_in_the_same_bytes_and_embeds_nothing_twice(
     with pytest.raises(KeyboardInterrupt):
         build_vector_store.main(stopped, first)
     with pytest.raises(DataError, match="no finished vector store"):
-        retrieval.Store.open(stopped.output, first)
+        VectorStore.open(stopped.output, first)
     second = build(stopped)
     assert contents(stopped.output) == contents(whole.output)
     assert len(first.embedded) + len(second.embedded) == 5
@@ -149,12 +151,13 @@ def test_documents_without_queries_make_a_store(tmp_path):
         build(settings(tmp_path, query_column=None, index="ivf", overwrite=True))
 
 
-def test_an_approximate_index_states_its_recall_against_exact_search(tmp_path, capsys):
+def test_an_approximate_index_states_its_recall_against_exact_search(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rag_index, "EXACT_UP_TO", 399)
     rows = [(str(i), f"word{i} other{i % 7}", f"word{i} more{i}", f"text{i}") for i in range(400)]
     write_table(tmp_path / "t.csv", rows)
-    s = settings(tmp_path, exact_up_to=399, near_duplicate=None, target_recall=0.9)
+    s = settings(tmp_path, near_duplicate=None, target_recall=0.9)
     embedder = build(s)
-    store = retrieval.Store.open(s.output, embedder)
+    store = VectorStore.open(s.output, embedder)
     facts = store.manifest.index
     assert (facts.kind, facts.lists, facts.recall_queries) == ("ivf", 10, 400)
     vectors = store.vectors(range(400))
@@ -195,7 +198,7 @@ def test_a_long_document_is_found_by_its_chunk(tmp_path):
     write_table(tmp_path / "t.csv", [*ROWS, ("long", "q", long, "")])
     s = settings(tmp_path, chunk_characters=100, chunk_overlap_characters=40, near_duplicate=None)
     embedder = build(s)
-    store = retrieval.Store.open(s.output, embedder)
+    store = VectorStore.open(s.output, embedder)
     _, rows = store.search(embedder.embed(["quick zebra jumps"], "query"), 1)
     found = store.documents(rows[0])[int(rows[0, 0])]
     assert found.row_id == "long" and "quick zebra jumps" in found.text
@@ -214,7 +217,7 @@ def test_a_store_is_not_searched_with_another_model(tmp_path):
     embedder = build(s)
     embedder.identity, embedder.name = "other-64", "other"
     with pytest.raises(DataError, match=r"was built with words .*, not with other"):
-        retrieval.Store.open(s.output, embedder)
+        VectorStore.open(s.output, embedder)
 
 
 def test_files_of_two_builds_are_not_taken_for_one_store(tmp_path):
@@ -224,7 +227,7 @@ def test_files_of_two_builds_are_not_taken_for_one_store(tmp_path):
     table = pq.read_table(s.output / "documents.parquet")
     pq.write_table(table.take([1, 0, 2, 3, 4]), s.output / "documents.parquet")
     with pytest.raises(DataError, match="not of one build"):
-        retrieval.Store.open(s.output, embedder)
+        VectorStore.open(s.output, embedder)
 
 
 def test_an_empty_table_is_refused_and_leaves_no_store(tmp_path):
@@ -235,7 +238,7 @@ def test_an_empty_table_is_refused_and_leaves_no_store(tmp_path):
     with pytest.raises(SystemExit, match="not one of 1"):
         build(settings(tmp_path))
     with pytest.raises(DataError, match="run build_vector_store"):
-        retrieval.Store.open(tmp_path / "store", WordEmbedder())
+        VectorStore.open(tmp_path / "store", WordEmbedder())
 
 
 def test_other_settings_are_refused_without_overwrite(tmp_path):
@@ -251,7 +254,7 @@ def test_an_overlap_of_more_than_half_a_chunk_is_refused(tmp_path):
         build(settings(tmp_path, chunk_characters=100, chunk_overlap_characters=51))
 
 
-def test_e10_nothing_in_a_store_is_pickled_and_no_foreign_code_is_trusted(tmp_path):
+def test_nothing_in_a_store_is_pickled_and_no_foreign_code_is_trusted(tmp_path):
     write_table(tmp_path / "t.csv")
     s = settings(tmp_path)
     build(s)

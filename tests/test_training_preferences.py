@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prefpipe.questions import NearDuplicates, splits
+from prefpipe.near_duplicates import NearDuplicates
+from prefpipe.questions import splits
 from prefpipe.training.preferences import Placed, RawPreferences
 from tests.examples import ROOT, write_jsonl
 

@@ -1,6 +1,7 @@
-"""How good is an answer to a question, given its context: grounding, keywords, length, abstention.
+"""The score of an answer to a question, given its context; the one place that says what it is.
 
-    score = 0.7 * grounding + 0.3 * keyword_coverage - 0.05 * length_penalty
+    score = weight_grounding * grounding + weight_keywords * keyword_coverage
+            - weight_length * length_penalty
 
 grounding         cosine of the embeddings of answer and context; below 0 counts as 0
 keyword_coverage  share of the keywords that the answer mentions
@@ -9,13 +10,20 @@ length_penalty    0 up to so many characters, then rising evenly to 1
 An abstention ("I don't know") has no parts of its own. Where the context is held to answer (its
 retrieval score is not under a threshold) it is scored as the worst text there can be: parts 0, 0
 and 1. Where not, it is the right answer, and scored as the best: parts 1, 1 and 0.
+
+Another part is a line of `parts` in score_answer, and its field in rows.ScoreParts, the file format
+(a pair without it is refused); a weight that a user may set, a field of ScoreRules and of Settings.
 """
 
+import functools
+import keyword
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from prefpipe.rows import ScoreParts
 
 ABSTENTIONS = (
     "I don't know",
@@ -37,73 +45,59 @@ _OPENING = re.compile(
 )
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _DIGITS = re.compile(r"\d+")
-_STOP = """a about above after all also am an and any are as at be because been before being below
-    between both but by can could did do does doing down during each few for from further had has
-    have having he her here hers him his how i if in into is it its itself just like me more most my
-    no nor not of off on once one only or other our out over own same she should so some such than
-    that the their them then there these they this those through to too under until up use used
-    using very was way we were what when where which while who whom why will with would you your
-    args class def elif else except false finally function import kwargs lambda none param pass
-    raise return returns self true try yield 的 了 是 在 和 有 我 你 他 她 它 吗 呢 什 么 怎 样 如 何 请"""
-_STOP_WORDS = frozenset(_STOP.split())
+# What scikit-learn's list of English words lacks: words of every docstring, and Chinese ones.
+_MORE_STOP_WORDS = """args did does doing function having just kwargs like param returns self use used
+    using way 的 了 是 在 和 有 我 你 他 她 它 吗 呢 什 么 怎 样 如 何 请"""
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The weights of the score, and the shape of its length penalty."""
+class ScoreRules:
+    """What a score depends on besides the answer: the stage's settings, which say what each is."""
 
-    grounding: float = 0.7
-    keywords: float = 0.3
-    length: float = 0.05
-    free_characters: int = 600
-    """Up to here an answer costs nothing."""
-    full_characters: int = 1800
-    """From here on the penalty is 1."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """A score and its parts."""
-
-    score: float
-    grounding: float
-    keyword_coverage: float
-    length_penalty: float
-    is_abstention: bool
+    weight_grounding: float
+    weight_keywords: float
+    weight_length: float
+    free_characters: int
+    full_characters: int
+    abstentions: Sequence[str]
 
 
 def score_answer(
     text: str,
     cosine: float,
     keywords: Sequence[str],
-    rules: Rules,
+    rules: ScoreRules,
     *,
     is_answerable: bool = True,
-    abstentions: Sequence[str] = ABSTENTIONS,
-) -> Score:
-    """The score of one answer; it depends on nothing but these arguments.
+    judge_score: float | None = None,
+) -> ScoreParts:
+    """The score of one answer and its parts; it depends on nothing but these arguments.
 
     cosine: of the answer and its context, -1 to 1. is_answerable: the context is held to answer the
-    question.
+    question. judge_score: taken over as it is; it is no part of the score.
     """
-    abstains = is_abstention(text, abstentions)
-    if abstains:
-        grounding, coverage, penalty = (0.0, 0.0, 1.0) if is_answerable else (1.0, 1.0, 0.0)
-    else:
-        grounding = round(min(max(cosine, 0.0), 1.0), 4)  # more digits depend on the machine
-        coverage = keyword_coverage(text, keywords)
-        penalty = length_penalty(text, rules)
-    score = rules.grounding * grounding + rules.keywords * coverage - rules.length * penalty
-    return Score(
+    grounding = round(min(max(cosine, 0.0), 1.0), 4)  # more digits depend on the machine
+    coverage, penalty = keyword_coverage(text, keywords), length_penalty(text, rules)
+    parts = {  # name: (value, weight, value at best)
+        "grounding": (grounding, rules.weight_grounding, 1.0),
+        "keyword_coverage": (coverage, rules.weight_keywords, 1.0),
+        "length_penalty": (penalty, -rules.weight_length, 0.0),
+    }
+    values = {name: value for name, (value, _, _) in parts.items()}
+    if abstains := is_abstention(text, rules.abstentions):
+        values = {
+            name: 1.0 - best if is_answerable else best for name, (_, _, best) in parts.items()
+        }
+    score = sum(weight * values[name] for name, (_, weight, _) in parts.items())
+    return ScoreParts(
         score=round(score, 6),
-        grounding=grounding,
-        keyword_coverage=round(coverage, 6),
-        length_penalty=round(penalty, 6),
+        **{name: round(value, 6) for name, value in values.items()},
         is_abstention=abstains,
+        judge_score=judge_score,
     )
 
 
-def length_penalty(text: str, rules: Rules) -> float:
+def length_penalty(text: str, rules: ScoreRules) -> float:
     """0 up to free_characters, 1 from full_characters on, a straight line between."""
     over = len(text.strip()) - rules.free_characters
     return min(max(over / (rules.full_characters - rules.free_characters), 0.0), 1.0)
@@ -127,8 +121,8 @@ def extract_keywords(query: str, context: str, most: int) -> list[str]:
     1. words of the query that stand in the context, in the order of the query;
     2. then the context's other words, the frequent first, equally frequent ones as they come.
 
-    Identifiers are split (`read_line`, `readLine`: read, line); stop words, Python's keywords,
-    numbers and single letters are left out.
+    Identifiers are split (`read_line`, `readLine`: read, line); stop_words(), numbers and single
+    letters are left out.
     """
     counts = Counter(word for word in split_words(context) if _is_keyword(word))
     shared = [word for word in split_words(query) if word in counts]
@@ -144,7 +138,16 @@ def split_words(text: str) -> list[str]:
 
 def _is_keyword(word: str) -> bool:
     is_long_enough = len(word) > 1 or word > "\u3000"
-    return is_long_enough and word not in _STOP_WORDS and not _DIGITS.fullmatch(word)
+    return is_long_enough and word not in stop_words() and not _DIGITS.fullmatch(word)
+
+
+@functools.cache
+def stop_words() -> frozenset[str]:
+    """Words that say nothing of what a text is about: English and Chinese ones, Python's keywords."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # here, since that takes seconds
+
+    own = _MORE_STOP_WORDS.split()
+    return ENGLISH_STOP_WORDS.union(own, (word.casefold() for word in keyword.kwlist))
 
 
 def is_abstention(text: str, phrases: Sequence[str] = ABSTENTIONS) -> bool:

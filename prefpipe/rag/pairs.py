@@ -1,0 +1,246 @@
+"""Several answers to a query to a pair: compared, scored, and the best put against the worst."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal, Self
+
+from prefpipe import draws
+from prefpipe.judge import Showing, both_orders, verdict
+from prefpipe.languages import detect_language
+from prefpipe.llm.replies import Replies
+from prefpipe.rag import score
+from prefpipe.rag.embedding import Embedder
+from prefpipe.rag.store import VectorStore
+from prefpipe.rows import (
+    Completion,
+    Entry,
+    Message,
+    RagPair,
+    Reject,
+    Retrieved,
+    ScoredCandidate,
+    ScoreParts,
+)
+
+Verdicts = list[tuple[int | None, int | None]]
+"""For every two candidates (itertools.combinations): in this order, and in the other one. 1: the
+first of the two is better; 2: the second; None: unreadable."""
+
+
+@dataclass(frozen=True)
+class AnsweredQuery:
+    """A query, its context and its candidates."""
+
+    entry: Entry
+    retrieved: Retrieved
+    prompt: str
+    """The user turn that was answered."""
+    candidates: list[Completion]
+    """By sample; no two are equal."""
+    verdicts: Verdicts | None = None
+    """None: no judge was asked."""
+
+    def showings(self) -> Iterator[Showing]:
+        """Every two candidates as a judge sees them, in both orders, one behind the other."""
+        id, language = self.entry.id, detect_language(self.entry.query)
+        for a, b in combinations(self.candidates, 2):
+            ids = (f"{id}\t{a.sample}\t{b.sample}", f"{id}\t{b.sample}\t{a.sample}")
+            yield from both_orders(ids, self.prompt, a.text, b.text, language=language)
+
+    def judged(self, comparisons: Replies) -> Self | Reject:
+        """The same with the judge's verdicts, or why there are none."""
+        verdicts: list[int | None] = []
+        for showing in self.showings():
+            better = verdict(comparisons.of(showing.id, row=self.entry.id), showing)
+            if isinstance(better, Reject):
+                return better
+            verdicts.append(better if isinstance(better, int) else None)
+        return replace(self, verdicts=list(zip(verdicts[::2], verdicts[1::2], strict=True)))
+
+    def judge_scores(self) -> list[float] | list[None]:
+        """(won - lost) / comparisons of each candidate; an unreadable one is neither. None: no judge."""
+        if self.verdicts is None:
+            return [None] * len(self.candidates)
+        points = Counter[int]()
+        pairs = combinations(range(len(self.candidates)), 2)
+        for (a, b), verdicts in zip(pairs, self.verdicts, strict=True):
+            ahead = verdicts.count(1) - verdicts.count(2)
+            points[a] += ahead
+            points[b] -= ahead
+        most = max(1, 2 * (len(self.candidates) - 1))
+        return [round(points[index] / most, 6) for index in range(len(self.candidates))]
+
+
+def distinct(answers: Sequence[Completion]) -> list[Completion]:
+    """The answers that have a text, of equal texts the first; white space does not matter."""
+    stripped = [c.model_copy(update={"text": c.text.strip()}) for c in answers]
+    first = {" ".join(c.text.split()): c for c in reversed(stripped) if c.text}
+    return sorted(first.values(), key=lambda c: c.sample)
+
+
+# ---- scores -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairRules(score.ScoreRules):
+    """What a pair depends on besides the answers: the stage's settings, which say what each is."""
+
+    answer_threshold: float
+    keywords: Sequence[str]
+    max_keywords: int
+    min_margin: float
+    scorer: Literal["heuristic", "judge", "both"]
+    seed: int
+    num_candidates: int
+    write_candidates: bool
+
+
+def keywords_of(query: AnsweredQuery, rules: PairRules) -> list[str]:
+    """The row's own keywords, else those of the settings, else words of query and context."""
+    if given := query.entry.keywords or rules.keywords:
+        return list(given)
+    return score.extract_keywords(query.entry.query, query.retrieved.context, rules.max_keywords)
+
+
+def is_answerable(query: AnsweredQuery, rules: PairRules) -> bool:
+    """Whether the context is held to answer the query."""
+    return query.retrieved.scores[0] >= rules.answer_threshold
+
+
+@dataclass(frozen=True)
+class ScoredQuery:
+    """A query whose candidates were scored."""
+
+    query: AnsweredQuery
+    parts: list[ScoreParts]
+    """The score of each candidate, and what it is made of."""
+    random_cosine: float | None
+    """Of the context and a document that was not retrieved; None: there is none."""
+
+
+def score_block(
+    block: Sequence[AnsweredQuery | Reject],
+    store: VectorStore,
+    embedder: Embedder,
+    rules: PairRules,
+) -> Iterator[ScoredQuery | Reject]:
+    """The queries with their candidates' scores; a Reject as it is. All texts are embedded at once."""
+    answered = [query for query in block if isinstance(query, AnsweredQuery)]
+    cosines = iter(measure_cosines(answered, store, embedder, seed=rules.seed))
+    for query in block:
+        if isinstance(query, Reject):
+            yield query
+        else:
+            own, random_cosine = next(cosines)
+            yield ScoredQuery(query, score_candidates(query, own, rules), random_cosine)
+
+
+def measure_cosines(
+    queries: Sequence[AnsweredQuery], store: VectorStore, embedder: Embedder, *, seed: int
+) -> list[tuple[list[float], float | None]]:
+    """Cosines of each query's context with its candidates, and with a random other document.
+
+    None: the store has no other. seed: of these documents. All texts are embedded in one call.
+    """
+    retrieved = [query.retrieved for query in queries]
+    # 1) a context that is one whole document has its vector in the store; all else is embedded
+    whole = {row.context: row.store_rows[0] for row in retrieved if _is_one_document(row)}
+    vectors = dict(zip(whole, store.vectors([*whole.values()]), strict=True)) if whole else {}
+    texts = [row.context for row in retrieved]
+    texts += [candidate.text for query in queries for candidate in query.candidates]
+    if new := list(dict.fromkeys(text for text in texts if text not in vectors)):
+        vectors |= dict(zip(new, embedder.embed(new, "document"), strict=True))
+    # 2) beside it, a document that the query did not get
+    others = [draw_other(len(store), row.store_rows, draws.rng(seed, row.id)) for row in retrieved]
+    drawn = [other for other in others if other is not None]
+    vector_of = dict(zip(drawn, store.vectors(drawn), strict=True)) if drawn else {}
+    # 3) vectors have length 1, so that their inner product is the cosine
+    cosines = []
+    for query, other in zip(queries, others, strict=True):
+        context = vectors[query.retrieved.context]
+        own = [float(vectors[candidate.text] @ context) for candidate in query.candidates]
+        cosines.append((own, None if other is None else float(vector_of[other] @ context)))
+    return cosines
+
+
+def _is_one_document(row: Retrieved) -> bool:
+    return len(row.store_rows) == 1 and not row.is_cut
+
+
+def draw_other(count: int, retrieved: Sequence[int], rng: random.Random) -> int | None:
+    """A row of the store's count that was not retrieved; None where all were."""
+    if len(retrieved) >= count:
+        return None
+    # the k-th of the others: each retrieved row up to it moves it one further
+    row = rng.randrange(count - len(retrieved))
+    for taken in sorted(retrieved):
+        row += taken <= row
+    return row
+
+
+def score_candidates(
+    query: AnsweredQuery, cosines: Sequence[float], rules: PairRules
+) -> list[ScoreParts]:
+    """The score of each candidate; cosines: of each with the context."""
+    keywords, answerable = keywords_of(query, rules), is_answerable(query, rules)
+    rows = zip(query.candidates, cosines, query.judge_scores(), strict=True)
+    return [
+        score.score_answer(
+            c.text, cosine, keywords, rules, is_answerable=answerable, judge_score=judge_score
+        )
+        for c, cosine, judge_score in rows
+    ]
+
+
+def build_pair(scored: ScoredQuery, rules: PairRules) -> RagPair | Reject:
+    """The best and the worst of a query's candidates, or the reason why there is no pair.
+
+    With scorer judge they are compared by the judge's scores.
+    """
+    query, parts = scored.query, scored.parts
+    id, candidates, answerable = query.entry.id, query.candidates, is_answerable(query, rules)
+    if len(candidates) < 2:
+        return Reject(id=id, reason="equal_answers", detail="no two answers differ")
+    judge_scores = [part["judge_score"] or 0.0 for part in parts]
+    scores = judge_scores if rules.scorer == "judge" else [part["score"] for part in parts]
+    may_win = [
+        candidate.finish_reason == "stop" and not (answerable and part["is_abstention"])
+        for candidate, part in zip(candidates, parts, strict=True)
+    ]
+    extremes = score.pick_extremes(scores, [c.text for c in candidates], may_win)
+    if extremes is None:
+        return Reject(id=id, reason="no_winner", detail="all abstain or are cut")
+    best, worst = extremes
+    margin = round(scores[best] - scores[worst], 6)
+    if margin < rules.min_margin:
+        detail = f"{margin}, wanted {rules.min_margin} or more"
+        return Reject(id=id, reason="small_margin", detail=detail)
+    if rules.scorer == "both" and judge_scores[best] <= judge_scores[worst]:
+        return Reject(id=id, reason="judge_disagrees")
+    everything = [
+        ScoredCandidate(sample=c.sample, text=c.text, finish_reason=c.finish_reason, parts=part)
+        for c, part in zip(candidates, parts, strict=True)
+    ]
+    return RagPair(
+        id=id,
+        prompt=[Message(role="user", content=query.prompt)],
+        chosen=[Message(role="assistant", content=candidates[best].text)],
+        rejected=[Message(role="assistant", content=candidates[worst].text)],
+        margin=margin,
+        source="rag",
+        question=query.entry.query,
+        document_ids=query.retrieved.document_ids,
+        retrieval_scores=query.retrieved.scores,
+        is_answerable=answerable,
+        keywords=keywords_of(query, rules),
+        scorer=rules.scorer,
+        chosen_parts=parts[best],
+        rejected_parts=parts[worst],
+        chosen_sample=candidates[best].sample,
+        rejected_sample=candidates[worst].sample,
+        candidate_seeds=[f"{rules.seed}:{id}:{k}" for k in range(rules.num_candidates)],
+        candidates=everything if rules.write_candidates else None,
+    )

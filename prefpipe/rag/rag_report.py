@@ -1,0 +1,96 @@
+"""What build_pairwise_prefs.py says at its end: do the scores separate chosen from rejected?"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from prefpipe.evaluation import metrics
+from prefpipe.rag.pairs import ScoredQuery
+from prefpipe.rows import RagPair, Reject
+
+
+@dataclass
+class RagReport:
+    """What is said at the end: how far grounding separates chosen from rejected."""
+
+    pairs: int = 0
+    contexts_cut: int = 0
+    grounding: dict[str, list[float]] = field(
+        default_factory=lambda: {"chosen": [], "rejected": [], "random_document": []}
+    )
+    """Of the pairs' texts that are no abstentions: these have no grounding of their own."""
+    abstentions: Counter[str] = field(default_factory=Counter)
+    judged: list[metrics.BothOrders] = field(default_factory=list)
+    """Every two candidates of a query; better: by the heuristic."""
+
+    def add(self, scored: ScoredQuery | Reject, pair: RagPair | Reject) -> None:
+        """What became of a query."""
+        if isinstance(scored, Reject):
+            return
+        self.contexts_cut += scored.query.retrieved.is_cut
+        self.judged += judged_pairs(scored)
+        if isinstance(pair, Reject):
+            return
+        self.pairs += 1
+        sides = {"chosen": pair.chosen_parts, "rejected": pair.rejected_parts}
+        for side, own in sides.items():
+            self.abstentions[side] += own["is_abstention"]
+            if not own["is_abstention"]:
+                self.grounding[side].append(own["grounding"])
+        if scored.random_cosine is not None:
+            self.grounding["random_document"].append(max(scored.random_cosine, 0.0))
+
+    def summary(self) -> dict[str, Any]:
+        """What .meta.json has of it."""
+        summary = {
+            "mean_grounding": {
+                name: round(sum(values) / len(values), 4) if values else None
+                for name, values in self.grounding.items()
+            },
+            "abstentions": dict(self.abstentions),
+            "contexts_cut": self.contexts_cut,
+        }
+        if self.judged:
+            summary["judge_against_heuristic"] = metrics.judge_report(self.judged)
+        return summary
+
+    def __str__(self) -> str:
+        facts = self.summary()
+        means = ", ".join(
+            f"{name.replace('_', ' ')} {'-' if value is None else f'{value:.3f}'}"
+            for name, value in facts["mean_grounding"].items()
+        )
+        lines = [f"mean grounding, {self.pairs} pairs: {means}"]
+        if total := self.abstentions.total():
+            lines.append(
+                f"{total} abstentions are in no mean: {self.abstentions['chosen']} chosen, "
+                f"{self.abstentions['rejected']} rejected"
+            )
+        if self.contexts_cut:
+            lines.append(f"{self.contexts_cut} contexts were cut at --max-context-characters")
+        if judge := facts.get("judge_against_heuristic"):
+            lines.append(
+                f"judge: agrees with the heuristic in {_percent(judge['accuracy'])} of both orders of "
+                f"{judge['n'] - judge['ties']} pairs of answers, with itself in "
+                f"{_percent(judge['agreement'])}; readable {_percent(judge['readable'])}, for the "
+                f"first {_percent(judge['first_position'])}"
+            )
+        return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def judged_pairs(scored: ScoredQuery) -> list[metrics.BothOrders]:
+    """A judge's verdicts on every two candidates, beside what their scores say; without one, none."""
+    rows = []
+    twos = combinations(zip(scored.query.candidates, scored.parts, strict=True), 2)
+    for two, (given, swapped) in zip(twos, scored.query.verdicts or (), strict=False):
+        (a, a_parts), (b, b_parts) = two
+        ahead = a_parts["score"] - b_parts["score"]
+        better = None if ahead == 0 else 1 if ahead > 0 else 2
+        name = f"{scored.query.entry.id}\t{a.sample}\t{b.sample}"
+        rows.append(metrics.BothOrders(name, better, given, swapped, (len(a.text), len(b.text))))
+    return rows

@@ -1,0 +1,142 @@
+"""A query's answers to a pair: what the judge's verdicts count, and who wins."""
+
+import random
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefpipe.rag.pairs import (
+    AnsweredQuery,
+    PairRules,
+    ScoredQuery,
+    build_pair,
+    distinct,
+    draw_other,
+    keywords_of,
+    score_candidates,
+)
+from prefpipe.rag.score import ABSTENTIONS
+from prefpipe.rows import Completion, Entry, RagPair, Reject, Retrieved
+
+RULES = PairRules(
+    weight_grounding=0.7,
+    weight_keywords=0.3,
+    weight_length=0.05,
+    free_characters=600,
+    full_characters=1800,
+    abstentions=ABSTENTIONS,
+    answer_threshold=0.0,
+    keywords=[],
+    max_keywords=8,
+    min_margin=0.0,
+    scorer="heuristic",
+    seed=2021,
+    num_candidates=4,
+    write_candidates=False,
+)
+
+
+def answer(text: str, sample: int, finish_reason: Literal["stop", "length"] = "stop") -> Completion:
+    return Completion(
+        id="q",
+        sample=sample,
+        text=text,
+        finish_reason=finish_reason,
+        prompt_tokens=1,
+        new_tokens=1,
+    )
+
+
+def query(candidates: list[Completion], keywords=(), verdicts=None) -> AnsweredQuery:
+    entry = Entry(id="q", query="ab", code="", description="", keywords=list(keywords))
+    retrieved = Retrieved(
+        id="q", document_ids=["d"], store_rows=[0], scores=[0.5], context="ab b", is_cut=False
+    )
+    return AnsweredQuery(entry, retrieved, "the prompt", candidates, verdicts)
+
+
+def pair_of(answered: AnsweredQuery, cosines, rules=RULES) -> RagPair | Reject:
+    parts = score_candidates(answered, cosines, rules)
+    return build_pair(ScoredQuery(answered, parts, None), rules)
+
+
+def test_of_equal_answers_the_first_stays_and_an_empty_one_goes():
+    answers = [answer(text, k) for k, text in enumerate((" b\n", "a  b", "", "a b ", "b"))]
+    assert [(c.text, c.sample) for c in distinct(answers)] == [("b", 0), ("a  b", 1)]
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab \n"), max_size=6), min_size=2, max_size=6),
+    st.lists(st.floats(-1, 1), min_size=6, max_size=6),
+    st.booleans(),
+)
+def test_chosen_never_equals_rejected_and_never_scores_less(texts, cosines, answerable):
+    rules = replace(RULES, answer_threshold=0.0 if answerable else 1.0)
+    answered = query(distinct([answer(text, k) for k, text in enumerate(texts)]))
+    scored = score_candidates(answered, cosines[: len(answered.candidates)], rules)
+    pair = build_pair(ScoredQuery(answered, scored, None), rules)
+    if isinstance(pair, Reject):
+        assert len(answered.candidates) < 2
+        return
+    chosen, rejected = (str(side[0]["content"]) for side in (pair.chosen, pair.rejected))  # pyright: ignore[reportArgumentType]
+    assert chosen.split() != rejected.split()
+    assert pair.margin == pytest.approx(
+        pair.chosen_parts["score"] - pair.rejected_parts["score"], abs=1e-6
+    )
+    assert pair.chosen_parts["score"] == max(parts["score"] for parts in scored)
+    assert pair.rejected_parts["score"] == min(parts["score"] for parts in scored)
+
+
+def test_an_answer_that_was_cut_is_rejected_at_most_and_never_chosen():
+    candidates = [answer("ab ab", 0, "length"), answer("ab", 1), answer("b", 2)]
+    answered = query(candidates, keywords=["ab"])
+    best_is_cut = pair_of(answered, [0.9, 0.6, 0.3])
+    assert isinstance(best_is_cut, RagPair)
+    assert (best_is_cut.chosen_sample, best_is_cut.rejected_sample) == (1, 2)
+    worst_is_cut = pair_of(answered, [-0.9, 0.6, 0.9])
+    assert isinstance(worst_is_cut, RagPair)
+    # 0.7 * 0.6 + 0.3 = 0.72 against 0.7 * 0 + 0.3 = 0.3; the third has 0.7 * 0.9 + 0 = 0.63
+    assert (worst_is_cut.chosen_sample, worst_is_cut.rejected_sample) == (1, 0)
+
+
+def test_a_judges_score_is_won_minus_lost_of_all_comparisons():
+    candidates = [answer(text, k) for k, text in enumerate("abc")]
+    # a beats b in both orders, a against c is split, of b against c one is unreadable and c wins one
+    verdicts = [(1, 1), (1, 2), (None, 2)]
+    assert query(candidates, verdicts=verdicts).judge_scores() == [0.5, -0.75, 0.25]
+    assert query(candidates).judge_scores() == [None, None, None]
+    by_judge = pair_of(
+        query(candidates, verdicts=verdicts), [0.1, 0.9, 0.5], replace(RULES, scorer="judge")
+    )
+    assert isinstance(by_judge, RagPair) and by_judge.margin == 1.25
+    assert (by_judge.chosen_sample, by_judge.rejected_sample) == (0, 1)
+    both = pair_of(
+        query(candidates, verdicts=verdicts), [0.1, 0.9, 0.5], replace(RULES, scorer="both")
+    )
+    assert isinstance(both, Reject) and both.reason == "judge_disagrees"
+
+
+def test_each_two_answers_are_shown_in_both_orders_under_the_ids_of_their_samples():
+    showings = list(query([answer("one", 0), answer("two", 3)]).showings())
+    assert [showing.id for showing in showings] == ["q\t0\t3", "q\t3\t0"]
+    for showing, first, second in zip(showings, ("one", "two"), ("two", "one"), strict=True):
+        assert showing.prompt.index(f"\n{first}") < showing.prompt.index(f"\n{second}")
+        assert "the prompt" in showing.prompt
+
+
+def test_the_rows_keywords_come_before_those_of_the_settings():
+    rules = replace(RULES, keywords=["gamma"])
+    assert keywords_of(query([], keywords=["alpha"]), rules) == ["alpha"]
+    assert keywords_of(query([]), rules) == ["gamma"]
+    assert keywords_of(query([]), RULES) == ["ab"]
+
+
+@given(st.integers(1, 12), st.data())
+def test_a_random_document_is_any_but_the_retrieved_ones(count, data):
+    retrieved = data.draw(st.lists(st.integers(0, count - 1), unique=True))
+    others = set(range(count)) - set(retrieved)
+    drawn = {draw_other(count, retrieved, random.Random(seed)) for seed in range(200)}
+    assert drawn == (others or {None})
