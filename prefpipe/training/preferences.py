@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefpipe import formats
 from prefpipe.files import DataError, Places, Run
-from prefpipe.formats.named import read_named
+from prefpipe.formats.reading import read_named
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import in_blocks, splits
 from prefpipe.rows import Preference, Reject, Split, flatten_turns
