@@ -9,7 +9,6 @@ Training, scoring and ranking get their token ids from PairwiseTokenizer, with t
 context is cut from its left where it must be, a response never.
 """
 
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from prefpipe import chat
 from prefpipe.chat import encode
 from prefpipe.compare.context import SavedFormat, Unscorable, cut_left
 from prefpipe.files import DataError
+from prefpipe.models.prefix_cache import common_tokens
 from prefpipe.rows import Message, as_turns
 
 LABELS = ("A", "B")
@@ -123,8 +123,8 @@ class PairwiseTokenizer:
                     f"both responses leave no room for the context in {self.max_length} tokens",
                 )
         # what all pairs of this context begin with: the turn up to the first response
-        columns = zip(self._ids(_head(context)), *rows, strict=False)
-        shared = sum(1 for _ in itertools.takewhile(lambda ids: len({*ids}) == 1, columns))
+        head = self._ids(_head(context))
+        shared = min(common_tokens(head, row) for row in rows)
         return TokenizedTurns(rows, min(shared, *(len(row) - 1 for row in rows)), whole - longest)
 
     def _ids(self, text: str) -> list[int]:
