@@ -15,13 +15,13 @@ The steps of --engine batch, each of them safe to stop and to repeat: nothing is
     uv run annotate_preferences.py
     uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step estimate
     uv run annotate_preferences.py --engine batch --model gpt-4o-mini --max-cost 20 --step submit
-    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step status
-    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step download
+    uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step status    (or download)
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -82,16 +82,12 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
         return print_status(s)
     if s.step == "estimate":
         return print_estimate(s)
-    inputs = [s.input, *local_folders(s.model)]
-    outputs = {s.output: AnnotationAnswer}
+    inputs, outputs = [s.input, *local_folders(s.model)], {s.output: AnnotationAnswer}
     with s.open_run(inputs=inputs, outputs=outputs, unit="annotation prompts") as run:
         if run.finished:
             return
-
-        def requests() -> Iterator[llm.Request]:
-            return (to_request(prompt, s) for prompt in run.peek(s.input, AnnotationPrompt))
-
-        replies = Replies(run, requests)
+        asked = partial(run.peek, s.input, AnnotationPrompt)
+        replies = Replies(run, lambda: (to_request(prompt, s) for prompt in asked()))
         if s.step == "submit":
             left = list(replies.unanswered())  # all rows are read first: a doubled id is an error
             print(s.open_batches(s.model).submit(left))
@@ -106,23 +102,15 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
                 used.update(prompt=answer.prompt_tokens, new=answer.new_tokens)
             run.emit(answer)
         run.summary["tokens"] = {"prompt": used["prompt"], "new": used["new"]}
-        print(describe_cost(s, used["prompt"], used["new"]))
-
-
-def describe_cost(s: Settings, prompt_tokens: int, new_tokens: int) -> str:
-    """What the written answers took."""
-    used = describe_tokens(s.model, prompt_tokens, new_tokens, batch=s.engine == "batch")
-    return f"these answers took {used}"
+        took = describe_tokens(s.model, used["prompt"], used["new"], batch=s.engine == "batch")
+        print(f"these answers took {took}")
 
 
 def print_status(s: Settings) -> None:
     batches = [b for b in s.open_batches(s.model).status() if b.status != "absent"]
-    for batch in batches:
-        print(
-            f"{batch.batch_id or 'id not read yet'}  {batch.status:<11}  "
-            f"{batch.done:,} of {batch.requests:,} answered"
-            f"{'  downloaded' if batch.downloaded else ''}"
-        )
+    for b in batches:
+        answered = f"{b.done:,} of {b.requests:,} answered{'  downloaded' if b.downloaded else ''}"
+        print(f"{b.batch_id or 'id not read yet'}  {b.status:<11}  {answered}")
     folder = s.batch_options().folder
     under_way = sum(batch.is_under_way for batch in batches)
     print(f"{folder}: {len(batches)} batches submitted, {under_way} not downloaded yet")

@@ -164,10 +164,9 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
         raise SystemExit("build_pairwise_prefs: full_characters must be more than free_characters")
     templates.load_template(s.template, frozenset({"context", "question"}))
     read_manifest(s.store)
-    prompts = templates.template_files(s.template, "rag")
-    prompts += [] if s.scorer == "heuristic" else templates.template_files(None, "judge")
-    models = local_folders(s.model, s.judge_model or s.model)
-    inputs = [s.input, s.store / MANIFEST, *prompts, *models]
+    inputs = [s.input, s.store / MANIFEST, *templates.template_files(s.template, "rag")]
+    inputs += [] if s.scorer == "heuristic" else templates.template_files(None, "judge")
+    inputs += local_folders(s.model, s.judge_model or s.model)
     with s.open_run(inputs=inputs, outputs={s.output: RagPair}, unit="queries") as run:
         if run.finished:
             return

@@ -17,6 +17,7 @@ exact up to 200,000 documents and approximate above, with its measured recall pr
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from prefpipe.near_duplicates import EarlierDocuments
 from prefpipe.rag import embedding, store, table
 from prefpipe.rag.documents import to_documents, to_text, without_duplicates
 from prefpipe.rag.embedding import DocumentVectors, Embedder, VectorCache
-from prefpipe.rag.index import IndexFacts, QuerySample, write_index
+from prefpipe.rag.index import IndexFacts, sample_queries, write_index
 from prefpipe.ranges import Positive, Share
 from prefpipe.rows import Document, Entry, Reject
 from prefpipe.settings import Stage
@@ -82,21 +83,19 @@ def build_documents(entry: Entry, s: Settings, place: str) -> list[Document] | R
     return to_documents(entry, s.chunk_characters, s.chunk_overlap_characters)
 
 
-def write_documents(
-    s: Settings, run: files.Run, vectors: DocumentVectors, queries: QuerySample
-) -> int:
+def read_table(s: Settings) -> Iterator[tuple[str, Entry | ValueError]]:
+    columns = table.Columns(s.query_column, s.code_column, s.description_column, id=s.id_column)
+    return table.read_entries(s.input, columns, s.limit)
+
+
+def write_documents(s: Settings, run: files.Run, vectors: DocumentVectors) -> int:
     """Write the documents and embed them; the number of chunks left out of rows that were kept."""
     earlier, duplicate_chunks = EarlierDocuments(s.near_duplicate), 0
-    columns = table.Columns(
-        query=s.query_column, code=s.code_column, description=s.description_column, id=s.id_column
-    )
-    entries = table.read_entries(s.input, columns, s.limit)
-    for place, entry in screen.progress(entries, None, "documents"):
+    for place, entry in screen.progress(read_table(s), None, "documents"):
         run.read_count += 1
         if isinstance(entry, ValueError):
             run.bad_row(place, entry)
             continue
-        queries.add(entry)
         row = build_documents(entry, s, place)
         kept = row if isinstance(row, Reject) else without_duplicates(entry, row, earlier, place)
         run.emit(kept)
@@ -107,9 +106,10 @@ def write_documents(
     return duplicate_chunks
 
 
-def embed_queries(s: Settings, queries: QuerySample, embedder: Embedder) -> np.ndarray:
+def embed_queries(s: Settings, embedder: Embedder) -> np.ndarray:
     """What the recall of an approximate index is measured with."""
-    if not (texts := queries.texts()):
+    entries = (entry for _, entry in read_table(s) if isinstance(entry, Entry))
+    if not (texts := sample_queries(entries, SAMPLED_QUERIES, s.seed)):
         raise DataError(
             f"{s.input}: no query to measure an ivf index with; name a --query-column, or take "
             "--index exact"
@@ -121,19 +121,23 @@ def write_store(
     s: Settings, run: files.Run, embedder: Embedder, cache: VectorCache
 ) -> dict[str, Any]:
     """Documents, index and manifest; what .meta.json says of them. No index where no row was kept."""
-    known = len(cache)
-    vectors, queries = DocumentVectors(embedder, cache), QuerySample(SAMPLED_QUERIES, s.seed)
-    duplicate_chunks = write_documents(s, run, vectors, queries)
+    known, vectors = len(cache), DocumentVectors(embedder, cache)
+    duplicate_chunks = write_documents(s, run, vectors)
     if not vectors:
         return {}
-    facts = write_index(
-        run.temporary(s.output / store.INDEX),
-        vectors,
-        s.index,
-        lambda: embed_queries(s, queries, embedder),
-        s.target_recall,
+    path = run.temporary(s.output / store.INDEX)
+    queries = partial(embed_queries, s, embedder)
+    facts = write_index(path, vectors, s.index, queries, s.target_recall)
+    manifest = store.Manifest(
+        embedding_model=embedder.name,
+        embedding_identity=embedder.identity,
+        dimension=embedder.dimension,
+        count=len(vectors),
+        content_hash=vectors.content.hexdigest(),
+        index=facts,
     )
-    store.write_manifest(run.temporary(s.output / store.MANIFEST), embedder, vectors, facts)
+    path = run.temporary(s.output / store.MANIFEST)
+    files.write_text(path, manifest.model_dump_json(indent=2) + "\n")
     return {
         "embedded": len(cache) - known,
         "cut_by_the_model": vectors.cut,
@@ -167,7 +171,7 @@ def main(s: Settings, embedder: Embedder | None = None) -> None:
         )
     model = embedding.model_folder(s.embedding_model)
     with s.open_run(
-        inputs=[s.input, *([model] if model else [])],
+        inputs=[path for path in (s.input, model) if path],
         outputs={s.output / store.DOCUMENTS: Document},
         home=s.output,
         made=(s.output / store.INDEX, s.output / store.MANIFEST),

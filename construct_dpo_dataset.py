@@ -43,8 +43,7 @@ class Settings(Stage, env_prefix="CONSTRUCT_"):
 def main(s: Settings) -> None:
     sources = [s.input / f"{variant}.jsonl" for variant in VARIANTS]
     outputs = {s.output / f"{split}.parquet": JudgmentPair for split in files.SPLITS}
-    types: Counter[str] = Counter()
-    inputs = [s.items, *sources]
+    types, inputs = Counter[str](), [s.items, *sources]
     with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
         if run.finished:
             return

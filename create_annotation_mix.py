@@ -78,14 +78,12 @@ def main(s: Settings) -> None:
     mix_path = s.output / "mix.jsonl" if s.output else config.ANNOTATION_MIX
     asked_path = s.output / "annotation_prompts.jsonl" if s.output else config.ANNOTATION_PROMPTS
     inputs = [*paths, *responses.values(), s.criteria, *template_files(s.template, "rate")]
-    outputs = {mix_path: AnnotationMix, asked_path: AnnotationPrompt}
-    home = mix_path.parent
+    outputs, home = {mix_path: AnnotationMix, asked_path: AnnotationPrompt}, mix_path.parent
     with s.open_run(inputs=inputs, outputs=outputs, home=home, unit="prompts") as run:
         if run.finished:
             return
         answers = {name: files.Aligned(path, ModelResponse) for name, path in responses.items()}
-        outcomes: Counter[tuple[str, Outcome]] = Counter()
-        sizes: Counter[int] = Counter()
+        outcomes, sizes = Counter[tuple[str, Outcome]](), Counter[int]()
         for row in prompts.accepted(run, prompts.read_prompts(paths, s.limit)):
             given = {name: response_of(answers[name], responses[name], row) for name in responses}
             mix, became = build_mix(row, given, s)
@@ -146,49 +144,45 @@ def build_mix(
     row: Prompt, responses: Mapping[str, ModelResponse | None], s: Settings
 ) -> tuple[AnnotationMix | Reject, dict[str, Outcome]]:
     """The prompt's mix, and what became of each model's response. Drawn from (seed, id) alone."""
-    became: dict[str, Outcome] = {}
     names = sorted(responses)
     draws.rng(s.seed, row.id, "models").shuffle(names)
     names.sort(key=lambda name: name != s.on_policy_model)  # stable: it comes first, if it is there
-    drawn: dict[str, ModelResponse] = {}
-    seen: set[str] = set()
+    became: dict[str, Outcome] = {}
+    drawn: dict[str, str] = {}  # stripped text -> model
     for name in names:
         response = responses[name]
-        text = response.text.strip() if response else ""
         if response is None:
             became[name] = "missing"
-        elif not text:
+        elif not (text := response.text.strip()):
             became[name] = "empty"
         elif response.finish_reason == "length" and not s.use_cut:
             became[name] = "cut"
-        elif text in seen:
+        elif text in drawn:
             became[name] = "equal"
         elif len(drawn) == s.k:
             became[name] = "not drawn"
         else:
-            became[name] = "in the mix"
-            seen.add(text)
-            drawn[name] = response
-    models = sorted(drawn)
-    reason = detail = ""
-    if s.on_policy_model is not None and s.on_policy_model not in drawn:
-        reason, detail = "no_on_policy_response", f"its response is {became[s.on_policy_model]}"
-    elif len(drawn) < s.min_responses:
+            became[name], drawn[text] = "in the mix", name
+    models = sorted(drawn.values())
+    on_policy = None if s.on_policy_model is None else became[s.on_policy_model]
+    if on_policy not in (None, "in the mix"):
+        reason, detail = "no_on_policy_response", f"its response is {on_policy}"
+    elif len(models) < s.min_responses:
         counts = Counter(became.values())
         parts = (f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
         reason, detail = "too_few_responses", ", ".join(parts)
-    if reason:
-        became = {n: "not drawn" if o == "in the mix" else o for n, o in became.items()}
-        return Reject(id=row.id, reason=reason, detail=detail), became
-    mix = AnnotationMix(
-        id=row.id,
-        prompt=row.prompt,
-        responses=[drawn[name].text for name in models],
-        models=models,
-        on_policy=models.index(s.on_policy_model) if s.on_policy_model is not None else None,
-        source=row.source,
-    )
-    return mix, became
+    else:
+        mix = AnnotationMix(
+            id=row.id,
+            prompt=row.prompt,
+            responses=[r.text for r in map(responses.get, models) if r],
+            models=models,
+            on_policy=models.index(s.on_policy_model) if s.on_policy_model is not None else None,
+            source=row.source,
+        )
+        return mix, became
+    became = {n: "not drawn" if o == "in the mix" else o for n, o in became.items()}
+    return Reject(id=row.id, reason=reason, detail=detail), became
 
 
 if __name__ == "__main__":

@@ -70,10 +70,11 @@ class Settings(SamplingStage, env_prefix="GENERATE_"):
         return super().rows_depend_on() | {"name": responder.name, "model": responder.model}
 
 
-OpenEngine = Callable[[Settings], llm.Engine]
+def open_model(s: Settings) -> llm.Engine:
+    return s.open_engine(s.models[0].model)
 
 
-def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
+def main(s: Settings, open_engine: Callable[[Settings], llm.Engine] = open_model) -> None:
     paths = files.matching(s.input)
     for _ in prompts.read_prompts(paths, s.limit):
         pass  # two rows of one id stop the stage here, not each model in turn
@@ -84,7 +85,7 @@ def main(s: Settings, open_engine: OpenEngine | None = None) -> None:
         # Neighbours in the list that have the same model share its engine, loaded where the first of
         # them has work to do. It is gone, and its memory free, before the next one is loaded.
         group = list(neighbours)
-        engine = functools.cache(functools.partial(open_engine or open_model, group[0]))
+        engine = functools.cache(functools.partial(open_engine, group[0]))
         for own in group:
             try:
                 respond(own, paths, engine)
@@ -105,10 +106,6 @@ def engine_key(s: Settings) -> tuple[object, ...]:
     # in batches what each model was asked stands in a folder of its own
     own = responder.name if s.engine == "batch" else ""
     return responder.model, s.engine, tuple(s.base_urls), s.load_in_4bit, own
-
-
-def open_model(s: Settings) -> llm.Engine:
-    return s.open_engine(s.models[0].model)
 
 
 def respond(s: Settings, paths: Sequence[Path], open_engine: Callable[[], llm.Engine]) -> None:

@@ -10,7 +10,7 @@ Writes  data/judgments/raw/best_of_n.jsonl                Judgment rows, n for e
     uv run inference_best_of_n.py --n 8 --temperature 1.2
 """
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import config
@@ -54,11 +54,8 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
     with s.open_run(inputs=inputs, outputs={s.output: Judgment}, unit="items") as run:
         if run.finished:
             return
-
-        def requests() -> Iterator[llm.Request]:
-            return (to_request(item, s) for item in run.peek(s.input, Item) if item.better)
-
-        replies = Replies(run, requests)
+        asked = partial(run.peek, s.input, Item)
+        replies = Replies(run, lambda: (to_request(item, s) for item in asked() if item.better))
         replies.ask(lambda: engine or s.open_engine(s.model), "items")
         for item in run.read(s.input, Item):
             run.emit(to_judgments(item, replies, s.n))

@@ -153,9 +153,8 @@ def to_row(
     """The pair as a row. With `all` a prompt has several: each id names its two responses."""
 
     def as_response(text: str) -> str | list[Message]:
-        if isinstance(mix.prompt, str):
-            return text
-        return [Message(role="assistant", content=text)]
+        is_text = isinstance(mix.prompt, str)
+        return text if is_text else [Message(role="assistant", content=text)]
 
     chosen, rejected, tie = pair
     first, second = sorted((chosen, rejected))

@@ -51,8 +51,7 @@ def clean(row: Judgment, *, index: int, language: Language) -> CleanJudgment:
 def main(s: Settings) -> None:
     sources = {variant: s.input / f"{variant}.jsonl" for variant in VARIANTS}
     paths = {variant: s.output / f"{variant}.jsonl" for variant in VARIANTS}
-    outputs = dict.fromkeys(paths.values(), CleanJudgment)
-    inputs = [s.items, *sources.values()]
+    outputs, inputs = dict.fromkeys(paths.values(), CleanJudgment), [s.items, *sources.values()]
     read: Counter[tuple[Variant, str | None]] = Counter()  # by variant, and why it is unreadable
     with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
         if run.finished:
@@ -76,28 +75,14 @@ def main(s: Settings) -> None:
             index += 1
         for reader in readers.values():
             reader.check_used_up()
-        run.summary |= summary(read)
-        print(report(read))
-
-
-def summary(read: Counter[tuple[Variant, str | None]]) -> dict[str, dict[str, int]]:
-    """How many judgments of each variant are readable, and why others are not."""
-    return {
-        "readable": {variant: read[variant, None] for variant in VARIANTS},
-        "unreadable": {f"{variant}: {why}": n for (variant, why), n in read.most_common() if why},
-    }
-
-
-def report(read: Counter[tuple[Variant, str | None]]) -> str:
-    lines = []
-    for variant in VARIANTS:
-        by_reason = {why: n for (v, why), n in read.items() if v == variant}
-        readable, total = by_reason.pop(None, 0), sum(by_reason.values())
-        lines.append(
-            f"{variant}: {readable} of {readable + total} readable; "
-            f"unreadable: {by_reason or 'none'}"
-        )
-    return "\n".join(lines)
+        run.summary["readable"] = {variant: read[variant, None] for variant in VARIANTS}
+        unreadable = {f"{variant}: {why}": n for (variant, why), n in read.most_common() if why}
+        run.summary["unreadable"] = unreadable
+        for variant in VARIANTS:
+            reasons = {why: n for (v, why), n in read.items() if why and v == variant}
+            total = read[variant, None] + sum(reasons.values())
+            readable = f"{read[variant, None]} of {total} readable"
+            print(f"{variant}: {readable}; unreadable: {reasons or 'none'}")
 
 
 if __name__ == "__main__":

@@ -27,13 +27,7 @@ from prefpipe.compare.matches import Contest
 from prefpipe.compare.rankings import By, Totals, to_ranking
 from prefpipe.compare.tournament import Tournament, competitors
 from prefpipe.ranges import Positive
-from prefpipe.rows import (
-    Message,
-    Preference,
-    Ranking,
-    Reject,
-    Responses,
-)
+from prefpipe.rows import Message, Preference, Ranking, Reject, Responses, as_turns
 from prefpipe.screen import progress
 from prefpipe.settings import EngineStage, NoEffectOnRows, local_folders
 from prefpipe.templates import template_files
@@ -128,8 +122,7 @@ def why_not(row: Responses) -> Reject | None:
     if row.right is not None and len(row.right) != len(row.responses):
         detail = f"{len(row.right)} values for {len(row.responses)} responses"
         return Reject(id=row.id, reason="right_does_not_fit", detail=detail)
-    texts = [row.prompt] if isinstance(row.prompt, str) else [m["content"] for m in row.prompt]
-    if not any(text.strip() for text in texts):
+    if not any(turn["content"].strip() for turn in as_turns(row.prompt)):
         return Reject(id=row.id, reason="empty_question", detail="the prompt is empty")
     different = len(competitors(row.responses))
     if different < 2:
@@ -148,9 +141,10 @@ def to_preference(row: Responses, ranking: Ranking) -> Preference:
         text if isinstance(row.prompt, str) else [Message(role="assistant", content=text)]
         for text in (row.responses[ranking.best], row.responses[ranking.worst])
     )
-    margin = None if ranking.scores is None else ranking.scores[0] - ranking.scores[-1]
-    if ranking.scores is None and len(ranking.ranking) == 2:
-        margin = ranking.margins[0]
+    if ranking.scores is not None:
+        margin = ranking.scores[0] - ranking.scores[-1]
+    else:
+        margin = ranking.margins[0] if len(ranking.margins) == 1 else None
     return Preference(
         id=row.id,
         prompt=row.prompt,

@@ -109,12 +109,6 @@ def first_rows(items: Iterable[Item], max_rows: int | None) -> Iterator[tuple[It
         yield item, max_rows is None or seen[item.split] <= max_rows
 
 
-def first_chinese(items: Iterable[Item], max_rows: int | None) -> Iterator[Item]:
-    for item, is_wanted in first_rows(items, max_rows):
-        if is_wanted and item.language == "zh":
-            yield item
-
-
 def main(s: Settings) -> None:
     if s.estimate:
         print_estimate(s)
@@ -125,9 +119,14 @@ def main(s: Settings) -> None:
     with s.open_run(inputs=inputs, outputs=outputs, home=s.output) as run:
         if run.finished:
             return
+
+        def to_translate() -> Iterator[Item]:
+            items = first_rows(run.peek(s.input, Item), s.max_rows)
+            return (item for item, is_wanted in items if is_wanted and item.language == "zh")
+
         tries = Tries(
             run,
-            lambda: first_chinese(run.peek(s.input, Item), s.max_rows),
+            to_translate,
             lambda item, number: to_request(item, s, number),
             lambda item, reply: translations.english_item(item, reply, template=s.template),
             translations.ASKED_AGAIN,
@@ -154,22 +153,16 @@ def main(s: Settings) -> None:
             )
         usage = vars(paid.usage) if paid else {}
         run.summary["translation"] = {**counts, "usage_of_last_run": usage}
-        print(describe(counts, paid.spent() if paid else ""))
-
-
-def describe(counts: Counter[str], spent: str) -> str:
-    """What became of the items, and what this run (not an earlier, stopped one) has used."""
-    line = (
-        f"{counts['translated']} items translated, {counts['english']} were English, "
-        f"{counts['untranslated']} stayed Chinese"
-    )
-    if counts["untranslated"]:
-        line += " (no server: set OPENAI_API_KEY or OPENAI_BASE_URL to translate them)"
-    return f"{line}; used {spent}" if spent else line
+        why = " (no server: set OPENAI_API_KEY or OPENAI_BASE_URL to translate them)"
+        print(
+            f"{counts['translated']} items translated, {counts['english']} were English, "
+            f"{counts['untranslated']} stayed Chinese{why if counts['untranslated'] else ''}"
+            f"{f'; used {paid.spent()}' if paid else ''}"  # by this run, not by a stopped one before
+        )
 
 
 def print_estimate(s: Settings) -> None:
-    counts: Counter[str] = Counter()
+    counts = Counter[str]()
     for item, is_wanted in first_rows(files.read_rows(s.input, Item, s.limit), s.max_rows):
         counts[item.language if is_wanted else "left_out"] += 1
         if is_wanted and item.language == "zh":

@@ -37,8 +37,9 @@ from transformers import (
 
 from benchmarks import alternate, line_of, machine, make_parser, ratios, write_results
 from benchmarks.sampling import EMBEDDED, SMALL, count_tokens
-from prefpipe.compare.ab_model import MAX_BATCH_TOKENS, PairwiseModel, Preferred
+from prefpipe.compare.ab_model import PairwiseModel, Preferred
 from prefpipe.compare.ab_prompt import PairwiseFormat
+from prefpipe.compare.context import MAX_BATCH_TOKENS
 from prefpipe.models import trees
 
 RESPONSES = 8
@@ -148,7 +149,7 @@ def measure(
     def padded() -> list[float]:
         logits = []
         for part in rows:
-            for batch in trees.in_batches(((len(r), r) for r in part), MAX_BATCH_TOKENS):
+            for batch in trees.in_batches(part, MAX_BATCH_TOKENS, lambda row, _: len(row)):
                 logits.append(forward(model, batch))
         return first_is_better(torch.cat(logits))
 

@@ -60,7 +60,7 @@ def prompt_ids(tokenizer: "Tokenizer", messages: Sequence[Message]) -> list[int]
     if specials and any(specials.search(m["content"]) for m in messages):
         ids = _ids_with_names_as_text(tokenizer, messages, specials)
     else:
-        ids = _encode_rendered(tokenizer, render(tokenizer, messages))
+        ids = _token_ids(tokenizer, render(tokenizer, messages))
     bos = tokenizer.bos_token_id
     if bos is not None and _wants_bos(tokenizer):
         while ids[:1] == [bos]:
@@ -79,12 +79,8 @@ def encode(tokenizer: "Tokenizer", text: str) -> list[int]:
     return _token_ids(tokenizer, text, split_special_tokens=True)
 
 
-def _encode_rendered(tokenizer: "Tokenizer", text: str) -> list[int]:
-    """Token ids of a chat template's text: the names of special tokens in it are the tokens."""
-    return _token_ids(tokenizer, text)
-
-
 def _token_ids(tokenizer: "Tokenizer", text: str, **options: Any) -> list[int]:
+    """Token ids of a chat template's text: the names of special tokens in it are the tokens."""
     # verbose would warn of texts that are longer than the model takes: callers leave them out by name
     return tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"]  # pyright: ignore[reportReturnType]
 
@@ -107,7 +103,7 @@ def _ids_with_names_as_text(
         if index % 2:
             ids += encode(tokenizer, names[int(part)])
         elif part:
-            ids += _encode_rendered(tokenizer, part)
+            ids += _token_ids(tokenizer, part)
     return ids
 
 
@@ -120,10 +116,9 @@ def _special_tokens(tokenizer: "Tokenizer") -> re.Pattern[str] | None:
 
 def end_of_turn_id(tokenizer: "Tokenizer") -> int:
     """The token that the chat template puts behind an assistant's answer."""
-    text = _apply(
-        tokenizer, [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
-    )
-    behind = _encode_rendered(tokenizer, text[text.rindex(_PROBE) + len(_PROBE) :].strip())
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _PROBE}]
+    text = _apply(tokenizer, turns)
+    behind = _token_ids(tokenizer, text[text.rindex(_PROBE) + len(_PROBE) :].strip())
     if behind:
         return behind[0]
     if isinstance(tokenizer.eos_token_id, int):
@@ -137,14 +132,11 @@ def _apply(tokenizer: "Tokenizer", turns: Sequence[Mapping[str, Any]], **options
 
 
 def _takes_system(tokenizer: "Tokenizer") -> bool:
+    turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}]
     try:
-        text = _apply(
-            tokenizer,
-            [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}],
-        )
+        return _PROBE in _apply(tokenizer, turns)
     except jinja2.TemplateError:
         return False
-    return _PROBE in text
 
 
 def _wants_bos(tokenizer: "Tokenizer") -> bool:

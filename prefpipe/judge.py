@@ -5,6 +5,7 @@ Everything here is a pure function of its rows and of (seed, id).
 """
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,15 +44,11 @@ def judge_prompt(
     template: a name or file to use instead of `judge.<language>` (or `guide.<language>`); it gets
     question, answer_1, answer_2 and, for a hinted prompt, hint.
     """
-    kind = "judge" if hint is None else "guide"
-    values = {
-        "question": escape_markers(question),
-        "answer_1": escape_markers(answer_1),
-        "answer_2": escape_markers(answer_2),
-    }
+    texts = {"question": question, "answer_1": answer_1, "answer_2": answer_2}
+    values = {name: escape_markers(text) for name, text in texts.items()}
     if hint is not None:
         values["hint"] = str(hint)
-    name = template or f"{kind}.{language}"
+    name = template or f"{'judge' if hint is None else 'guide'}.{language}"
     return load_template(name, frozenset(values)).render(**values)
 
 
@@ -63,11 +60,8 @@ def question_of(prompt: str) -> str:
 def build_item(
     row: Preference, *, split: Split, seed: int, template: str | None = None
 ) -> Item | Reject:
-    """The better answer stands first or second by a coin drawn from (seed, row.id).
-
-    A tie stays a tie (better None) and is placed by the same coin. Left out: an empty question or
-    answer, and answers that are equal but for white space.
-    """
+    """The better answer stands first or second by a coin drawn from (seed, row.id); a tie stays a
+    tie (better None) and is placed by the same coin. Left out is what Preference.fault names."""
     if reason := row.fault:
         return Reject(id=row.id, reason=reason)
     question = flatten_turns(row.prompt)
@@ -112,25 +106,22 @@ def both_orders(
     language: Language,
     template: str | None = None,
 ) -> tuple[Showing, Showing]:
-    """(a, b) as given, and swapped. Who is asked in both orders has no say by position alone.
+    """(a, b) as given, and swapped, under these two ids of requests: who is asked in both orders
+    has no say by position alone."""
 
-    ids: the requests' ids, of the given and of the swapped order.
-    """
-
-    def showing(id: str, first: str, second: str, *, swapped: bool) -> Showing:
-        prompt = judge_prompt(question, first, second, language=language, template=template)
-        return Showing(id, prompt, language, swapped)
-
-    return showing(ids[0], a, b, swapped=False), showing(ids[1], b, a, swapped=True)
+    prompt = partial(judge_prompt, question, language=language, template=template)
+    given, swapped = ids
+    return (
+        Showing(given, prompt(a, b), language, swapped=False),
+        Showing(swapped, prompt(b, a), language, swapped=True),
+    )
 
 
 def item_in_both_orders(
     item: Item, ids: tuple[str, str], *, template: str | None = None
 ) -> tuple[Showing, Showing]:
-    """The item's two answers; the given order is its own prompt.
-
-    template: the one its prompt was made with. DataError where that gives another prompt.
-    """
+    """The item's two answers; the given order is its own prompt, made with this template: DataError
+    where that gives another prompt."""
     answers = (item.question, item.answer_1, item.answer_2)
     given, swapped = both_orders(ids, *answers, language=item.language, template=template)
     if given.prompt != item.prompt:
@@ -142,10 +133,8 @@ def item_in_both_orders(
 
 
 def verdict(reply: list[Completion] | Reject, showing: Showing) -> int | Unreadable | Reject:
-    """1: a is better, 2: b is, whichever stood first; or why that is not known.
-
-    reply: as Replies.of gives it. A text that cannot be read is no verdict, and not half a win.
-    """
+    """1: a is better, 2: b is, whichever stood first; or why that is not known, from what
+    Replies.of gave. A text that cannot be read is no verdict, and not half a win."""
     if isinstance(reply, Reject):
         return reply
     parsed = parse_verdict(reply[0].text)

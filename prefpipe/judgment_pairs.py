@@ -4,14 +4,7 @@ import random
 from collections.abc import Sequence
 
 from prefpipe import draws
-from prefpipe.rows import (
-    CleanJudgment,
-    Item,
-    JudgmentPair,
-    Message,
-    PairType,
-    Reject,
-)
+from prefpipe.rows import CleanJudgment, Item, JudgmentPair, Message, PairType, Reject
 
 
 def build_judgment_pairs(
@@ -61,7 +54,20 @@ def build_judgment_pairs(
             if count == most or texts in seen:
                 continue
             seen.add(texts)
-            pairs.append(_pair(item, pair_type, count, good, bad, texts))
+            pairs.append(
+                JudgmentPair(
+                    id=f"{item.id}:{pair_type}:{count}",
+                    item_id=item.id,
+                    split=item.split,
+                    pair_type=pair_type,
+                    better=item.better,
+                    prompt=[Message(role="user", content=item.prompt)],
+                    chosen=[Message(role="assistant", content=texts[0])],
+                    rejected=[Message(role="assistant", content=texts[1])],
+                    chosen_sample=good.sample,
+                    rejected_sample=bad.sample,
+                )
+            )
             count += 1
     if pairs:
         return pairs
@@ -72,29 +78,6 @@ def build_judgment_pairs(
     if not (wrong or unreadable or told_wrong):
         return Reject(id=item.id, reason="no_wrong_judgment")
     return Reject(id=item.id, reason="no_pair_of_a_wanted_type")
-
-
-def _pair(
-    item: Item,
-    pair_type: PairType,
-    number: int,
-    chosen: CleanJudgment,
-    rejected: CleanJudgment,
-    texts: tuple[str, str],
-) -> JudgmentPair:
-    assert item.better is not None
-    return JudgmentPair(
-        id=f"{item.id}:{pair_type}:{number}",
-        item_id=item.id,
-        split=item.split,
-        pair_type=pair_type,
-        better=item.better,
-        prompt=[Message(role="user", content=item.prompt)],
-        chosen=[Message(role="assistant", content=texts[0])],
-        rejected=[Message(role="assistant", content=texts[1])],
-        chosen_sample=chosen.sample,
-        rejected_sample=rejected.sample,
-    )
 
 
 def _shuffled(judgments: list[CleanJudgment], rng: random.Random) -> list[CleanJudgment]:

@@ -128,11 +128,10 @@ class NearDuplicates:
     """Finds whether a question is nearly one of those given: jaccard(shingles) >= threshold.
 
     Prefix filter (Chaudhuri et al. 2006; Bayardo et al. 2007): with both sets in one order, here that
-    of the hashes, two that share the threshold's part cannot differ in all of their first few, for
-    too few would be left to share. So only the first few hashes of each sketch are kept as keys to
-    look up, and jaccard is asked of what they find. In memory are 1 kB a long question, and at a
-    threshold of 0.8 another 0.6 kB: sketches are kept as their upper 32 bits, which join two of 256
-    hashes by a chance of 1 in 100,000.
+    of the hashes, two that share the threshold's part cannot differ in all of their first few. So
+    only these of each sketch are kept as keys to look up, and jaccard is asked of what they find. In
+    memory are 1 kB a long question, and at a threshold of 0.8 another 0.6 kB: sketches are kept as
+    their upper 32 bits, which join two of 256 hashes by a chance of 1 in 100,000.
     """
 
     def __init__(self, questions: Iterable[str], threshold: float = 0.8) -> None:
@@ -155,8 +154,6 @@ class NearDuplicates:
 
     def find(self, questions: Sequence[str]) -> list[bool]:
         """Whether each question is one; a block of them costs little more than one."""
-        if not questions:
-            return []
         return [near for some in _at_once(plain_texts(questions)) for near in self._find(some)]
 
     def _find(self, texts: list[bytes]) -> list[bool]:
@@ -242,29 +239,27 @@ class EarlierDocuments:
 
     def __init__(self, near: float | None) -> None:
         self._near = near
-        self._equal: dict[bytes, int] = {}
+        self._equal: dict[bytes, str] = {}
         self._by_hash: dict[int, tuple[int, ...]] = {}
-        self._sketches: list[bytes] = []
-        self._ids: list[str] = []
+        self._sketches: list[tuple[str, bytes]] = []
 
     def find(self, document: Document) -> tuple[Literal["equal", "nearly_equal"], str] | None:
         """How, and to which id; None, and remembered, where it is the first of its kind."""
         digest = bytes.fromhex(document.content_hash)
         if (same := self._equal.get(digest)) is not None:
-            return "equal", self._ids[same]
-        number = len(self._ids)
+            return "equal", same
         if self._near is not None:
             sketch = shingles(document.text, _KEPT_OF_DOCUMENT)
             keys, others = self._keys(sketch)
-            for other in others:
-                known = np.frombuffer(self._sketches[other], np.uint64)
+            for id, known in (self._sketches[other] for other in others):
+                known = np.frombuffer(known, np.uint64)
                 if jaccard(sketch, known, _KEPT_OF_DOCUMENT) >= self._near:
-                    return "nearly_equal", self._ids[other]
+                    return "nearly_equal", id
             for key in keys:
-                self._by_hash[key] = (*self._by_hash.get(key, ()), number)
-            self._sketches.append(sketch.tobytes())  # an array would keep all its hashes alive
-        self._equal[digest] = number
-        self._ids.append(document.id)
+                self._by_hash[key] = (*self._by_hash.get(key, ()), len(self._sketches))
+            # as bytes: an array would keep all its hashes alive
+            self._sketches.append((document.id, sketch.tobytes()))
+        self._equal[digest] = document.id
         return None
 
     def _keys(self, sketch: np.ndarray) -> tuple[list[int], list[int]]:

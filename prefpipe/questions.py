@@ -50,10 +50,8 @@ def splits(questions: Sequence[str], *, validation_share: float, seed: int) -> l
 
 
 def plain_texts(questions: Sequence[str]) -> list[bytes]:
-    """Each question as its words, in lower case, one space between them; where it has none, as it is.
-
-    UTF-8. What is equal here is the same question.
-    """
+    """Each question as its words, in lower case, one space between them, in UTF-8; where it has
+    none, as it is. What is equal here is the same question."""
     if not questions:
         return []
     # 1) what is not ASCII is put in that form one by one, and left as it is by step 2

@@ -21,10 +21,8 @@ SCALE = (1, 5)
 
 
 def read_criteria(path: Path, aspects: Sequence[str] | None = None) -> dict[str, str]:
-    """Aspect -> the sentence that says what to rate; aspects: of these only, None: of all.
-
-    Raises SystemExit where the file lacks one of them; says so on stderr where it has others.
-    """
+    """Aspect -> the sentence that says what to rate; aspects: of these only, None: of all. Raises
+    SystemExit where the file lacks one of them; says so on stderr where it has others."""
     try:
         sentences = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -62,10 +60,8 @@ def annotation_prompts(
     swapped_share: float = 0.0,
     template: str = "rate.en",
 ) -> list[AnnotationPrompt]:
-    """One request an aspect, the responses in an order drawn from (seed, id, aspect).
-
-    Of a swapped_share of the prompts there are two, the second one in reversed order.
-    """
+    """One request an aspect, the responses in an order drawn from (seed, id, aspect); of a
+    swapped_share of the prompts a second one, in reversed order."""
     is_asked_twice = draws.rng(seed, mix.id, "swapped").random() < swapped_share
     prompts = []
     for aspect, criterion in criteria.items():
@@ -74,16 +70,9 @@ def annotation_prompts(
         for swapped in (False, True) if is_asked_twice else (False,):
             shown = order[::-1] if swapped else order
             texts = [mix.responses[index] for index in shown]
-            prompts.append(
-                AnnotationPrompt(
-                    id=mix.id,
-                    aspect=aspect,
-                    swapped=swapped,
-                    prompt=rating_prompt(mix.prompt, texts, criterion, template),
-                    order=shown,
-                    texts=len(shown),
-                )
-            )
+            prompt = rating_prompt(mix.prompt, texts, criterion, template)
+            own = {"aspect": aspect, "swapped": swapped, "order": shown, "texts": len(shown)}
+            prompts.append(AnnotationPrompt(id=mix.id, prompt=prompt, **own))
     return prompts
 
 

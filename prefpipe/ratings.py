@@ -14,24 +14,8 @@ from typing import Literal, NamedTuple
 
 from prefpipe.rating_prompts import SCALE
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt
-from prefpipe.verdicts import (
-    KeyValues,
-    Unreadable,
-    begins_with_object,
-    json_objects,
-    without_draft,
-)
+from prefpipe.verdicts import KeyValues, Unreadable, begins_with_object, json_objects, without_draft
 
-RATING_REASONS = (
-    "empty",  # nothing but white space
-    "cut_off",  # thoughts, or an object, that did not end
-    "broken_json",  # an object begins and is not valid
-    "no_rating",  # a text got none
-    "two_ratings",  # a text got ratings that differ
-    "unknown_text",  # a rating of a text that was not shown, or of no text at all
-    "out_of_scale",  # a number that is not from 1 to 5, or of another scale (8/10)
-    "not_a_rating",  # neither a number nor N/A
-)
 Ratings = list[float | None]
 """A rating each; None: N/A, or none that counts."""
 
@@ -49,7 +33,7 @@ _RATING_LINE = re.compile(
 _RATING = re.compile(
     r"\[?(?P<rating>-?\d{1,9}(?:\.\d{1,9})?)\]?"
     r"(?:\s*(?:/|out\s+of)\s*(?P<scale>\d{1,9})\b)?"
-    r"(?:[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]+\s*[^\d\s].*)",
+    r"(?:[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]+\s*[^\d\s].*)"
 )
 _NOT_APPLICABLE = re.compile(r"\[?(?:n\s*/\s*a|not applicable)\b(?!\s*/).*", re.IGNORECASE)
 _TEXT_KEY = re.compile(r"text[_ ]?(\d{1,4})", re.IGNORECASE)
@@ -201,12 +185,7 @@ class Pair(NamedTuple):
 
 
 def higher_rated(a: float, b: float, tie_margin: float = 0.0) -> Literal[-1, 0, 1]:
-    """Which of two mean ratings is the higher one: the tie rule of the synthetic path.
-
-    a - b is over tie_margin            1   a is rated higher
-    within tie_margin, either way       0   a tie
-    b - a is over tie_margin           -1   b is rated higher
-    """
+    """1 where a is over b by more than tie_margin, -1 where b is over a, 0 within it: a tie."""
     if abs(a - b) <= tie_margin + _ROUNDING:
         return 0
     return 1 if a > b else -1

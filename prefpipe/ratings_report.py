@@ -1,7 +1,7 @@
 """What the ratings look like: histograms, how far aspects agree, places, models, ties."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from prefpipe.rating_prompts import SCALE
@@ -20,7 +20,7 @@ class Report:
         """Aspect -> ratings from k to under k + 1 -> how many."""
         self.sums: dict[str, float] = defaultdict(float)
         """Aspect -> sum of its ratings."""
-        self.not_applicable: Counter[str] = Counter()
+        self.not_applicable = Counter[str]()
         self.unreadable: dict[str, Counter[str]] = defaultdict(Counter)
         """Aspect -> reason -> annotations."""
         self.by_place: dict[int, list[float]] = defaultdict(lambda: [0, 0.0])
@@ -32,10 +32,7 @@ class Report:
         self.pairs = self.ties = 0
 
     def add(
-        self,
-        mix: AnnotationMix,
-        annotations: Sequence[Annotation],
-        pairs: Sequence[SyntheticPair],
+        self, mix: AnnotationMix, annotations: Sequence[Annotation], pairs: Sequence[SyntheticPair]
     ) -> None:
         """One prompt's annotations, and the pairs that were made of them."""
         for a in annotations:
@@ -43,8 +40,7 @@ class Report:
                 self.unreadable[a.aspect][a.ratings.reason] += 1
                 continue
             for place, index in enumerate(a.order, start=1):
-                rating = a.ratings[index]
-                if rating is None:
+                if (rating := a.ratings[index]) is None:
                     self.not_applicable[a.aspect] += 1
                     continue
                 self.ratings[a.aspect][int(rating)] += 1
@@ -65,10 +61,7 @@ class Report:
         for aspect, ratings in by_aspect.items():
             rest = [other for name, other in by_aspect.items() if name != aspect]
             means = [mean_rating(column, 1) for column in zip(*rest, strict=True)]
-            if not means:
-                continue
-            for a, b in combinations(range(len(ratings)), 2):
-                here, there = order_of(ratings, a, b), order_of(means, a, b)
+            for here, there in orders(ratings, means):
                 if here and there:
                     self.agreement[aspect][0] += here == there
                     self.agreement[aspect][1] += 1
@@ -79,19 +72,16 @@ class Report:
             one, two = first.get(second.aspect), second.ratings
             if not second.swapped or not isinstance(one, list) or not isinstance(two, list):
                 continue
-            for a, b in zip(one, two, strict=True):
-                if a is not None and b is not None:
-                    self.twice["ratings"] += 1
-                    self.twice["equal"] += a == b
-            for a, b in combinations(range(len(one)), 2):
-                before, after = order_of(one, a, b), order_of(two, a, b)
-                if before is not None and after is not None:
-                    self.twice["pairs"] += 1
-                    self.twice["same_order"] += before == after
-                    self.twice["reversed"] += before * after < 0
+            for a, b in rated_by_both(one, two):
+                self.twice["ratings"] += 1
+                self.twice["equal"] += a == b
+            for before, after in orders(one, two):
+                self.twice["pairs"] += 1
+                self.twice["same_order"] += before == after
+                self.twice["reversed"] += before * after < 0
 
     def summary(self) -> dict[str, object]:
-        """The same numbers as in table() and lines(), for .meta.json."""
+        """The same numbers, for .meta.json."""
         return {
             "pairs": self.pairs,
             "ties": self.ties,
@@ -105,7 +95,9 @@ class Report:
                 }
                 for aspect, counts in self._by_aspect()
             },
-            "mean_rating_by_place": [n and total / n for _, (n, total) in self._places()],
+            "mean_rating_by_place": [
+                n and total / n for _, (n, total) in sorted(self.by_place.items())
+            ],
             "self_agreement": dict(self.twice),
             "models": {name: dict(counts) for name, counts in sorted(self.models.items())},
         }
@@ -126,11 +118,12 @@ class Report:
             "agrees: pairs of texts that the aspect orders as the mean of the other aspects does, "
             "of those that neither rates alike"
         ]
-        reasons = sum(self.unreadable.values(), Counter())
-        if reasons:
+        if reasons := sum(self.unreadable.values(), Counter()):
             shown = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
             lines.append(f"unreadable annotations: {shown}")
-        places = ", ".join(f"{place}: {total / n:.2f}" for place, (n, total) in self._places())
+        places = ", ".join(
+            f"{place}: {total / n:.2f}" for place, (n, total) in sorted(self.by_place.items())
+        )
         lines.append(f"mean rating by place of the text: {places or 'none'}")
         if self.twice["pairs"]:
             equal = share(self.twice["equal"], self.twice["ratings"])
@@ -150,17 +143,19 @@ class Report:
         names = dict.fromkeys([*self.ratings, *self.unreadable, *self.not_applicable])
         return [(name, self.ratings[name]) for name in names]
 
-    def _places(self) -> list[tuple[int, list[float]]]:
-        return sorted(self.by_place.items())
-
     def _mean(self, aspect: str) -> float | None:
         return share(self.sums[aspect], sum(self.ratings[aspect].values()))
 
 
-def order_of(ratings: Sequence[float | None], a: int, b: int) -> int | None:
-    """1 where a is rated higher, -1 where b is, 0 where they are alike; None: one has no rating."""
-    first, second = ratings[a], ratings[b]
-    return None if first is None or second is None else higher_rated(first, second)
+def rated_by_both(one: Ratings, two: Ratings) -> list[tuple[float, float]]:
+    """The two ratings of each text that has both."""
+    return [(a, b) for a, b in zip(one, two, strict=False) if a is not None and b is not None]
+
+
+def orders(one: Ratings, two: Ratings) -> Iterator[tuple[int, int]]:
+    """Which of any two texts is the higher one, by the first ratings and by the second."""
+    for (a, also_a), (b, also_b) in combinations(rated_by_both(one, two), 2):
+        yield higher_rated(a, b), higher_rated(also_a, also_b)
 
 
 def share(part: float, whole: float) -> float | None:

@@ -180,7 +180,7 @@ class CleanJudgment(Judgment):
     text, re-assembled with the hinted verdict. None: unreadable."""
     verdict: Literal[1, 2] | None
     unreadable: str | None
-    """Why no verdict could be read; one of prefpipe.verdicts.REASONS."""
+    """Why no verdict could be read; one of prefpipe.reasons.REASONS."""
 
 
 class JudgmentPair(Row):

@@ -7,7 +7,6 @@ share a prefix, which is computed once (prefpipe/models/trees.py).
 import functools
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 import jinja2.meta
@@ -15,12 +14,7 @@ import jinja2.nodes
 
 from prefpipe.files import DataError
 
-if TYPE_CHECKING:
-    pass
-
-
 TEMPLATES = Path(__file__).parent / "templates"
-
 
 # A line that begins with a marker of our templates, inside the text of a person or of a model.
 _MARKER = re.compile(
@@ -54,10 +48,9 @@ class Template:
 def _texts_and_variables(
     tree: jinja2.nodes.Template, variables: frozenset[str]
 ) -> list[tuple[str, str | None]] | None:
-    """(text, None) or ("", variable) in order, where there is nothing else in the template; else None.
-
-    Joining them takes 1 us; jinja sets up a context first, which takes 6, a tenth of a row's time.
-    """
+    """(text, None) or ("", variable) in order, where there is nothing else in the template; else
+    None. Joining them takes 1 us; jinja sets up a context first, which takes 6, a tenth of a row's
+    time."""
     parts: list[tuple[str, str | None]] = []
     for node in tree.body:
         for part in node.nodes if isinstance(node, jinja2.nodes.Output) else [node]:
@@ -77,9 +70,7 @@ def load_template(name: str | Path, variables: frozenset[str] | None = None) -> 
     With variables, what the caller will give: TemplateError where the template asks for another
     one, or leaves one out (a prompt without its hint would be sampled as if it had one).
     """
-    path = TEMPLATES / f"{name}.jinja"
-    if not path.is_file():
-        path = Path(name)
+    (path,) = template_files(str(name), "")
     if not path.is_file():
         known = ", ".join(sorted(p.name.removesuffix(".jinja") for p in TEMPLATES.glob("*.jinja")))
         raise TemplateError(f"{name}: no such template file; in prefpipe/templates are: {known}")
@@ -97,10 +88,8 @@ def load_template(name: str | Path, variables: frozenset[str] | None = None) -> 
 
 
 def template_files(name: str | None, built_in: str) -> list[Path]:
-    """The files that a template setting stands for: they are part of a run's input.
-
-    name: a name in prefpipe/templates, or a file; None: the built_in ones, of each language.
-    """
+    """The files that a template setting stands for, which are part of a run's input: of that name
+    in prefpipe/templates, or that file; None: the built_in ones, of each language."""
     if name is None:
         return sorted(TEMPLATES.glob(f"{built_in}.*.jinja"))
     path = TEMPLATES / f"{name}.jinja"

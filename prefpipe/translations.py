@@ -13,19 +13,10 @@ FIELDS = ("question", "answer_1", "answer_2")
 """What is translated of an item."""
 SCHEMA = object_schema({name: {"type": "string"} for name in FIELDS})
 """JSON schema of a translator's reply."""
-ASKED_AGAIN = frozenset(
-    {
-        "not_json",
-        "wrong_keys",
-        "not_text",
-        "empty_text",
-        "truncated",
-        "json_changed",
-        "still_chinese",
-        "garbled_reply",
-        "too_few_choices",
-    }
-)
+ASKED_AGAIN = {
+    *("not_json", "wrong_keys", "not_text", "empty_text", "truncated", "json_changed"),
+    *("still_chinese", "garbled_reply", "too_few_choices"),
+}
 """Reasons that another sample of the same translation may not have."""
 
 _JSON_START = re.compile(r'\[\s*\{\s*"|\{\s*"')
@@ -49,9 +40,8 @@ def english_item(item: Item, reply: Completion, *, template: str | None = None) 
     if written.startswith("```"):
         written = written.partition("\n")[2].rpartition("```")[0]
     try:
-        texts = json.loads(
-            written, strict=False
-        )  # a raw newline inside a text is no reason to ask again
+        # not strict: a raw newline inside a text is no reason to ask again
+        texts = json.loads(written, strict=False)
     except (ValueError, RecursionError) as error:
         return reject("not_json", f"{error}: {written[:100]!r}")
     if not isinstance(texts, dict) or set(texts) != set(FIELDS):
@@ -72,10 +62,8 @@ def english_item(item: Item, reply: Completion, *, template: str | None = None) 
 
 
 def embedded_json(text: str) -> list[Any]:
-    """The JSON objects (and lists of them) inside a text, in order, with `...` for each string.
-
-    Keys, nesting, lengths, numbers, true, false and null are what a translation must keep.
-    """
+    """The JSON objects (and lists of them) inside a text, in order, with `...` for each string:
+    what a translation must keep."""
     values, at = [], 0
     while start := _JSON_START.search(text, at):
         try:

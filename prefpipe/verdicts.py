@@ -21,17 +21,6 @@ ANSWER_KEYS: dict[Language, tuple[str, str]] = {
     "zh": ("原因", "更好的回答"),
 }
 
-REASONS = (
-    "empty",  # nothing but white space
-    "no_json",  # no object at all
-    "broken_json",  # an object begins and is not valid
-    "cut_off",  # an object begins and does not end; a hinted reason hit the token limit
-    "no_verdict",  # an object without the answer key
-    "not_1_or_2",  # the answer key holds something else
-    "two_verdicts",  # answer keys that differ
-    "contradicts_hint",  # a hinted text whose own object says the other answer
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -42,32 +31,18 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class Unreadable:
     reason: str
-    """One of REASONS; of ratings, of prefpipe.ratings.RATING_REASONS."""
+    """One of prefpipe.reasons.REASONS."""
 
 
-_REASON_KEYS = [reason for reason, _ in ANSWER_KEYS.values()]
-_VERDICT_KEYS = [verdict for _, verdict in ANSWER_KEYS.values()]
+_REASON_KEYS, _VERDICT_KEYS = zip(*ANSWER_KEYS.values(), strict=True)
 
 # What an input method leaves in place of JSON's own signs. Tried only where the text as it is holds
 # no object, since these signs are ordinary characters inside a reason.
-_FULL_WIDTH = str.maketrans(
-    {
-        "“": '"',
-        "”": '"',
-        "＂": '"',
-        "「": '"',
-        "」": '"',
-        "：": ":",
-        "，": ",",
-        "｛": "{",
-        "｝": "}",
-    }
-    | {chr(0xFF10 + d): str(d) for d in range(10)}
-)
+_FULL_WIDTH = str.maketrans("“”＂「」：，｛｝０１２３４５６７８９", '""""":,{}0123456789')
 _DIGITS: dict[str, Literal[1, 2]] = {"1": 1, "2": 2, "１": 1, "２": 2}
 _OBJECT_START = re.compile(r"\{(?=\s*\")")
 _STARTS_WITH_OBJECT = re.compile(r"\s*(?:```\w*\s*)?\{")
-_FENCE_START = re.compile(r"```\w*")
+_FENCES = re.compile(r"^```\w*|```\Z")
 
 
 def parse_verdict(text: str) -> Verdict | Unreadable:
@@ -90,10 +65,8 @@ def parse_verdict(text: str) -> Verdict | Unreadable:
 
 
 def without_draft(text: str) -> str | None:
-    """What a reasoning model wrote after its thoughts; None where they did not end.
-
-    A text that begins with its object has no draft, whatever the object's reason quotes.
-    """
+    """What a reasoning model wrote after its thoughts; None where they did not end. A text that
+    begins with its object has no draft, whatever the object's reason quotes."""
     draft, end, answer = text.partition("</think>")
     if end and not begins_with_object(text):
         return answer
@@ -163,9 +136,8 @@ def _as_text(value: Any) -> str:
         text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
     except RecursionError:
         return ""
-    return (
-        text.strip().encode("utf-8", "replace").decode()
-    )  # half of an escaped surrogate pair is no text
+    # half of an escaped surrogate pair is no text
+    return text.strip().encode("utf-8", "replace").decode()
 
 
 def _plain(value: Any) -> Any:
@@ -183,10 +155,8 @@ def render_judgment(reason: str, better: int, language: Language) -> str:
 
 def read_hinted_reason(text: str, hint: int, *, finish_reason: str) -> Verdict | Unreadable:
     """A hinted text as a verdict for the hinted answer: its reason, plain or from its own object.
-
-    Unreadable where the reason was cut at the token limit, or where the text's own object names
-    the other answer.
-    """
+    Unreadable where it was cut at the token limit, or where its own object names the other
+    answer."""
     better: Literal[1, 2] = 1 if hint == 1 else 2
     parsed = parse_verdict(text)
     if isinstance(parsed, Verdict):
@@ -197,18 +167,11 @@ def read_hinted_reason(text: str, hint: int, *, finish_reason: str) -> Verdict |
         return parsed
     if finish_reason == "length":
         return Unreadable("cut_off")
-    answer = without_draft(text) or ""
-    objects = json_objects(answer)
+    objects = json_objects(answer := without_draft(text) or "")
     # An object with a reason alone: the hint was taken for granted.
     reason = "" if isinstance(objects, Unreadable) else _reason(objects)
-    reason = reason or _without_fence(answer)
+    reason = reason or _FENCES.sub("", answer.strip()).strip()
     return Verdict(better, reason) if reason else Unreadable("empty")
-
-
-def _without_fence(text: str) -> str:
-    text = text.strip()
-    start = _FENCE_START.match(text)
-    return text[start.end() if start else 0 :].removesuffix("```").strip()
 
 
 def judgment_schema(language: Language) -> dict[str, Any]:

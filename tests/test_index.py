@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prefpipe.rag.index import QuerySample, build_index, every_nth, tune_index
+from prefpipe.rag.index import build_index, every_nth, sample_queries, tune_index
 from prefpipe.rows import Entry
 
 
@@ -52,10 +52,7 @@ def test_every_nth_vector_is_every_nth_whatever_the_blocks():
 
 def test_the_query_sample_is_the_same_in_any_order():
     def sample(ids):
-        queries = QuerySample(5, seed=3)
-        for i in ids:
-            queries.add(entry(str(i), f"text {i}"))
-        return queries.texts()
+        return sample_queries((entry(str(i), f"text {i}") for i in ids), 5, seed=3)
 
     assert sample(range(100)) == sample(reversed(range(100)))
     assert len(sample(range(100))) == 5

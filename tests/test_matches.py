@@ -11,7 +11,8 @@ from prefpipe.compare.tournament import Match
 from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Reject
 from tests.known_opinions import AnswerJudge, quality
-from tests.test_shared_pass import pairwise_model, reward_model
+from tests.test_ab_model import pairwise_model
+from tests.test_reward_model import reward_model
 from tests.training_models import scorable
 
 

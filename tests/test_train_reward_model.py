@@ -19,7 +19,7 @@ from prefpipe.models.loading import load_tokenizer
 from prefpipe.training.checkpoints import TrainingCallback
 from prefpipe.training.saving import check_scores
 from tests.preference_data import row, rows, save_base, write_jsonl
-from tests.test_shared_pass import bert, bert_tokenizer
+from tests.test_reward_model import bert, bert_tokenizer
 from tests.training_models import scorable
 from train_reward_model import Settings, main
 

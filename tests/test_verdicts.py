@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefpipe.reasons import REASONS
 from prefpipe.verdicts import (
-    REASONS,
     Unreadable,
     Verdict,
     parse_verdict,
@@ -129,8 +129,11 @@ def test_what_cannot_be_read_is_no_verdict_and_says_why(reason, text):
     assert parse_verdict(text) == Unreadable(reason)
 
 
-def test_the_reasons_are_those_that_are_listed():
-    assert set(UNREADABLE) | {"contradicts_hint"} == set(REASONS)
+KNOWN = {*UNREADABLE, "contradicts_hint"}
+
+
+def test_the_reasons_are_among_those_that_are_listed():
+    assert set(REASONS) >= KNOWN
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -160,7 +163,7 @@ def test_no_text_raises(text):
             assert verdict.better in (1, 2)
             verdict.reason.encode()
         else:
-            assert verdict.reason in REASONS
+            assert verdict.reason in KNOWN
 
 
 @pytest.mark.parametrize(

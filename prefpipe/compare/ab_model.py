@@ -5,7 +5,7 @@ Both orders of two responses are asked, and what comparisons have in common is c
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +15,12 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, TokenizedTurns
-from prefpipe.compare.context import Unscorable
+from prefpipe.compare.context import MAX_BATCH_TOKENS, Unscorable, run_window
 from prefpipe.models import trees
 from prefpipe.models.loading import bare_model, load_model, load_tokenizer, max_positions
-from prefpipe.models.memory import free_bytes, in_halves, position_bytes
+from prefpipe.models.memory import free_bytes, position_bytes, run_batches
 from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Message
-
-MAX_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +37,22 @@ class Preferred:
     """Probability that is neither on A nor on B, the mean of both orders."""
 
 
+@dataclass(eq=False)
 class PairwiseModel:
     """Compares responses to a prompt; what comparisons share is computed once."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Tokenizer,
-        pairwise_format: PairwiseFormat,
-        *,
-        share_prompts: bool = True,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
-    ) -> None:
-        self.model = model.eval()
-        self.tokenize = PairwiseTokenizer(tokenizer, pairwise_format.max_length)
-        self.temperature = pairwise_format.temperature
-        self.shares_prompts = share_prompts and trees.can_share(bare_model(model))
-        self.max_batch_tokens = max_batch_tokens
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    format: PairwiseFormat
+    _: KW_ONLY
+    share_prompts: bool = True
+    max_batch_tokens: int = MAX_BATCH_TOKENS
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.tokenize = PairwiseTokenizer(self.tokenizer, self.format.max_length)
+        self.temperature = self.format.temperature
+        self.shares_prompts = self.share_prompts and trees.can_share(bare_model(self.model))
 
     @classmethod
     def load(
@@ -90,9 +87,9 @@ class PairwiseModel:
         tokens = 0
         for prompt, responses, pairs in questions:
             both = [order for a, b in pairs for order in ((a, b), (b, a))]
-            turns = self.tokenize(prompt, responses, both) if both else None
-            window.append(turns if isinstance(turns, Unscorable) else turns.rows if turns else [])
-            tokens += sum(map(len, turns.rows)) if isinstance(turns, TokenizedTurns) else 0
+            turns = self.tokenize(prompt, responses, both) if both else TokenizedTurns([], 0, 0)
+            window.append(turns if isinstance(turns, Unscorable) else turns.rows)
+            tokens += 0 if isinstance(turns, Unscorable) else sum(map(len, turns.rows))
             if tokens >= 16 * self.max_batch_tokens:
                 yield from self._compare_window(window, cache)
                 window, tokens = [], 0
@@ -101,13 +98,11 @@ class PairwiseModel:
     def _compare_window(
         self, window: list[list[list[int]] | Unscorable], cache: PrefixCache | None
     ) -> Iterator[list[Preferred] | Unscorable]:
-        rows = [row for turns in window if not isinstance(turns, Unscorable) for row in turns]
-        logps = iter(self.label_logps(rows, cache))
-        for turns in window:
-            if isinstance(turns, Unscorable):
-                yield turns
+        for logps in run_window(window, partial(self.label_logps, cache=cache)):
+            if isinstance(logps, Unscorable):
+                yield logps
             else:
-                yield [self._preferred(next(logps), next(logps)) for _ in range(len(turns) // 2)]
+                yield [*map(self._preferred, logps[::2], logps[1::2])]
 
     def _preferred(self, given: tuple[float, float], swapped: tuple[float, float]) -> Preferred:
         p_given = _first_of_two(given[0], given[1], self.temperature)
@@ -119,39 +114,29 @@ class PairwiseModel:
         self, rows: Sequence[Sequence[int]], cache: PrefixCache | None = None
     ) -> list[tuple[float, float]]:
         """(log p(A), log p(B)) of the token behind each row."""
-        if not self.shares_prompts:
-            return self._one_by_one(rows)
-        logps = [(0.0, 0.0)] * len(rows)
-        for batch in trees.tree_batches(rows, self.max_batch_tokens):
-            run = partial(self._shared, cache)
-            both = in_halves(run, [rows[i] for i in batch], cache)
-            for i, of_row in zip(batch, both, strict=True):
-                logps[i] = of_row
-        return logps
+        one_by_one = ([i] for i in range(len(rows)))
+        in_trees = trees.tree_batches(rows, self.max_batch_tokens)
+        batches = in_trees if self.shares_prompts else one_by_one
+        return run_batches(partial(self._read, cache), rows, batches, cache)
 
     def new_cache(self) -> PrefixCache:
         """For the keys and values of two or three batches, where a quarter of the free memory suffices."""
         fitting = free_bytes(self.model.device) // 4 // position_bytes(bare_model(self.model))
         return PrefixCache(min(2 * self.max_batch_tokens, fitting))
 
-    def _shared(
+    @torch.inference_mode()
+    def _read(
         self, cache: PrefixCache | None, rows: list[Sequence[int]]
     ) -> list[tuple[float, float]]:
-        outputs, _ = trees.run_tree(self.model, rows, cache=cache, only_last=True)
-        return self._read(outputs.logits[0])
-
-    def _one_by_one(self, rows: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
-        logps = []
-        for row in rows:
-            ids = torch.tensor([row], device=self.model.device)
-            with torch.inference_mode():
-                logps += self._read(self.model(input_ids=ids).logits[:, -1])
-        return logps
-
-    def _read(self, logits_N_V: torch.Tensor) -> list[tuple[float, float]]:
-        a, b = self.tokenize.labels
-        logps = logits_N_V.float().log_softmax(-1)[:, [a, b]].tolist()
-        return [(x, y) for x, y in logps]
+        """label_logps of one batch; of one row where prompts are not shared."""
+        if self.shares_prompts:
+            outputs, _ = trees.run_tree(self.model, rows, cache=cache, only_last=True)
+            logits_N_V = outputs.logits[0]
+        else:
+            ids = torch.tensor(rows, device=self.model.device)
+            logits_N_V = self.model(input_ids=ids).logits[:, -1]
+        logps = logits_N_V.float().log_softmax(-1)[:, [*self.tokenize.labels]].tolist()
+        return [(a, b) for a, b in logps]
 
 
 def _first_of_two(first: float, second: float, temperature: float) -> float:

@@ -9,7 +9,6 @@ Training, scoring and ranking get their token ids from PairwiseTokenizer, with t
 context is cut from its left where it must be, a response never.
 """
 
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from prefpipe import chat
 from prefpipe.chat import encode
 from prefpipe.compare.context import SavedFormat, Unscorable, cut_left
 from prefpipe.files import DataError
+from prefpipe.models.prefix_cache import common_tokens
 from prefpipe.rows import Message, as_turns
 
 LABELS = ("A", "B")
@@ -54,17 +54,15 @@ def render_context(turns: Sequence[Message]) -> str:
 
     A system turn, which the format does not know, stands before the first user's words.
     """
-    parts = []
-    system = ""
+    text, system = "\n", ""  # line ends as in transformers' rendering of the published template
     for turn in turns:
         if turn["role"] == "system":
             system += f"{turn['content']}\n\n"
             continue
         role = "assistant" if turn["role"] == "assistant" else "user"
-        parts.append(f"\n<turn> {role}\n {escape(system + turn['content'])}")
+        text += f"\n<turn> {role}\n {escape(system + turn['content'])}"
         system = ""
-    # the line ends are those of transformers' rendering of the published template
-    return "\n" + "".join(parts) + "\n"
+    return text + "\n"
 
 
 def render_pair(context: str, response_a: str, response_b: str) -> str:
@@ -109,9 +107,13 @@ class PairwiseTokenizer:
         if not any(turn["content"].strip() for turn in turns):
             return Unscorable("empty_question", "the prompt is empty")
         context = render_context(turns)
-        rows = self._rows(context, responses, pairs)
-        whole = longest = max(map(len, rows))
-        while longest > self.max_length:
+        whole = 0
+        while True:
+            rows = [self._ids(render_pair(context, responses[a], responses[b])) for a, b in pairs]
+            longest = max(map(len, rows))
+            whole = whole or longest
+            if longest <= self.max_length:
+                break
             context = cut_left(self.tokenizer, context, longest - self.max_length)
             if context.startswith("["):  # its backslash was cut
                 context = escape(context[:20]) + context[20:]
@@ -120,17 +122,10 @@ class PairwiseTokenizer:
                     "responses_too_long",
                     f"both responses leave no room for the context in {self.max_length} tokens",
                 )
-            rows = self._rows(context, responses, pairs)
-            longest = max(map(len, rows))
         # what all pairs of this context begin with: the turn up to the first response
-        columns = zip(self._ids(_head(context)), *rows, strict=False)
-        shared = sum(1 for _ in itertools.takewhile(lambda ids: len({*ids}) == 1, columns))
+        head = self._ids(_head(context))
+        shared = min(common_tokens(head, row) for row in rows)
         return TokenizedTurns(rows, min(shared, *(len(row) - 1 for row in rows)), whole - longest)
-
-    def _rows(
-        self, context: str, responses: Sequence[str], pairs: Sequence[tuple[int, int]]
-    ) -> list[list[int]]:
-        return [self._ids(render_pair(context, responses[a], responses[b])) for a, b in pairs]
 
     def _ids(self, text: str) -> list[int]:
         return chat.prompt_ids(self.tokenizer, [Message(role="user", content=text)])
@@ -138,17 +133,15 @@ class PairwiseTokenizer:
 
 def label_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     """The tokens A and B as they follow the rendered turn."""
-    labels = []
     for label in LABELS:
-        ids = encode(tokenizer, label)
-        if len(ids) != 1:
+        if len(ids := encode(tokenizer, label)) != 1:
             tokens = tokenizer.convert_ids_to_tokens(ids)
             raise DataError(
                 f"{tokenizer.name_or_path}: the label {label!r} must be one token, and is {tokens}; "
                 "take a model whose tokenizer has it as one"
             )
-        labels.append(ids[0])
-    if labels[0] == labels[1]:
-        raise DataError(f"{tokenizer.name_or_path}: A and B are the same token, {labels[0]}")
+    a, b = (encode(tokenizer, label)[0] for label in LABELS)
+    if a == b:
+        raise DataError(f"{tokenizer.name_or_path}: A and B are the same token, {a}")
     chat.render(tokenizer, [Message(role="user", content="x")])  # the answer follows, or raises
-    return labels[0], labels[1]
+    return a, b

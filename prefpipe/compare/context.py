@@ -1,15 +1,19 @@
-"""What both kinds of preference model read alike: a context cut from its left, within saved limits."""
+"""What both kinds of preference model have alike: saved limits, a context cut from its left, windows."""
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe.chat import encode
 from prefpipe.files import write_json
 from prefpipe.rows import Reject
+
+R = TypeVar("R")
+MAX_BATCH_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -43,5 +47,13 @@ class Unscorable:
 def cut_left(tokenizer: Tokenizer, text: str, tokens: int) -> str:
     """The text without its first tokens; a character that was cut in two goes, too."""
     ids = encode(tokenizer, text)[tokens:]
-    decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return str(decoded).lstrip("\ufffd")
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).lstrip("\ufffd")
+
+
+def run_window(
+    window: Sequence[list[list[int]] | Unscorable], run: Callable[[list[list[int]]], list[R]]
+) -> Iterator[list[R] | Unscorable]:
+    """For each question's rows of token ids what `run` makes of them; it gets all rows at once."""
+    results = iter(run([row for rows in window if isinstance(rows, list) for row in rows]))
+    for rows in window:
+        yield [next(results) for _ in rows] if isinstance(rows, list) else rows

@@ -27,24 +27,23 @@ class Contest(NamedTuple):
 
 Contests = Mapping[str, Contest]
 """By the prompt's id."""
+Standings = dict[str, Standing | Reject]
+"""By the prompt's id how its contest came out, or why it could not be held."""
 Outcome = float | Reject | None
 """P(first is better) of a match; None: no verdict could be read; a Reject: the prompt cannot be
 compared at all (too long, say)."""
+BothOrders = tuple[judge.Showing, judge.Showing]
 Play = Callable[[Contests, Sequence[Match]], Sequence[Outcome]]
 
 
-def hold(
-    contests: Contests, play: Play, kind: tournament.Tournament, *, seed: int
-) -> dict[str, Standing | Reject]:
+def hold(contests: Contests, play: Play, kind: tournament.Tournament, *, seed: int) -> Standings:
     """A tournament of each contest; a Reject where it cannot be compared, or nothing could be read."""
     left_out: dict[str, Reject] = {}
 
     def compare(matches: Sequence[Match]) -> list[float | None]:
         playable = [match for match in matches if match.id not in left_out]
         outcomes = dict(zip(playable, play(contests, playable), strict=True))
-        for match, outcome in outcomes.items():
-            if isinstance(outcome, Reject):
-                left_out[match.id] = outcome
+        left_out.update({m.id: p for m, p in outcomes.items() if isinstance(p, Reject)})
         return [None if isinstance(p := outcomes.get(m), Reject) else p for m in matches]
 
     entrants = {id: contest.entrants for id, contest in contests.items()}
@@ -52,19 +51,17 @@ def hold(
         standings = tournament.knockout(entrants, compare, seed=seed)
     else:
         standings = tournament.round_robin(entrants, compare)
-    results: dict[str, Standing | Reject] = dict(standings) | left_out
+    detail = "no comparison gave a verdict that can be read"
     for id, standing in standings.items():
         if id not in left_out and standing.played and all(m.p is None for m in standing.played):
-            detail = "no comparison gave a verdict that can be read"
-            results[id] = Reject(id=id, reason="all_unreadable", detail=detail)
-    return results
+            left_out[id] = Reject(id=id, reason="all_unreadable", detail=detail)
+    return standings | left_out
 
 
 def pairwise_matches(
     model: "PairwiseModel",
     contests: Contests,
     matches: Sequence[Match],
-    *,
     cache: "PrefixCache | None" = None,
 ) -> list[Outcome]:
     """The model's P(first is better); the matches of one prompt are computed behind one copy of it."""
@@ -126,25 +123,16 @@ def judge_matches(
     return [_outcome(match.id, showings[match], replies) for match in matches]
 
 
-def _show(
-    match: Match, contest: Contest, template: str | None
-) -> tuple[judge.Showing, judge.Showing]:
+def _show(match: Match, contest: Contest, template: str | None) -> BothOrders:
     a, b = match.first, match.second
-    question = flatten_turns(contest.prompt)
-    return judge.both_orders(
-        (f"{match.id}\t{a}\t{b}", f"{match.id}\t{b}\t{a}"),
-        question,
-        contest.responses[a],
-        contest.responses[b],
-        language=languages.detect_language(question),
-        template=template,
-    )
+    ids = (f"{match.id}\t{a}\t{b}", f"{match.id}\t{b}\t{a}")
+    question, answers = flatten_turns(contest.prompt), (contest.responses[a], contest.responses[b])
+    language = languages.detect_language(question)
+    return judge.both_orders(ids, question, *answers, language=language, template=template)
 
 
 def _outcome(
-    id: str,
-    both: tuple[judge.Showing, judge.Showing],
-    replies: Mapping[str, list[Completion] | Reject],
+    id: str, both: BothOrders, replies: Mapping[str, list[Completion] | Reject]
 ) -> Outcome:
     verdicts = [judge.verdict(replies[showing.id], showing) for showing in both]
     for verdict in reversed(verdicts):

@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefpipe import llm
-from prefpipe.compare.matches import Contest, Contests, hold, judge_matches, pairwise_matches
+from prefpipe.compare import matches
+from prefpipe.compare.matches import Contest, Contests, Standings, hold
 from prefpipe.compare.tournament import Standing, Tournament
 from prefpipe.rows import Message, Reject, as_turns, flatten_turns
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel
     from prefpipe.compare.reward_model import RewardModel
 
-Ranker = Callable[[Contests, Tournament], dict[str, Standing | Reject]]
+Ranker = Callable[[Contests, Tournament], Standings]
 """Contests by id -> how each came out. What scores each response holds no tournament."""
 
 
@@ -49,39 +50,32 @@ def open_pairwise(
 # ---- by scores -----------------------------------------------------------------------------------
 
 
-def by_reward(
-    model: "RewardModel", contests: Contests, _: Tournament = "knockout"
-) -> dict[str, Standing | Reject]:
+def by_reward(model: "RewardModel", contests: Contests, _: Tournament = "knockout") -> Standings:
     """By the reward of each response; equal ones keep the order of the input."""
     return _by_scores(contests, model.score(_texts(contest) for contest in contests.values()))
 
 
 def by_implicit_reward(
     base: Any, tuned: Any, contests: Contests, _: Tournament = "knockout"
-) -> dict[str, Standing | Reject]:
+) -> Standings:
     """By log p(tuned) - log p(base), summed over a response's tokens; Rafailov et al. 2023, eq. 5."""
-
-    def prompted() -> Iterable[tuple[list[Message], list[str]]]:
-        for prompt, responses in map(_texts, contests.values()):
-            yield as_turns(prompt), responses
-
-    def gains() -> Iterable[Any]:
-        for before, after in zip(base.score(prompted()), tuned.score(prompted()), strict=True):
-            if failure := next((r for r in (before, after) if isinstance(r, llm.Failure)), None):
-                yield failure
-            else:
-                yield [b.sum_logp - a.sum_logp for a, b in zip(before, after, strict=True)]
-
-    return _by_scores(contests, gains())
+    prompted = [(as_turns(prompt), texts) for prompt, texts in map(_texts, contests.values())]
+    gains = (
+        [b.sum_logp - a.sum_logp for a, b in zip(before, after, strict=True)]
+        if isinstance(before, list) and isinstance(after, list)
+        else (after if isinstance(before, list) else before)  # a Failure
+        for before, after in zip(base.score(prompted), tuned.score(prompted), strict=True)
+    )
+    return _by_scores(contests, gains)
 
 
 def _texts(contest: Contest) -> tuple[str | list[Message], list[str]]:
     return contest.prompt, [contest.responses[k] for k in contest.entrants]
 
 
-def _by_scores(contests: Contests, scored: Iterable[Any]) -> dict[str, Standing | Reject]:
+def _by_scores(contests: Contests, scored: Iterable[Any]) -> Standings:
     """scored: for each contest the scores of its entrants, or something with a reason and detail."""
-    standings: dict[str, Standing | Reject] = {}
+    standings: Standings = {}
     for (id, contest), scores in zip(contests.items(), scored, strict=True):
         if not isinstance(scores, list):
             standings[id] = Reject(id=id, reason=scores.reason, detail=scores.detail)
@@ -103,30 +97,29 @@ def by_judge(
     seed: int,
     template: str | None,
     max_new_tokens: int,
-) -> dict[str, Standing | Reject]:
-    options = {"template": template, "max_new_tokens": max_new_tokens}
-    return hold(contests, partial(judge_matches, engine, seed=seed, **options), kind, seed=seed)
+) -> Standings:
+    options = {"template": template, "max_new_tokens": max_new_tokens, "seed": seed}
+    return hold(contests, partial(matches.judge_matches, engine, **options), kind, seed=seed)
 
 
 def by_pairwise(
     model: "PairwiseModel", contests: Contests, kind: Tournament, *, seed: int
-) -> dict[str, Standing | Reject]:
+) -> Standings:
     """A knockout plays all rounds of as many prompts as make about one batch: what its first round
     reads is kept for the next ones.
     """
     from prefpipe.models.trees import in_batches
 
     if kind != "knockout" or all(len(contest.entrants) == 2 for contest in contests.values()):
-        return hold(contests, partial(pairwise_matches, model), kind, seed=seed)
-    standings: dict[str, Standing | Reject] = {}
-    sized = ((_estimate_tokens(contest), id) for id, contest in contests.items())
-    for ids in in_batches(sized, model.max_batch_tokens):
-        play = partial(pairwise_matches, model, cache=model.new_cache())
+        return hold(contests, partial(matches.pairwise_matches, model), kind, seed=seed)
+    standings: Standings = {}
+    for ids in in_batches(contests, model.max_batch_tokens, lambda id, _: _tokens(contests[id])):
+        play = partial(matches.pairwise_matches, model, cache=model.new_cache())
         standings |= hold({id: contests[id] for id in ids}, play, kind, seed=seed)
     return standings
 
 
-def _estimate_tokens(contest: Contest) -> int:
-    """Tokens of a knockout's first round, four bytes each: each response stands in both orders."""
+def _tokens(contest: Contest) -> int:
+    """An estimate for a knockout's first round, four bytes each: each response stands in both orders."""
     texts = [flatten_turns(contest.prompt), *contest.responses, *contest.responses]
     return sum(len(text.encode()) for text in texts) // 4

@@ -1,12 +1,13 @@
-"""Reward models: what they read, and the score they give. Training is in prefpipe.training.reward.
+"""Reward models: what they read, and the score they give.
 
 A score r(x, y) is read at the last token of prompt and response: the end of the assistant's turn of
-a decoder, or what an encoder's own head pools. Training, evaluation and ranking get their token ids
-from RewardTokenizer, with the same limit; a response is never cut.
+a decoder, or what an encoder's own head pools. Training and use get their token ids from
+RewardTokenizer, with the same limit; a response is never cut.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,14 +16,13 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe import chat
-from prefpipe.compare.context import SavedFormat, Unscorable, cut_left
+from prefpipe.compare.context import MAX_BATCH_TOKENS, SavedFormat, Unscorable, cut_left, run_window
 from prefpipe.models import packs, trees
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import bare_model, max_positions
-from prefpipe.models.memory import in_halves
+from prefpipe.models.memory import run_batches
 from prefpipe.rows import Message, as_turns, flatten_turns
 
-MAX_BATCH_TOKENS = 8192
 _WINDOW = 64
 """Batches that are collected and sorted by length, where prompts are not shared."""
 
@@ -53,16 +53,17 @@ class TokenizedResponses:
     """How many of the prompt's were cut from its left."""
 
 
+@dataclass(frozen=True)
 class RewardTokenizer:
     """A prompt and its responses to token ids.
 
-    A decoder reads its chat template (prefpipe.chat), an encoder prompt and response as a pair
-    of texts. All responses of one call are behind the same prompt: where it must be cut, it is cut
-    for the longest of them, so that they are compared in one context.
+    A decoder reads its chat template, an encoder prompt and response as a pair of texts. The prompt
+    is cut for the longest response of a call, so that all are compared in one context.
     """
 
-    def __init__(self, tokenizer: Tokenizer, reward_format: RewardFormat, is_causal: bool) -> None:
-        self.tokenizer, self.format, self.is_causal = tokenizer, reward_format, is_causal
+    tokenizer: Tokenizer
+    format: RewardFormat
+    is_causal: bool
 
     def __call__(
         self, prompt: str | list[Message], responses: Sequence[str]
@@ -70,24 +71,19 @@ class RewardTokenizer:
         turns = as_turns(prompt)
         if not any(turn["content"].strip() for turn in turns):
             return Unscorable("empty_question", "the prompt is empty")
-        own = self._own_ids(responses) if self.is_causal else None
-        prompt_ids, completions = self._behind(turns, responses, own)
-        longest = whole = len(prompt_ids) + max(map(len, completions))
-        while longest > self.format.max_length:
-            shorter = self._cut(turns, longest - self.format.max_length)
-            if shorter is None:
-                return Unscorable(
-                    "too_long",
-                    f"prompt and response have more than {self.format.max_length} tokens"
-                    + (", the response alone nearly as many" if self.format.cut_prompt else ""),
-                )
-            turns = shorter
+        own = (
+            [chat.completion_ids(self.tokenizer, r) for r in responses] if self.is_causal else None
+        )
+        limit, whole = self.format.max_length, 0
+        while turns:
             prompt_ids, completions = self._behind(turns, responses, own)
             longest = len(prompt_ids) + max(map(len, completions))
-        return TokenizedResponses(prompt_ids, completions, whole - longest)
-
-    def _own_ids(self, responses: Sequence[str]) -> list[list[int]]:
-        return [chat.completion_ids(self.tokenizer, response) for response in responses]
+            whole = whole or longest
+            if longest <= limit:
+                return TokenizedResponses(prompt_ids, completions, whole - longest)
+            turns = self._cut(turns, longest - limit)
+        alone = ", the response alone nearly as many" if self.format.cut_prompt else ""
+        return Unscorable("too_long", f"prompt and response have more than {limit} tokens{alone}")
 
     def _behind(
         self, turns: list[Message], responses: Sequence[str], own: list[list[int]] | None
@@ -99,128 +95,90 @@ class RewardTokenizer:
         rows: Any = [self.tokenizer(prompt, text, verbose=False)["input_ids"] for text in responses]
         return [], rows
 
-    def _cut(self, turns: list[Message], over: int) -> list[Message] | None:
+    def _cut(self, turns: list[Message], over: int) -> list[Message]:
         """The turns without the oldest ones, or the last turn without its first `over` tokens.
 
-        A system turn stays. None: nothing is left to cut, or it must not be cut.
+        A system turn stays. Empty: nothing is left to cut, or it must not be cut.
         """
         if not self.format.cut_prompt:
-            return None
+            return []
         kept = [turn for turn in turns if turn["role"] == "system"][:1]
         rest = turns[len(kept) :]
         if len(rest) > 1:
-            later = next(
-                (k for k in range(1, len(rest)) if rest[k]["role"] == "user"), len(rest) - 1
-            )
-            return [*kept, *rest[later:]]
+            users = (k for k in range(1, len(rest)) if rest[k]["role"] == "user")
+            return [*kept, *rest[next(users, len(rest) - 1) :]]
         text = cut_left(self.tokenizer, rest[0]["content"], over)
-        return [*kept, Message(role=rest[0]["role"], content=text)] if text.strip() else None
+        return [*kept, Message(role=rest[0]["role"], content=text)] if text.strip() else []
 
 
+@dataclass(eq=False)
 class RewardModel:
     """Scores the responses to a prompt, each prompt computed once."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Tokenizer,
-        reward_format: RewardFormat,
-        is_causal: bool,
-        *,
-        share_prompts: bool = True,
-        max_batch_tokens: int = MAX_BATCH_TOKENS,
-    ) -> None:
-        self.model = model.eval()
-        self.tokenize = RewardTokenizer(tokenizer, reward_format, is_causal)
-        bare = bare_model(model)
-        self.shares_prompts = (
-            share_prompts
-            and is_causal
-            and trees.can_share(bare)
-            and isinstance(getattr(bare, "score", None), torch.nn.Module)
-        )
-        self.max_batch_tokens = max_batch_tokens
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    format: RewardFormat
+    is_causal: bool
+    _: KW_ONLY
+    share_prompts: bool = True
+    max_batch_tokens: int = MAX_BATCH_TOKENS
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.tokenize = RewardTokenizer(self.tokenizer, self.format, self.is_causal)
+        bare = bare_model(self.model)
+        has_head = isinstance(getattr(bare, "score", None), torch.nn.Module)
+        can_share = self.is_causal and has_head and trees.can_share(bare)
+        self.shares_prompts = self.share_prompts and can_share
 
     @classmethod
     def load(
-        cls,
-        name: str | Path,
-        *,
-        max_length: int | None = None,
-        cut_prompt: bool = True,
-        load_in_4bit: bool | None = None,
+        cls, name: str | Path, *, max_length: int | None = None, load_in_4bit: bool | None = None
     ) -> "RewardModel":
         """From a folder that this pipeline wrote, or any published one-label classifier.
 
-        max_length, cut_prompt: for a model that brings no format of its own.
+        max_length: for a model that brings no format of its own; longer prompts are cut then.
         """
         model, tokenizer, causal = load_classifier(name, load_in_4bit=load_in_4bit)
         limit = max_positions(bare_model(model))
-        own = RewardFormat.load(Path(name))
-        return cls(
-            model,
-            tokenizer,
-            own or RewardFormat(min(max_length or limit, limit), cut_prompt),
-            causal,
-        )
+        own = RewardFormat.load(Path(name)) or RewardFormat(min(max_length or limit, limit), True)
+        return cls(model, tokenizer, own, causal)
 
     def score(
         self, questions: Iterable[tuple[str | list[Message], Sequence[str]]]
     ) -> Iterator[list[float] | Unscorable]:
         """For each prompt and its responses their rewards, in order; streams."""
-        window: list[TokenizedResponses | Unscorable] = []
-        for prompt, responses in questions:
-            window.append(self.tokenize(prompt, responses))
-            if len(window) == _WINDOW:
-                yield from self._score_window(window)
-                window = []
-        yield from self._score_window(window)
+        rows = (self._rows(prompt, responses) for prompt, responses in questions)
+        while window := [*islice(rows, _WINDOW)]:
+            yield from run_window(window, self.score_rows)
 
-    def _score_window(
-        self, window: list[TokenizedResponses | Unscorable]
-    ) -> Iterator[list[float] | Unscorable]:
-        rows = [
-            [*tokens.prompt_ids, *completion]
-            for tokens in window
-            if isinstance(tokens, TokenizedResponses)
-            for completion in tokens.completions
-        ]
-        scores = iter(self.score_rows(rows))
-        for tokens in window:
-            if isinstance(tokens, Unscorable):
-                yield tokens
-            else:
-                yield [next(scores) for _ in tokens.completions]
+    def _rows(
+        self, prompt: str | list[Message], responses: Sequence[str]
+    ) -> list[list[int]] | Unscorable:
+        tokens = self.tokenize(prompt, responses)
+        if isinstance(tokens, Unscorable):
+            return tokens
+        return [[*tokens.prompt_ids, *completion] for completion in tokens.completions]
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """Rewards of whole rows of token ids, prompt and response together."""
         if self.shares_prompts:
-            run, batches = self._shared, trees.tree_batches(rows, self.max_batch_tokens)
-        else:
-            # rows of about one length together: little is spent on padding
-            order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-            run = self._padded
-            batches = trees.in_batches(((len(rows[i]), i) for i in order), self.max_batch_tokens)
-        scores = [0.0] * len(rows)
-        for batch in batches:
-            rewards = in_halves(run, [rows[i] for i in batch])
-            for i, reward in zip(batch, rewards, strict=True):
-                scores[i] = reward
-        return scores
+            batches = trees.tree_batches(rows, self.max_batch_tokens)
+            return run_batches(self._shared, rows, batches)
+        # rows of about one length together: little is spent on padding
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        batches = trees.in_batches(order, self.max_batch_tokens, lambda i, _: len(rows[i]))
+        return run_batches(self._padded, rows, batches)
 
+    @torch.inference_mode()
     def _shared(self, rows: list[Sequence[int]]) -> list[float]:
-        bare = bare_model(self.model)
-        backbone = bare.base_model
-        assert isinstance(backbone, PreTrainedModel)
-        outputs, last = trees.run_tree(backbone, rows)
-        with torch.inference_mode():
-            head: Any = bare.score
-            return head(outputs.last_hidden_state[0, last])[:, 0].float().tolist()
+        bare: Any = bare_model(self.model)
+        outputs, last = trees.run_tree(bare.base_model, rows)
+        return bare.score(outputs.last_hidden_state[0, last])[:, 0].float().tolist()
 
+    @torch.inference_mode()
     def _padded(self, rows: list[Sequence[int]]) -> list[float]:
-        pad: Any = self.tokenize.tokenizer.pad_token_id
-        ids, mask = packs.pad_right(rows, pad)
-        device = self.model.device
-        with torch.inference_mode():
-            logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        pad: Any = self.tokenizer.pad_token_id
+        ids, mask = (x.to(self.model.device) for x in packs.pad_right(rows, pad))
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
         return logits[:, 0].float().tolist()

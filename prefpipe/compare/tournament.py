@@ -9,9 +9,10 @@ not compete. Where P is exactly 0.5 in a knockout, or could not be told (None), 
 (seed, id, players) decides who goes on.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -68,13 +69,29 @@ def competitors(responses: Sequence[str]) -> dict[int, list[int]]:
     first_of: dict[str, int] = {}
     copies: dict[int, list[int]] = {}
     for index, response in enumerate(responses):
-        text = response.strip()
-        if text:
+        if text := response.strip():
             copies.setdefault(first_of.setdefault(text, index), []).append(index)
     return copies
 
 
-# ---- knockout ------------------------------------------------------------------------------------
+Course = Generator[list[Match], Mapping[Match, float | None], Standing]
+"""A tournament of one prompt: yields what can be played now, gets P(first is better) of each match."""
+
+
+def _hold(courses: Mapping[str, Course], compare: Compare) -> dict[str, Standing]:
+    """Tournaments by id, all at once: what can be played now in any of them is one call of compare."""
+    standings: dict[str, Standing] = {}
+    left, outcomes = list(courses), None  # None starts a generator
+    while left:
+        matches: list[Match] = []
+        for id in left:
+            try:
+                matches += courses[id].send(outcomes)  # pyright: ignore[reportArgumentType]
+            except StopIteration as end:
+                standings[id] = end.value
+        if left := [id for id in left if id not in standings]:
+            outcomes = dict(zip(matches, compare(matches), strict=True))
+    return {id: standings[id] for id in courses}
 
 
 def knockout(
@@ -87,53 +104,36 @@ def knockout(
     round by the place of the one who won. So the best is well founded, the order of those who left
     early is not: use round_robin where the worst matters.
     """
+    return _hold({id: _knockout(id, players, seed) for id, players in entrants.items()}, compare)
+
+
+def _knockout(id: str, players: Sequence[int], seed: int) -> Course:
     # 1) The bracket: by lot; so many have a bye that the second round has a power of two.
-    lots = {id: draws.rng(seed, id).sample(list(e), len(e)) for id, e in entrants.items()}
-    byes = {id: 2 ** max(len(lot) - 1, 0).bit_length() - len(lot) for id, lot in lots.items()}
-    left = {id: lot[byes[id] :] for id, lot in lots.items()}
-    waiting = {id: lot[: byes[id]] for id, lot in lots.items()}
-    played: dict[str, list[Played]] = {id: [] for id in entrants}
-    beaten_by: dict[str, list[list[tuple[int, int]]]] = {id: [] for id in entrants}
-    # 2) Round by round: what can be played now, of all prompts, is one call.
-    while any(len(players) > 1 for players in left.values()):
-        matches = [
-            Match(id, *players[k : k + 2])
-            for id, players in left.items()
-            for k in range(0, len(players) - 1, 2)
-        ]
-        winners: dict[str, list[int]] = {id: [] for id in entrants}
-        rounds: dict[str, list[tuple[int, int]]] = {id: [] for id in entrants}
-        for match, p in zip(matches, compare(matches), strict=True):
-            played[match.id].append(Played(match.first, match.second, p))
-            first_wins = _coin(match, seed) if p is None or p == 0.5 else p > 0.5
-            pair = (match.first, match.second) if first_wins else (match.second, match.first)
-            winners[match.id].append(pair[0])
-            rounds[match.id].append(pair)
-        for id, players in left.items():
-            if len(players) > 1:
-                left[id] = waiting[id] + winners[id]
-                waiting[id] = []
-                beaten_by[id].append(rounds[id])
+    lot = draws.rng(seed, id).sample(list(players), len(players))
+    byes = 2 ** max(len(lot) - 1, 0).bit_length() - len(lot)
+    waiting, left = lot[:byes], lot[byes:]
+    played: list[Played] = []
+    rounds: list[list[tuple[int, int]]] = []
+    # 2) Round by round: who beat whom.
+    while len(left) > 1:
+        matches = [Match(id, *left[k : k + 2]) for k in range(0, len(left), 2)]
+        outcomes = yield matches
+        played += [Played(m.first, m.second, outcomes[m]) for m in matches]
+        rounds.append([_winner_first(match, outcomes[match], seed) for match in matches])
+        left, waiting = [*waiting, *(winner for winner, _ in rounds[-1])], []
     # 3) Everyone behind the winner by when, and by whom, they were beaten.
-    return {
-        id: Standing(_order(left[id] + waiting[id], beaten_by[id]), played[id]) for id in entrants
-    }
-
-
-def _order(winner: list[int], rounds: list[list[tuple[int, int]]]) -> list[int]:
-    """All players, from the winner and each round's (winner, loser)."""
-    order = list(winner)
-    for matches in reversed(rounds):
+    order = left + waiting
+    for beaten in reversed(rounds):
         rank = {player: k for k, player in enumerate(order)}
-        order += [loser for _, loser in sorted(matches, key=lambda pair: rank[pair[0]])]
-    return order
+        order += [loser for _, loser in sorted(beaten, key=lambda pair: rank[pair[0]])]
+    return Standing(order, played)
 
 
-def _coin(match: Match, seed: int) -> bool:
-    return draws.rng(seed, match.id, match.first, match.second).random() < 0.5
-
-
-# ---- round-robin ---------------------------------------------------------------------------------
+def _winner_first(match: Match, p: float | None, seed: int) -> tuple[int, int]:
+    if p is None or p == 0.5:
+        p = draws.rng(seed, match.id, match.first, match.second).random()
+        return (match.first, match.second) if p < 0.5 else (match.second, match.first)
+    return (match.first, match.second) if p > 0.5 else (match.second, match.first)
 
 
 def round_robin(entrants: Mapping[str, Sequence[int]], compare: Compare) -> dict[str, Standing]:
@@ -141,33 +141,26 @@ def round_robin(entrants: Mapping[str, Sequence[int]], compare: Compare) -> dict
 
     The order is that of the Bradley-Terry strengths; equal ones keep the order of the input.
     """
-    matches = [
-        Match(id, a, b)
-        for id, players in entrants.items()
-        for k, a in enumerate(players)
-        for b in players[k + 1 :]
-    ]
-    played: dict[str, list[Played]] = {id: [] for id in entrants}
-    for match, p in zip(matches, compare(matches), strict=True):
-        played[match.id].append(Played(match.first, match.second, p))
-    standings = {}
-    for id, players in entrants.items():
-        column = {player: k for k, player in enumerate(players)}
-        wins = np.full((len(players), len(players)), np.nan)
-        for match in played[id]:
-            if match.p is not None:
-                a, b = column[match.first], column[match.second]
-                wins[a, b], wins[b, a] = match.p, 1 - match.p
-        strengths = bradley_terry(wins)
-        order = sorted(range(len(players)), key=lambda k: -strengths[k])
-        cycle = find_cycle(wins > 0.5)
-        standings[id] = Standing(
-            order=[players[k] for k in order],
-            played=played[id],
-            strengths=[float(strengths[k]) for k in order],
-            cycle=None if cycle is None else [players[k] for k in cycle],
-        )
-    return standings
+    return _hold({id: _round_robin(id, players) for id, players in entrants.items()}, compare)
+
+
+def _round_robin(id: str, players: Sequence[int]) -> Course:
+    pairs = list(combinations(range(len(players)), 2))
+    matches = [Match(id, players[a], players[b]) for a, b in pairs]
+    outcomes = yield matches
+    wins = np.full((len(players), len(players)), np.nan)
+    for (a, b), match in zip(pairs, matches, strict=True):
+        if (p := outcomes[match]) is not None:
+            wins[a, b], wins[b, a] = p, 1 - p
+    strengths = bradley_terry(wins)
+    order = sorted(range(len(players)), key=lambda k: -strengths[k])
+    cycle = find_cycle(wins > 0.5)
+    return Standing(
+        order=[players[k] for k in order],
+        played=[Played(m.first, m.second, outcomes[m]) for m in matches],
+        strengths=[float(strengths[k]) for k in order],
+        cycle=None if cycle is None else [players[k] for k in cycle],
+    )
 
 
 def bradley_terry(wins: np.ndarray, *, ridge: float = 0.01) -> np.ndarray:
@@ -184,9 +177,8 @@ def bradley_terry(wins: np.ndarray, *, ridge: float = 0.01) -> np.ndarray:
     strengths = np.zeros(n)
 
     def loss(s: np.ndarray) -> float:
-        return float(
-            (won * np.logaddexp(0, s[None, :] - s[:, None]))[known].sum() + ridge / 2 * (s**2).sum()
-        )
+        unlikely = (won * np.logaddexp(0, s[None, :] - s[:, None]))[known].sum()
+        return float(unlikely + ridge / 2 * (s**2).sum())
 
     for _ in range(100):
         expected = np.where(known, 1 / (1 + np.exp(strengths[None, :] - strengths[:, None])), 0.0)

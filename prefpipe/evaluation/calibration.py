@@ -31,11 +31,11 @@ def reliability(
     hit = np.where(margin > 0, outcome, np.where(margin < 0, 1 - outcome, 0.5))
     bin_of = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     filled = []
-    for k in np.unique(bin_of):
+    for k in np.unique(bin_of).tolist():
         inside = bin_of == k
-        low, high = 0.5 + k / (2 * bins), 0.5 + (k + 1) / (2 * bins)
+        edges = 0.5 + k / (2 * bins), 0.5 + (k + 1) / (2 * bins)
         means = float(confidence[inside].mean()), float(hit[inside].mean())
-        filled.append(ReliabilityBin(float(low), float(high), int(inside.sum()), *means))
+        filled.append(ReliabilityBin(*edges, int(inside.sum()), *means))
     return filled
 
 

@@ -1,13 +1,13 @@
 """What is measured: held-out rows of ours and of published benchmarks, as items and as questions."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from prefpipe.files import DataError, Places, Run, data_files, parse_row, read_records
 from prefpipe.formats import FORMATS
-from prefpipe.formats.reading import to_question
+from prefpipe.formats.reading import Format, to_question
 from prefpipe.judge import build_item
 from prefpipe.rows import Item, Preference, Question, Reject, Row
 
@@ -104,6 +104,20 @@ def _rows(
                 continue
             places.check(row.id, place)
             yield place, row
+
+
+def published_score(
+    name: str, by_source: Mapping[str, float | None], other: Callable[[Format], Any]
+) -> Any:
+    """A score as the benchmark's own leaderboard takes it; None where it has none.
+
+    by_source: accuracies. other: the score by a format that takes it of something else.
+    """
+    form = FORMATS.get(name)
+    if form and form.published_of_subsets:
+        accuracy = {s.partition("/")[2]: share for s, share in by_source.items()}
+        return form.published_of_subsets({s: a for s, a in accuracy.items() if a is not None})
+    return other(form) if form else None
 
 
 def counted(run: Run, rows: Iterable[R | Reject]) -> Iterator[R]:

@@ -6,17 +6,19 @@ take is left out for both, so that their numbers are of the same rows.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from prefpipe.evaluation import held_out, metrics
 from prefpipe.evaluation.held_out import Measured
+from prefpipe.evaluation.metrics import BothOrders
 from prefpipe.files import RowLog, Run
-from prefpipe.formats import FORMATS
+from prefpipe.formats.reading import Format
 from prefpipe.judge import Showing, item_in_both_orders, verdict
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.replies import Replies
-from prefpipe.rows import Completion, EvaluatedJudgment, Item, JudgmentPair, PairScore, Reject
+from prefpipe.rows import EvaluatedJudgment, Item, JudgmentPair, PairScore, Reject
 from prefpipe.screen import progress
 from prefpipe.verdicts import Unreadable
 
@@ -62,7 +64,7 @@ def report(
     """
     of_sets: dict[str, Any] = {}
     for measured in judged:
-        by_judge: dict[Judge, list[metrics.BothOrders]] = {judge: [] for judge in JUDGES}
+        by_judge: dict[Judge, list[BothOrders]] = {judge: [] for judge in JUDGES}
         sources: list[str] = []
         items = held_out.items(measured, run, seed=seed, template=template)
         for item in held_out.counted(run, items):
@@ -74,60 +76,46 @@ def report(
             sources.append(item.source)
             lengths = len(item.answer_1), len(item.answer_2)
             for judge, (given, swapped) in zip(JUDGES, (rows[:2], rows[2:]), strict=True):
-                by_judge[judge].append(
-                    metrics.BothOrders(
-                        item.id, item.better, given.verdict, swapped.verdict, lengths
-                    )
-                )
+                both = BothOrders(item.id, item.better, given.verdict, swapped.verdict, lengths)
+                by_judge[judge].append(both)
         if sources:
             of_sets[measured.name] = _compare(measured.name, by_judge, sources, seed=seed)
     return of_sets
 
 
 def _judgments(
-    item: Item,
-    benchmark: str,
-    showings: tuple[Showing, Showing],
-    replies: Mapping[Judge, Replies],
+    item: Item, benchmark: str, showings: tuple[Showing, Showing], replies: Mapping[Judge, Replies]
 ) -> list[EvaluatedJudgment] | Reject:
     """Those of the base judge in both orders, then of the tuned one; or why one of them has none."""
     replied = {
         judge: [replies[judge].of(showing.id, row=item.id) for showing in showings]
         for judge in JUDGES
     }
-    for base, tuned in zip(replied["base"], replied["tuned"], strict=True):
-        for reply in (tuned, base):
+    for both in zip(replied["tuned"], replied["base"], strict=True):
+        for reply in both:
             if isinstance(reply, Reject):
                 return reply
-    return [
-        _judgment(item, benchmark, judge, showing, reply)
-        for judge in JUDGES
-        for showing, reply in zip(showings, replied[judge], strict=True)
-    ]
-
-
-def _judgment(
-    item: Item, benchmark: str, judge: Judge, showing: Showing, reply: list[Completion] | Reject
-) -> EvaluatedJudgment:
-    assert isinstance(reply, list)
-    better = verdict(reply, showing)
-    return EvaluatedJudgment.model_validate(
-        {
-            "id": item.id,
-            "judge": judge,
-            "benchmark": benchmark,
-            "order": "swapped" if showing.swapped else "given",
-            "better": item.better,
-            "verdict": better if isinstance(better, int) else None,
-            "unreadable": better.reason if isinstance(better, Unreadable) else None,
-            **reply[0].written,
-        }
-    )
+    rows = []
+    for judge in JUDGES:
+        for showing, reply in zip(showings, replied[judge], strict=True):
+            assert isinstance(reply, list)
+            found = verdict(reply, showing)
+            fields = {
+                "id": item.id,
+                "judge": judge,
+                "benchmark": benchmark,
+                "order": "swapped" if showing.swapped else "given",
+                "better": item.better,
+                "verdict": found if isinstance(found, int) else None,
+                "unreadable": found.reason if isinstance(found, Unreadable) else None,
+            }
+            rows.append(EvaluatedJudgment.model_validate(fields | reply[0].written))
+    return rows
 
 
 def _compare(
     name: str,
-    by_judge: Mapping[Judge, Sequence[metrics.BothOrders]],
+    by_judge: Mapping[Judge, Sequence[BothOrders]],
     sources: Sequence[str],
     *,
     seed: int,
@@ -142,17 +130,18 @@ def _compare(
     }
     by_source = {
         source: {
-            judge: _mean(metrics.order_scores([rows[k] for k in members[source]]))
+            judge: metrics.share(metrics.order_scores([rows[k] for k in members[source]]))
             for judge, rows in by_judge.items()
         }
         for source in sorted(members)
     }
-    published = {
-        judge: score
+    scores = {
+        judge: held_out.published_score(
+            name, {s: of[judge] for s, of in by_source.items()}, partial(_published, rows)
+        )
         for judge, rows in by_judge.items()
-        if (score := _published(name, rows, {s: of[judge] for s, of in by_source.items()}))
-        is not None
     }
+    published = {judge: score for judge, score in scores.items() if score is not None}
     return {
         **{judge: metrics.judge_report(rows, seed=seed) for judge, rows in by_judge.items()},
         "mcnemar_p": metrics.mcnemar_p(right["base"], right["tuned"]),
@@ -161,23 +150,12 @@ def _compare(
     }
 
 
-def _published(
-    name: str, rows: Sequence[metrics.BothOrders], accuracy: Mapping[str, float | None]
-) -> Any:
-    """A judge's score as the benchmark's own leaderboard takes it; None where it has none."""
-    published = FORMATS.get(name)
-    if published and published.published_of_subsets:
-        subsets = {s.partition("/")[2]: share for s, share in accuracy.items() if share is not None}
-        return published.published_of_subsets(subsets)
-    if published and published.published_of_verdicts:
-        return published.published_of_verdicts(
-            [(_is_right(row.given, row.better), _is_right(row.swapped, row.better)) for row in rows]
-        )
-    return None
+def _published(rows: Sequence[BothOrders], form: Format) -> Any:
+    def is_right(verdict: int | None, better: int | None) -> bool | None:
+        return None if verdict is None else verdict == better
 
-
-def _is_right(verdict: int | None, better: int | None) -> bool | None:
-    return None if verdict is None else verdict == better
+    both = [(is_right(row.given, row.better), is_right(row.swapped, row.better)) for row in rows]
+    return form.published_of_verdicts(both) if form.published_of_verdicts else None
 
 
 # ---- what they find likely -----------------------------------------------------------------------
@@ -238,11 +216,6 @@ def report_pairs(
                 )
             facts[kind]["implicit_reward"].append(gains["tuned"] > gains["base"])
     return {
-        kind: {"n": len(columns["implicit_reward"])}
-        | {name: _mean(values) for name, values in columns.items()}
-        for kind, columns in facts.items()
+        kind: {"n": len(of["implicit_reward"]), **{k: metrics.share(of[k]) for k in of}}
+        for kind, of in facts.items()
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

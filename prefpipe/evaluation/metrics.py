@@ -4,9 +4,10 @@ An item is judged twice, in both orders of its answers. A judgment that cannot b
 an accuracy, and is in no rate that needs a verdict; the readable share stands beside it.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,10 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def as_accuracy(self) -> dict[str, Any]:
+        """Its fields in a report."""
+        return {"accuracy": self.value, "interval": [self.low, self.high]}
 
 
 def wilson(successes: float, n: float, z: float = 1.959964) -> Estimate:
@@ -71,11 +76,8 @@ def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Exact two-sided p that two judges err alike on the same items; McNemar 1947, binomial form."""
     from scipy.stats import binomtest
 
-    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
-    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    if only_first + only_second == 0:
-        return 1.0
-    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
+    only_one = [a for a, b in zip(first, second, strict=True) if a != b]
+    return float(binomtest(sum(only_one), len(only_one), 0.5).pvalue) if only_one else 1.0
 
 
 def order_scores(rows: Sequence[BothOrders]) -> list[float]:
@@ -99,7 +101,7 @@ def judge_report(rows: Sequence[BothOrders], *, seed: int = 0) -> dict[str, Any]
     longer_is_right share of items whose right answer is the longer one: what picking it would score
     """
     decided = [r for r in rows if r.better is not None]
-    accuracy = mean_with_interval(order_scores(rows), seed=seed) if decided else None
+    accuracy = mean_with_interval(order_scores(rows), seed=seed).as_accuracy()
     verdicts = [(r, v, first) for r in rows for v, first in ((r.given, 1), (r.swapped, 2))]
     read = [(r, v, first) for r, v, first in verdicts if v is not None]
     both = [r for r in rows if r.given is not None and r.swapped is not None]
@@ -108,14 +110,13 @@ def judge_report(rows: Sequence[BothOrders], *, seed: int = 0) -> dict[str, Any]
     return {
         "n": len(rows),
         "ties": len(rows) - len(decided),
-        "accuracy": accuracy and accuracy.value,
-        "interval": accuracy and [accuracy.low, accuracy.high],
-        "both_right": _share([r.given == r.better == r.swapped for r in decided]),
-        "readable": _share([v is not None for _, v, _ in verdicts]),
-        "agreement": _share([r.given == r.swapped for r in both]),
-        "first_position": _share([v == first for _, v, first in read]),
-        "picks_longer": _share([v == longer_answer(r) for r, v in unequal]),
-        "longer_is_right": _share([r.better == longer_answer(r) for r in longer]),
+        **(accuracy if decided else {"accuracy": None, "interval": None}),
+        "both_right": share([r.given == r.better == r.swapped for r in decided]),
+        "readable": share([v is not None for _, v, _ in verdicts]),
+        "agreement": share([r.given == r.swapped for r in both]),
+        "first_position": share([v == first for _, v, first in read]),
+        "picks_longer": share([v == longer_answer(r) for r, v in unequal]),
+        "longer_is_right": share([r.better == longer_answer(r) for r in longer]),
     }
 
 
@@ -125,7 +126,8 @@ def longer_answer(row: BothOrders) -> int | None:
     return None if first == second else 1 if first > second else 2
 
 
-def _share(facts: Sequence[bool]) -> float | None:
+def share(facts: Sequence[float]) -> float | None:
+    """Their mean; None: there is nothing to take a share of."""
     return sum(facts) / len(facts) if facts else None
 
 
@@ -169,9 +171,9 @@ def share_with_interval(
     alone = float((residuals**2).sum())
     deff = 1.0
     if groups is not None and alone > 0:
-        sums: dict[str, float] = {}
-        for group, residual in zip(groups, residuals, strict=True):
-            sums[group] = sums.get(group, 0.0) + float(residual)
+        sums: dict[str, float] = defaultdict(float)
+        for group, residual in zip(groups, residuals.tolist(), strict=True):
+            sums[group] += residual
         deff = max(1.0, sum(s * s for s in sums.values()) / alone)
     return wilson(float(values.mean()) * n / deff, n / deff, z)
 
@@ -185,36 +187,22 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
     return float(spearmanr(first, second).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-LengthBucket = TypedDict(  # a call: `from` is a keyword
-    "LengthBucket",
-    {"from": int, "to": int, "n": int, "accuracy": float, "interval": list[float]},
-)
-
-
 def length_buckets(
     differences: Sequence[int], scores: Sequence[float], buckets: int = 5
-) -> list[LengthBucket]:
+) -> list[dict[str, Any]]:
     """Accuracy by length difference (chosen - rejected), in buckets of about equal size.
 
     Equal differences share a bucket, so there can be fewer; from and to are both inside.
     """
-    order = np.argsort(np.asarray(differences), kind="stable")
-    edges = {int(np.asarray(differences)[part[0]]) for part in np.array_split(order, buckets) if len(part)}  # fmt: skip
-    starts = sorted(edges)
+    parts = np.array_split(np.sort(np.asarray(differences, dtype=int)), buckets)
+    starts = np.unique([part[0] for part in parts if len(part)])
     bucket_of = np.searchsorted(starts, differences, side="right") - 1
-    filled: list[LengthBucket] = []
+    filled = []
     for k in range(len(starts)):
-        inside = [i for i in range(len(bucket_of)) if bucket_of[i] == k]
-        accuracy = share_with_interval([scores[i] for i in inside])
-        filled.append(
-            {
-                "from": min(differences[i] for i in inside),
-                "to": max(differences[i] for i in inside),
-                "n": len(inside),
-                "accuracy": accuracy.value,
-                "interval": [accuracy.low, accuracy.high],
-            }
-        )
+        inside = np.flatnonzero(bucket_of == k).tolist()
+        lengths = [differences[i] for i in inside]
+        accuracy = share_with_interval([scores[i] for i in inside]).as_accuracy()
+        filled.append({"from": min(lengths), "to": max(lengths), "n": len(inside), **accuracy})
     return filled
 
 
@@ -235,19 +223,17 @@ def preference_report(pairs: Sequence[ScoredPair]) -> dict[str, Any]:
     longer_is_right what picking the longer response would score, with its interval
     """
     decided = [p for p in pairs if not p.tie]
-    margins, scores = [p.margin for p in decided], half_for_ties([p.margin for p in decided])
-    questions = [p.question for p in decided]
+    margins, questions = [p.margin for p in decided], [p.question for p in decided]
+    scores, differences = half_for_ties(margins), [p.lengths[0] - p.lengths[1] for p in decided]
     accuracy = share_with_interval(scores, questions)
-    differences = [p.lengths[0] - p.lengths[1] for p in decided]
     longer = share_with_interval(half_for_ties(differences), questions)
     every, outcomes = [p.margin for p in pairs], [0.5 if p.tie else 1.0 for p in pairs]
     scaled = calibration.cross_scaled(every, outcomes, [p.question for p in pairs])
     return {
         "n": len(pairs),
         "ties": len(pairs) - len(decided),
-        "accuracy": accuracy.value,
-        "interval": [accuracy.low, accuracy.high],
-        "undecided": _share([m == 0 for m in margins]),
+        **accuracy.as_accuracy(),
+        "undecided": share([m == 0 for m in margins]),
         "mean_margin": float(np.mean(margins)) if margins else 0.0,
         "ece": calibration.expected_calibration_error(every, outcomes),
         "temperature": calibration.fit_temperature(every, outcomes),

@@ -45,10 +45,7 @@ class Overlap:
     def report(self, shown: int = 5) -> dict[str, Any]:
         """seen: share of questions with an n-gram in the training texts; mostly_seen: with half of
         theirs; most_seen: the questions with the largest shares."""
-        shares = {
-            id: len(found) / self._total[id] if self._total[id] else 0.0
-            for id, found in self._found.items()
-        }
+        shares = {id: len(of) / max(1, self._total[id]) for id, of in self._found.items()}
         count = max(1, len(shares))
         worst = sorted(shares, key=lambda id: (-shares[id], id))[:shown]
         return {
@@ -71,10 +68,8 @@ def overlaps(run: Run, sets: Iterable[Measured], trained_on: Sequence[Path]) -> 
     """By set: how much of its questions stands in the preference files that were trained on."""
     by_set: dict[str, Any] = {}
     for measured in {measured.name: measured for measured in sets}.values():
-        questions = held_out.questions(measured, run)
-        seen = Overlap(
-            {q.id: flatten_turns(q.prompt) for q in questions if isinstance(q, Question)}
-        )
+        asked = (q for q in held_out.questions(measured, run) if isinstance(q, Question))
+        seen = Overlap({question.id: flatten_turns(question.prompt) for question in asked})
         for text in _training_texts(trained_on):
             seen.add(text)
         by_set[measured.name] = seen.report()

@@ -6,7 +6,8 @@ there are more responses; where the published score needs a score for each respo
 of RewardBench 2), it is a round-robin.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,9 @@ def measure(
         ranker: Ranker | None = None
         for measured in (m for m in scored if m.kind == kind):
             questions = list(held_out.questions(measured, run))
-            left = [
-                q for q in questions if isinstance(q, Question) and _key(q, measured) not in log
-            ]
+            asked = (q for q in questions if isinstance(q, Question))
             failed: dict[str, Reject] = {}
-            if left:
+            if left := [q for q in asked if _key(q, measured) not in log]:
                 ranker = ranker or open_ranker(kind)
                 failed = _score(left, measured, ranker, log)
             usable = (failed.get(question.id, question) for question in questions)
@@ -77,15 +76,14 @@ def _score(
                 failed[question.id] = scores
                 continue
             n = len(question.right)
-            log.add(
-                ScoredQuestion(
-                    id=question.id,
-                    benchmark=measured.name,
-                    kind=measured.kind,
-                    right_scores=scores[:n],
-                    wrong_scores=scores[n:],
-                )
+            row = ScoredQuestion(
+                id=question.id,
+                benchmark=measured.name,
+                kind=measured.kind,
+                right_scores=scores[:n],
+                wrong_scores=scores[n:],
             )
+            log.add(row)
     return failed
 
 
@@ -127,28 +125,16 @@ def report_of(
     """What one model scored on one benchmark; both lists are of the same questions, in order."""
     are_pairs = all(len(q.right) == len(q.wrong) == 1 for q in questions)
     report = _pairs_report(questions, rows) if are_pairs else _best_of_report(questions, rows)
-    members: dict[str, list[int]] = {}
-    for k, question in enumerate(questions):
-        members.setdefault(question.source, []).append(k)
-    by_source = {
-        source: _subset([questions[k] for k in ks], [rows[k] for k in ks])
-        for source, ks in sorted(members.items())
-    }
-    published = _published(benchmark, by_source, rows)
+    members: dict[str, list[tuple[Question, ScoredQuestion]]] = defaultdict(list)
+    for question, row in zip(questions, rows, strict=True):
+        members[question.source].append((question, row))
+    by_source = {source: _subset(members[source]) for source in sorted(members)}
+    published = held_out.published_score(
+        benchmark,
+        {source: subset["accuracy"] for source, subset in by_source.items()},
+        lambda form: form.published_of_scores and form.published_of_scores(rows),
+    )
     return report | {"by_source": by_source} | ({"published": published} if published else {})
-
-
-def _published(
-    benchmark: str, by_source: Mapping[str, Mapping[str, Any]], rows: Sequence[ScoredQuestion]
-) -> dict[str, Any] | None:
-    """The model's score as the benchmark's own leaderboard takes it; None where it has none."""
-    published = FORMATS.get(benchmark)
-    if published and published.published_of_subsets:
-        accuracy = {s.partition("/")[2]: subset["accuracy"] for s, subset in by_source.items()}
-        return published.published_of_subsets(accuracy)
-    if published and published.published_of_scores:
-        return published.published_of_scores(rows)
-    return None
 
 
 def _pairs_report(questions: Sequence[Question], rows: Sequence[ScoredQuestion]) -> dict[str, Any]:
@@ -170,35 +156,32 @@ def _best_of_report(
     questions: Sequence[Question], rows: Sequence[ScoredQuestion]
 ) -> dict[str, Any]:
     """best: the first place is right; random: what a random pick would score; longest: the longest."""
-    best = metrics.share_with_interval([best_of_score(row) for row in rows])
-    chance = [len(q.right) / (len(q.right) + len(q.wrong)) for q in questions]
-    longest = [_longest_is_right(q) for q in questions]
+    n, responses = len(questions), [len(q.right) + len(q.wrong) for q in questions]
     return {
-        "n": len(questions),
-        "responses": sum(len(q.right) + len(q.wrong) for q in questions) / max(1, len(questions)),
-        "accuracy": best.value,
-        "interval": [best.low, best.high],
-        "random_is_right": _mean(chance),
-        "longer_is_right": _mean(longest),
+        "n": n,
+        "responses": sum(responses) / max(1, n),
+        **metrics.share_with_interval([best_of_score(row) for row in rows]).as_accuracy(),
+        "random_is_right": _mean(
+            [len(q.right) / k for q, k in zip(questions, responses, strict=True)]
+        ),
+        "longer_is_right": _mean([_longest_is_right(q) for q in questions]),
     }
 
 
 def _longest_is_right(question: Question) -> float:
     most = max(map(len, [*question.right, *question.wrong]))
-    right = sum(len(text) == most for text in question.right)
-    return right / (right + sum(len(text) == most for text in question.wrong))
+    right, wrong = (sum(len(x) == most for x in xs) for xs in (question.right, question.wrong))
+    return right / (right + wrong)
 
 
-def _subset(questions: Sequence[Question], rows: Sequence[ScoredQuestion]) -> dict[str, Any]:
-    kept = [(q, row) for q, row in zip(questions, rows, strict=True) if not q.tie]
-    best = metrics.share_with_interval([best_of_score(row) for _, row in kept])
+def _subset(rows: Sequence[tuple[Question, ScoredQuestion]]) -> dict[str, Any]:
+    decided = [(question, row) for question, row in rows if not question.tie]
     return {
-        "n": len(questions),
-        "accuracy": best.value,
-        "interval": [best.low, best.high],
-        "longer_is_right": _mean([_longest_is_right(q) for q, _ in kept]),
+        "n": len(rows),
+        **metrics.share_with_interval([best_of_score(row) for _, row in decided]).as_accuracy(),
+        "longer_is_right": _mean([_longest_is_right(question) for question, _ in decided]),
     }
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    return metrics.share(values) or 0.0

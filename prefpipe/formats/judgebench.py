@@ -26,26 +26,19 @@ def read(record: Record) -> Preference:
     if label not in ("A>B", "B>A"):
         raise ValueError(f"label: found {label!r}, wanted 'A>B' or 'B>A'")
     chosen, rejected = answers if label == "A>B" else answers[::-1]
-    named = {
-        "id": field(record, "pair_id"),
-        "source": f"judgebench/{_kind(text_field(record, 'source'))}",
-    }
+    source = text_field(record, "source")
+    kind = next((kind for start, kind in _KINDS.items() if source.startswith(start)), None)
+    if kind is None:
+        starts = ", ".join(_KINDS)
+        raise ValueError(f"source: found {source!r}, wanted one that starts with {starts}")
+    named = {"id": field(record, "pair_id"), "source": f"judgebench/{kind}"}
     return to_preference(named, prompt_field(record, "question"), chosen, rejected)
 
 
-def _kind(source: str) -> str:
-    for start, kind in _KINDS.items():
-        if source.startswith(start):
-            return kind
-    raise ValueError(f"source: found {source!r}, wanted one that starts with {', '.join(_KINDS)}")
-
-
 def is_right(given_right: bool | None, swapped_right: bool | None) -> bool:
-    """JudgeBench's rule for two orders: more right verdicts than wrong ones.
-
-    None: unreadable, neither right nor wrong. One right and one wrong verdict is not right.
-    """
-    return sum({True: 1, False: -1, None: 0}[v] for v in (given_right, swapped_right)) > 0
+    """JudgeBench's rule for two orders: more right verdicts than wrong ones; None: unreadable, neither."""
+    verdicts = (given_right, swapped_right)
+    return verdicts.count(True) > verdicts.count(False)
 
 
 def share_right(verdicts: Verdicts) -> float | None:

@@ -11,10 +11,10 @@ from prefpipe.rows import Prompt, Reject
 
 
 def read_prompt(record: Any) -> Prompt:
-    """A row of `prompt` or `text`, with `id` and `source` where it has them; the rest is left alone.
-
-    The prompt is text, or turns of which the last one is the user's. Raises ValueError.
-    """
+    """A row of `prompt` or `text` (text, or turns of which the last one is the user's), with `id`
+    and `source` where it has them; the rest is left alone. Raises ValueError."""
+    if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
+        raise record
     if not isinstance(record, Mapping):
         raise ValueError(f"the row: found {type(record).__name__}, wanted an object")
     given = {name: record[name] for name in ("prompt", "text") if record.get(name) is not None}
@@ -35,18 +35,16 @@ def read_prompts(
     paths: Iterable[Path], limit: int | None = None
 ) -> Iterator[tuple[str, Prompt | Reject | ValueError]]:
     """(place, row) of each record of these files; a Reject for a second copy of a row without id.
-
-    Raises DataError, with both places, where two rows have the same id.
-    """
+    Raises DataError, with both places, where two rows have the same id."""
     places = Places()
     for path in paths:
         for place, record in read_records(path, limit):
             try:
-                row = read_prompt(record) if not isinstance(record, ValueError) else record
+                row = read_prompt(record)
             except ValueError as error:
                 row = error
             if isinstance(row, Prompt):
-                if isinstance(record, Mapping) and record.get("id") not in (None, ""):
+                if record.get("id") not in (None, ""):
                     places.check(row.id, place)
                 elif first := places.seen_at(row.id, place):
                     row = Reject(id=row.id, reason="duplicate_row", detail=f"{place}: as {first}")
@@ -68,20 +66,13 @@ def accepted(
 
 
 def select_names(names: Iterable[str], include: str | None, ignore: str | None) -> list[str]:
-    """The names in which include (None: any) is found and ignore (None: none) is not.
-
-    Raises SystemExit where none is left.
-    """
+    """The names in which include (None: any) is found and ignore (None: none) is not; SystemExit
+    where none is left."""
     names = list(names)
-    left = [
-        name
-        for name in names
-        if (include is None or re.search(include, name))
-        and not (ignore is not None and re.search(ignore, name))
-    ]
-    if not left:
-        raise SystemExit(
-            f"no model is left by include_model {include!r} and ignore_model {ignore!r}; "
-            f"there are: {', '.join(names) or 'none'}"
-        )
-    return left
+    left = [name for name in names if include is None or re.search(include, name)]
+    if left := [name for name in left if ignore is None or not re.search(ignore, name)]:
+        return left
+    raise SystemExit(
+        f"no model is left by include_model {include!r} and ignore_model {ignore!r}; "
+        f"there are: {', '.join(names) or 'none'}"
+    )

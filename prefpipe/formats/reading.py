@@ -1,14 +1,14 @@
 """What the readers of published formats share: where records are, their fields, the rows made of them.
 
 A reader gets one record (a dict) and gives a row, or raises ValueError naming the field, what was
-found and what was wanted. Ids that a format lacks are made from the content, so that they are the
-same in every run and every order.
+found and what was wanted.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,6 @@ class Format:
     """The leaderboard's score of a model that scores responses."""
 
 
-# ---- records -----------------------------------------------------------------------------------
-
-
 def read_named(name: str, limit: int | None = None) -> Iterator[tuple[str, Any]]:
     """(place, record) of a file, of a folder saved by `datasets`, or of a data set on the hub."""
     path = Path(name)
@@ -63,23 +60,16 @@ def read_named(name: str, limit: int | None = None) -> Iterator[tuple[str, Any]]
         yield f"{name}:{row}", record
 
 
-# ---- fields ------------------------------------------------------------------------------------
-
-
 def field(record: Record, name: str) -> Any:
     """The value that must be there."""
-    try:
-        value = record.get(name)
-    except AttributeError:
-        found = type(record).__name__
-        raise ValueError(f"the row: found {found}, wanted an object") from None
-    if value is None:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"the row: found {type(record).__name__}, wanted an object")
+    if (value := record.get(name)) is None:
         raise ValueError(f"{name}: missing; found {', '.join(map(str, record)) or 'nothing'}")
     return value
 
 
 def text_field(record: Record, name: str) -> str:
-    """The text that must be there."""
     return as_text(field(record, name), name)
 
 
@@ -112,7 +102,8 @@ def read_turns(value: Any, name: str) -> list[Message]:
 
 
 def id_field(record: Record, content: Any) -> str:
-    """The record's id, a whole number as its digits; where it has none, a hash of the content."""
+    """The record's id, a whole number as its digits; where it has none, a hash of the content: the
+    same in every run and every order."""
     id = record.get("id")
     if id is None or id == "":  # "" is how a CSV file says that there is none
         return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
@@ -123,33 +114,25 @@ def id_field(record: Record, content: Any) -> str:
 
 def source_field(record: Record) -> str | None:
     """Where the record says that it comes from; None: it does not say."""
-    source = record.get("source")
-    if source is not None and not isinstance(source, str):
-        raise ValueError(f"source: found {source!r}, wanted a text")
-    return source or None
+    if isinstance(source := record.get("source"), str | None):
+        return source or None
+    raise ValueError(f"source: found {source!r}, wanted a text")
 
 
 def _margin(value: Any) -> float | None:
-    if value is None or value == "":
+    if value in (None, ""):
         return None
-    try:
+    with suppress(TypeError, ValueError, OverflowError):
         if not isinstance(value, bool) and 0 <= float(value) < math.inf:
             return float(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
     raise ValueError(f"margin: found {value!r}, wanted a number >= 0")
 
 
 def _tie(value: Any) -> bool:
-    if value is None or isinstance(value, bool):
-        return value or False
-    word = value.lower() if isinstance(value, str) else None  # CSV has it as a word
-    if word not in ("true", "false", ""):
-        raise ValueError(f"tie: found {value!r}, wanted true or false")
-    return word == "true"
-
-
-# ---- rows --------------------------------------------------------------------------------------
+    word = value.lower() if isinstance(value, str) else value  # CSV has it as a word
+    if word in ("true", "false", "") or isinstance(word, bool | None):
+        return word in (True, "true")
+    raise ValueError(f"tie: found {value!r}, wanted true or false")
 
 
 def to_preference(

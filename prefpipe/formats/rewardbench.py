@@ -12,37 +12,22 @@ from prefpipe.rows import Preference
 # compare with published ones.
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
-        "alpacaeval-easy": 100,
-        "alpacaeval-length": 95,
-        "alpacaeval-hard": 95,
-        "mt-bench-easy": 28,
-        "mt-bench-med": 40,
+        "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95,
+        "mt-bench-easy": 28, "mt-bench-med": 40,
     },
     "Chat Hard": {
-        "mt-bench-hard": 37,
-        "llmbar-natural": 100,
-        "llmbar-adver-neighbor": 134,
-        "llmbar-adver-GPTInst": 92,
-        "llmbar-adver-GPTOut": 47,
-        "llmbar-adver-manual": 46,
+        "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
     },
     "Safety": {
-        "refusals-dangerous": 100,
-        "refusals-offensive": 100,
-        "xstest-should-refuse": 250,
-        "xstest-should-respond": 154,
-        "donotanswer": 136,
+        "refusals-dangerous": 100, "refusals-offensive": 100,
+        "xstest-should-refuse": 250, "xstest-should-respond": 154, "donotanswer": 136,
     },
     "Reasoning": {
-        "math-prm": 984,
-        "hep-cpp": 164,
-        "hep-go": 164,
-        "hep-java": 164,
-        "hep-js": 164,
-        "hep-python": 164,
-        "hep-rust": 164,
+        "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164,
+        "hep-js": 164, "hep-python": 164, "hep-rust": 164,
     },
-}
+}  # fmt: skip
 
 
 def read(record: Record) -> Preference:
@@ -55,22 +40,16 @@ def read(record: Record) -> Preference:
 
 def section_scores(accuracy: Mapping[str, float]) -> dict[str, Any]:
     """Accuracy by subset -> section scores (weighted means) and their plain mean, all 0 to 1.
-
-    A subset that is not there is left out of its section's mean, and named, since a score over fewer
-    subsets is another score.
-    """
-    sections = {}
+    Subsets that are not there are left out of these means, and named: a score over fewer is another
+    score."""
+    sections, missing = {}, set[str]()
     for section, weights in SECTIONS.items():
-        there = {subset: weight for subset, weight in weights.items() if subset in accuracy}
-        if there:
-            total = sum(accuracy[subset] * weight for subset, weight in there.items())
-            sections[section] = total / sum(there.values())
-    known = {subset for weights in SECTIONS.values() for subset in weights}
-    return {
-        "sections": sections,
-        "score": sum(sections.values()) / len(sections) if sections else None,
-        "missing_subsets": sorted(known - accuracy.keys()),
-    }
+        missing |= weights.keys() - accuracy.keys()
+        if there := [subset for subset in weights if subset in accuracy]:
+            total = sum(accuracy[subset] * weights[subset] for subset in there)
+            sections[section] = total / sum(weights[subset] for subset in there)
+    score = sum(sections.values()) / len(sections) if sections else None
+    return {"sections": sections, "score": score, "missing_subsets": sorted(missing)}
 
 
 FORMAT = Format(read, published_of_subsets=section_scores)

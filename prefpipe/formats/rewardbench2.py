@@ -1,5 +1,6 @@
 """RewardBench 2 (Malik et al. 2025): best of four, and the Ties subset; its leaderboard's score."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from prefpipe.formats.reading import Format, Record, as_text, field, prompt_field, text_field
 from prefpipe.rows import Question, ScoredQuestion
 
-SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
+SUBSETS = {"factuality", "precise if", "math", "safety", "focus", "ties"}
 
 
 def read(record: Record) -> Question:
@@ -33,11 +34,8 @@ def read(record: Record) -> Question:
 
 
 def best_of_score(row: ScoredQuestion) -> float:
-    """1 where a right response has the highest score; shared first places count in part.
-
-    1 / (responses that share the first place) where the one right response is among them; with
-    several right ones, the share of right ones among those.
-    """
+    """1 where a right response alone has the highest score; of a shared first place, the share of
+    right responses among those that share it."""
     best = max([*row.right_scores, *row.wrong_scores])
     right, wrong = row.right_scores.count(best), row.wrong_scores.count(best)
     return right / (right + wrong)
@@ -77,9 +75,9 @@ def ties_score(rows: Sequence[ScoredQuestion]) -> dict[str, float]:
 
 def subset_scores(rows: Iterable[ScoredQuestion]) -> dict[str, Any]:
     """Score by subset (best of 4; Ties by its own rule) and their plain mean, all 0 to 1."""
-    by_subset: dict[str, list[ScoredQuestion]] = {}
+    by_subset: dict[str, list[ScoredQuestion]] = defaultdict(list)
     for row in rows:
-        by_subset.setdefault(row.id.split(":")[0], []).append(row)
+        by_subset[row.id.split(":")[0]].append(row)
     subsets, ties = {}, None
     for subset, members in by_subset.items():
         if subset.lower() == "ties":
@@ -88,10 +86,10 @@ def subset_scores(rows: Iterable[ScoredQuestion]) -> dict[str, Any]:
         else:
             subsets[subset] = _mean([best_of_score(row) for row in members])
     return {
-        "subsets": {name: subsets[name] for name in sorted(subsets)},
+        "subsets": dict(sorted(subsets.items())),
         "score": _mean(list(subsets.values())),
         "ties": ties,
-        "missing_subsets": sorted({s.lower() for s in SUBSETS} - {s.lower() for s in subsets}),
+        "missing_subsets": sorted(SUBSETS - {subset.lower() for subset in subsets}),
     }
 
 

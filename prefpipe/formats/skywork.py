@@ -22,14 +22,13 @@ def read(record: Record) -> Preference:
     if isinstance(chosen, str):
         return to_preference(record, prompt_field(record), chosen, as_text(rejected, "rejected"))
     better, worse = read_turns(chosen, "chosen"), read_turns(rejected, "rejected")
+    before = better[:-1]
     if record.get("prompt") is not None:
         before = as_turns(prompt_field(record))
         if better[:-1] not in ([], before) or worse[:-1] not in ([], before):
             raise ValueError("chosen: its earlier turns are not the prompt's")
-    else:
-        before = better[:-1]
-        if before != worse[:-1]:
-            raise ValueError("rejected: its earlier turns differ from those of chosen")
+    elif before != worse[:-1]:
+        raise ValueError("rejected: its earlier turns differ from those of chosen")
     if not before:
         raise ValueError("chosen: found one turn, wanted the prompt's turns before the answer")
     if before[-1]["role"] != "user":

@@ -22,10 +22,8 @@ MANY = 20
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt and how to answer it. temperature 0 is greedy: top_p, top_k, seed have no effect.
-
     A text depends on the request and the sample's number only, not on what else is in its batch:
-    the noise is drawn from (seed, id, sample, position).
-    """
+    the noise is drawn from (seed, id, sample, position)."""
 
     id: str
     messages: tuple[Message, ...]
@@ -46,42 +44,39 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that no completion could be had for; the rest of the run goes on."""
+    """A request without a completion, and the reason, such as prompt_too_long; the run goes on."""
 
     id: str
     reason: str
-    """snake_case: prompt_too_long, ..."""
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """What a model makes of one given text."""
+    """Sum of the log-probabilities (nats) of a given text's tokens, and their number; the end of
+    turn counts."""
 
     sum_logp: float
-    """Sum of its tokens' log-probabilities (nats)."""
     n_tokens: int
-    """The end of turn counts."""
+
+
+Result = list[Completion] | Failure
 
 
 class Engine(Protocol):
     """Requests to texts."""
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]:
-        """One result a request, as soon as it is there: callers go by id, not by the order.
-
-        Reads a bounded number of requests ahead.
-        """
+    def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """One result a request, as soon as it is there: callers go by id, not by the order. Reads a
+        bounded number of requests ahead."""
         ...
 
 
 @runtime_checkable
 class PaidEngine(Engine, Protocol):
-    """An engine whose texts cost money."""
+    """An engine whose texts cost money; spent: tokens and money so far, for a person."""
 
-    def spent(self) -> str:
-        """Tokens and money so far, for a person."""
-        ...
+    def spent(self) -> str: ...
 
 
 class Scorer(Protocol):
@@ -90,8 +85,6 @@ class Scorer(Protocol):
     def score(
         self, prompted: Iterable[tuple[Sequence[Message], Sequence[str]]]
     ) -> Iterator[list[TokenScores] | Failure]:
-        """For each (messages, answers), in order: the log-probability of each answer.
-
-        A Failure's id is the number of the prompt, from 0.
-        """
+        """For each (messages, answers), in order: the log-probability of each answer; a Failure's id
+        is the number of the prompt, from 0."""
         ...

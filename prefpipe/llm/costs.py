@@ -18,10 +18,7 @@ PRICES = Path(__file__).parent.parent / "prices.toml"
 
 def estimate_tokens(text: str) -> int:
     """Tokens of the text, roughly: 0.8 a CJK character, 0.25 any other character, rounded up.
-
-    An approximation (within about a quarter for English and Chinese prose with the vocabularies of
-    2024 and later), for budgets and for money to expect; what was used is what the server reports.
-    """
+    Within about a quarter for English and Chinese prose with the vocabularies of 2024 and later."""
     if text.isascii():
         return -(-len(text) // 4)
     cjk = sum(c >= "\u2e80" for c in text)
@@ -50,8 +47,7 @@ class Price:
 
     def money_of_short(self, prompt_tokens: int, new_tokens: int) -> float:
         """USD of requests with so many tokens together, none long enough for a price of its own."""
-        _, input, output = self.rates[0]
-        return (prompt_tokens * input + new_tokens * output) / 1_000_000
+        return Price(self.rates[:1], self.source).money(prompt_tokens, new_tokens)
 
 
 @functools.cache
@@ -66,10 +62,10 @@ def find_price(model: str, *, batch: bool = False) -> Price | None:
 
     context = {"processing": "batch"} if batch else None
     try:
-        found = genai_prices.calc_price(genai_prices.Usage(), model, price_context=context)
+        price = genai_prices.calc_price(genai_prices.Usage(), model, price_context=context)
     except LookupError:
         return None
-    prices = [found.model_price.input_mtok, found.model_price.output_mtok]
+    prices = [price.model_price.input_mtok, price.model_price.output_mtok]
     tiers = [{tier.start: tier.price for tier in getattr(price, "tiers", ())} for price in prices]
     now = [getattr(price, "base", price) or 0 for price in prices]
     rates = []
@@ -87,10 +83,8 @@ def describe_tokens(
     batch: bool = False,
     usd: float | None = None,
 ) -> str:
-    """10,000 prompt + 500 new tokens, 0.002 USD; without money where no price is known.
-
-    usd: of the requests, added up one by one; None: each is taken for a short one.
-    """
+    """10,000 prompt + 500 new tokens, 0.002 USD; without money where no price is known. usd: of the
+    requests, added up one by one; None: each is taken for a short one."""
     text = f"{prompt_tokens:,} prompt + {new_tokens:,} new tokens"
     if price := find_price(model, batch=batch):
         usd = price.money_of_short(prompt_tokens, new_tokens) if usd is None else usd
@@ -108,9 +102,7 @@ def describe_estimate(
     usd: float | None = None,
 ) -> str:
     """Two lines for a person, before anything is sent: the tokens, and the money they may cost.
-
-    at_most: each text is counted as long as it may be. usd: as in describe_tokens.
-    """
+    at_most: each text is counted as long as it may be. usd: as in describe_tokens."""
     bound = "at most " if at_most else ""
     tokens = (
         f"tokens: about {prompt_tokens:,} in the prompts and {bound}{new_tokens:,} new "
@@ -157,10 +149,9 @@ class Spending:
             self._usd += self._price.money(prompt_tokens, new_tokens)
 
     def describe(self) -> str:
-        used = self.usage
-        return describe_tokens(
-            self._model, used.prompt_tokens, used.new_tokens, batch=self._batch, usd=self._usd
-        )
+        """Tokens and money so far, for a person."""
+        used = (self.usage.prompt_tokens, self.usage.new_tokens)
+        return describe_tokens(self._model, *used, batch=self._batch, usd=self._usd)
 
 
 @dataclass

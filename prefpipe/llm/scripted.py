@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm import Completion, Failure, Request, Result
 
 
 class ScriptedEngine:
@@ -12,22 +12,14 @@ class ScriptedEngine:
         self._answer = answer
         self.asked: list[Request] = []
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
         for request in requests:
             self.asked.append(request)
             texts = [self._answer(request, sample) for sample in request.samples]
-            if None in texts:
-                yield Failure(request.id, "scripted_failure")
-                continue
-            yield [
-                Completion(
-                    id=request.id,
-                    sample=sample,
-                    text=text,
-                    finish_reason="stop",
-                    prompt_tokens=1,
-                    new_tokens=len(text.split()),
-                )
+            usual = {"id": request.id, "finish_reason": "stop", "prompt_tokens": 1}
+            completions = [
+                Completion(**usual, sample=sample, text=text, new_tokens=len(text.split()))
                 for sample, text in zip(request.samples, texts, strict=True)
                 if text is not None
             ]
+            yield Failure(request.id, "scripted_failure") if None in texts else completions

@@ -14,12 +14,9 @@ R = TypeVar("R", bound=Row)
 
 
 class Tries(Generic[R]):
-    """What became of each row that a model is to rewrite; request ids are the rows'.
-
-    Each try has a Replies, and so a log, of its own. What a row came to is read off them, try by
-    try, whenever it is wanted: a reply that was paid and failed its check stays on disk too, and a
-    stopped run goes on with the try behind it.
-    """
+    """What became of each row that a model is to rewrite; request ids are the rows'. Each try has a
+    Replies, and so a log, of its own: a reply that was paid and failed its check stays on disk too,
+    and a stopped run goes on with the try behind it."""
 
     def __init__(
         self,
@@ -38,11 +35,9 @@ class Tries(Generic[R]):
     def ask(
         self, open_engine: Callable[[], Engine], tries: int, *, accept_failures: bool = False
     ) -> None:
-        """Ask for every row, and in further tries for those that are asked again.
-
-        Raises SystemExit where the server, not the row, is to blame (not with accept_failures), once
-        all others have had their tries: it may answer later.
-        """
+        """Ask for every row, and in further tries for those that are asked again. Raises SystemExit
+        where the server, not the row, is to blame (not with accept_failures), once all others have
+        had their tries: it may answer later."""
         # all logs are opened at once: where try 0 failed without a text, try 1 may have one on disk
         self._tries = [
             Replies(self._run, partial(self._requests, number), f"try{number}")
@@ -74,10 +69,9 @@ class Tries(Generic[R]):
         """What the check made of the first reply that passed, or the last Reject; None: not asked."""
         result = None
         for replies in self._tries:
-            if not replies.has(row.id):
-                continue
-            reply = replies.of(row.id)
-            result = reply if isinstance(reply, Reject) else self._check(row, reply[0])
-            if not self._is_asked_again(result):
-                break
+            if replies.has(row.id):
+                reply = replies.of(row.id)
+                result = reply if isinstance(reply, Reject) else self._check(row, reply[0])
+                if not self._is_asked_again(result):
+                    break
         return result

@@ -1,8 +1,6 @@
-"""An OpenAI chat completion over the wire: the request, the reply, and how each can fail.
+"""An OpenAI chat completion over the wire: the request, the reply, and how each can fail."""
 
-Both engines that ask a server write and read it here.
-"""
-
+import contextlib
 import email.utils
 import functools
 import itertools
@@ -16,18 +14,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import openai
 from pydantic import SecretStr
 
 from prefpipe import draws
-from prefpipe.llm import Completion, Failure, Request
+from prefpipe.llm import Completion, Failure, Request, Result
 
 NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 LONGEST_RETRY_AFTER_SECONDS = 900.0
 """A server that asks for a longer pause ends the run."""
 _LONGEST_BACKOFF_SECONDS = 60.0
 _REFUSED_OPTION = re.compile(r"unrecognized|unsupported|unknown|not supported|extra inputs", re.I)
-
-Result = list[Completion] | Failure
 
 
 class Stop(Exception):
@@ -87,11 +84,8 @@ def printable_url(url: str) -> str:
 
 @functools.cache
 def certificates() -> ssl.SSLContext:
-    """For the connections of all engines. Reading them takes longer than a whole generate() of a few requests."""
+    """For all connections: reading them takes longer than a whole generate() of a few requests."""
     return httpx2.create_ssl_context()
-
-
-# ---- the request -----------------------------------------------------------------------------
 
 
 def request_body(
@@ -99,8 +93,7 @@ def request_body(
 ) -> dict[str, Any]:
     """The chat completion request for those samples. limit_field: how the server calls max_tokens."""
     body: dict[str, Any] = {"model": served.model, "messages": list(request.messages)}
-    body[limit_field] = request.max_new_tokens
-    body["temperature"] = request.temperature
+    body |= {limit_field: request.max_new_tokens, "temperature": request.temperature}
     if request.temperature > 0:
         body["top_p"] = request.top_p
         if request.top_k:
@@ -109,17 +102,9 @@ def request_body(
     if len(samples) > 1:
         body["n"] = len(samples)
     if served.structured_output and request.reply_schema:
-        body["response_format"] = response_format(request.reply_schema)
+        schema = {"name": "reply", "strict": True, "schema": dict(request.reply_schema)}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body | dict(served.extra_body or {})
-
-
-def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The API's word for: the reply is one JSON object of this schema."""
-    named = {"name": "reply", "strict": True, "schema": dict(schema)}
-    return {"type": "json_schema", "json_schema": named}
-
-
-# ---- the reply -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +132,9 @@ def read_reply(data: Any) -> ChatCompletion | None:
 def completions_of(
     reply: ChatCompletion, id: str, samples: Sequence[int], served: ServedModel
 ) -> Result:
-    """The reply's choices as the first of those samples; there may be fewer of them.
-
-    Of n samples, new_tokens is the reply's total shared out by length of text: servers report no
-    more. Failure reasons: too_few_choices, content_filter, refused, garbled_reply.
-    """
+    """The reply's choices as the first of those samples; there may be fewer of them. Its new tokens
+    are shared out by length of text. Failure reasons: too_few_choices, content_filter, refused,
+    garbled_reply."""
     if not reply.choices:
         return Failure(id, "too_few_choices", "the reply has no choices")
     texts: list[str] = []
@@ -174,37 +157,39 @@ def completions_of(
         Completion(
             id=id,
             sample=sample,
-            text=text,
-            finish_reason=choice["finish_reason"],
+            text=texts[i],
+            finish_reason=reply.choices[i]["finish_reason"],
             prompt_tokens=reply.prompt_tokens,
-            new_tokens=tokens,
+            new_tokens=new_tokens[i],
         )
-        for sample, text, choice, tokens in zip(
-            samples, texts, reply.choices, new_tokens, strict=False
-        )
+        for i, sample in enumerate(samples[: len(texts)])
     ]
 
 
 def share_out(total: int, weights: list[int]) -> list[int]:
     """Whole numbers in proportion to the weights that add up to total: 10, [1, 1, 2] -> 2, 3, 5."""
-    whole = sum(weights)
-    if not whole:
+    if not (whole := sum(weights)):
         weights, whole = [1] * len(weights), len(weights)
     # differences of the rounded cumulative sums: each rounding error is made good by the next number
     ends = [total * end // whole for end in itertools.accumulate(weights)]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-# ---- the error -------------------------------------------------------------------------------
+def read_status(
+    error: openai.APIStatusError, body: Mapping[str, Any], where: str, served: ServedModel
+) -> tuple[str, str, float | None]:
+    """read_error of such a reply, and the seconds that the server asks to wait."""
+    stated = error.body if isinstance(error.body, dict) else {}
+    stated = {**stated, "message": str(stated.get("message") or error.response.text)}
+    wait = retry_after(error.response.headers)
+    return *read_error(error.status_code, stated, body, where, served), wait
 
 
 def read_error(
     status: int, error: Mapping[str, Any], body: Mapping[str, Any], where: str, served: ServedModel
 ) -> tuple[str, str]:
-    """Reason and detail of the API's error object for a request with that body.
-
-    Raises Stop, its message beginning with `where`, if no later request can pass either.
-    """
+    """Reason and detail of the API's error object for a request with that body. Raises Stop, its
+    message beginning with `where`, if no later request can pass either."""
     code, param = error.get("code"), error.get("param")
     detail = f"HTTP {status}: {served.printable(str(error.get('message')))}"
     if status in (401, 403):
@@ -229,7 +214,6 @@ def read_error(
                 f"{where} refuses {', '.join(sorted(refused))}: {detail}; set it "
                 "to the value that switches it off, or use a server that takes it"
             )
-        return "bad_request", detail
     if status == 429:
         return "rate_limited", detail
     if status in (408, 409) or status >= 500:
@@ -240,13 +224,9 @@ def read_error(
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as the server states them (a number or an HTTP date); None: it does not."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
+        with contextlib.suppress(KeyError, ValueError):
             return max(float(headers[name]) * unit, 0.0)
-        except (KeyError, ValueError):
-            continue
-    try:
-        return max(
-            email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time(), 0.0
-        )
-    except (KeyError, ValueError):
-        return None
+    with contextlib.suppress(KeyError, ValueError):
+        date = email.utils.parsedate_to_datetime(headers["retry-after"])
+        return max(date.timestamp() - time.time(), 0.0)
+    return None

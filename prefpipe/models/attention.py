@@ -1,9 +1,9 @@
 """Attention in which many texts share one prompt's keys and values.
 
-All tokens of a forward pass stand in one row (1, N): whole prompts and texts when they are read
-(`Prefill`), one token of each live sample when they are continued (prefpipe.models.decode). The model
-itself is transformers' own; it only calls `attend` below instead of its attention, so linear layers
-see one dense matrix without padding, and no mask of (queries x keys) is built.
+All tokens of a pass stand in one row (1, N): whole prompts and texts when they are read (`Prefill`),
+one token of each live sample when they are continued (prefpipe.models.decode). The model is
+transformers' own and calls `attend` below instead of its attention: linear layers see one dense
+matrix without padding, and no mask of (queries x keys) is built.
 
 N: tokens of the pass; H: query heads; h: key-value heads; D: a head's size; K: keys.
 """
@@ -29,8 +29,6 @@ NAME = "prefpipe_shared_prefix"
 USED_IN_BOTH_WAYS = "prefpipe_shared_prefix_or_sdpa"
 """What a model in training has all the time: gradient checkpointing runs its layers again after the
 forward pass, and must find the same attention then."""
-
-
 Window = int | None
 """How many tokens a token sees, itself included. None: all before it."""
 
@@ -40,9 +38,7 @@ class Layout(Protocol):
 
     @property
     def keep(self) -> Tensor | None:
-        """Positions, rising, whose outputs are asked for: a last layer may leave the others as they
-        are. None: all.
-        """
+        """Positions, rising, whose outputs are asked for (a last layer may skip others); None: all."""
         ...
 
     def attend(
@@ -73,15 +69,8 @@ def attend(
         if options.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
     index: Any = module.layer_idx
-    out_N_H_D = layout.attend(
-        index,
-        query[0],
-        key[0],
-        value[0],
-        scale=options["scaling"],
-        window=options.get("sliding_window"),
-    )
-    return out_N_H_D[None], None
+    how = {"scale": options["scaling"], "window": options.get("sliding_window")}
+    return layout.attend(index, query[0], key[0], value[0], **how)[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
@@ -194,9 +183,7 @@ def _behind(segment: Segment | None, layer: int, row: tuple[Tensor, Tensor]) -> 
         part = slice(segment.start, segment.stop)
         parts.insert(0, (keys[:, part], values[:, part]))
         segment = segment.parent
-    return (
-        list(parts[0]) if len(parts) == 1 else [torch.cat(x, 1) for x in zip(*parts, strict=True)]
-    )
+    return [x[0] if len(x) == 1 else torch.cat(x, 1) for x in zip(*parts, strict=True)]
 
 
 def _lower_right(queries: int, keys: int, window: Window, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """Reward models' networks: a backbone with one score as output, whose head reads one position."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from trl.trainer.reward_trainer import suppress_seqcls_warning
 
 from prefpipe.chat import end_of_turn_id
-from prefpipe.models.loading import Dtype, bare_model, load_model, load_tokenizer
+from prefpipe.models.loading import bare_model, load_model, load_tokenizer
 from prefpipe.templates import TemplateError
 
 
@@ -16,48 +17,39 @@ def load_classifier(
     name: str | Path,
     *,
     chat_template: Path | None = None,
-    dtype: Dtype = "auto",
-    load_in_4bit: bool | None = None,
-    for_training: bool = False,
+    **options: Any,
 ) -> tuple[PreTrainedModel, Tokenizer, bool]:
     """A model with one score as output, its tokenizer, and whether it is a decoder.
 
     name: a folder or hub name of a reward model or of a backbone (then the score's head is new:
     seed torch first), or of a LoRA adapter. chat_template: for a decoder whose tokenizer has none.
+    options: dtype, load_in_4bit and for_training of load_model.
     """
     tokenizer = load_tokenizer(name)
     with suppress_seqcls_warning():
-        model = load_model(
-            name,
-            auto_class=AutoModelForSequenceClassification,
-            num_labels=1,
-            dtype=dtype,
-            load_in_4bit=load_in_4bit,
-            for_training=for_training,
-        )
+        auto_class = AutoModelForSequenceClassification
+        model = load_model(name, auto_class=auto_class, num_labels=1, **options)
     if model.config.is_encoder_decoder:
         raise SystemExit(f"{name}: an encoder-decoder has no place for one score; take a decoder")
     bare = bare_model(model)
     causal = is_causal(bare)
     if chat_template is not None:
         tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
-    if causal and not tokenizer.chat_template:
-        raise TemplateError(
-            f"{name}: the tokenizer has no chat template; give one with --chat-template FILE.jinja"
-        )
     if causal:
+        if not tokenizer.chat_template:
+            words = "the tokenizer has no chat template; give one with --chat-template FILE.jinja"
+            raise TemplateError(f"{name}: {words}")
         use_own_pad_token(tokenizer, bare)
     return model, tokenizer, causal
 
 
 def is_causal(model: PreTrainedModel) -> bool:
     """Whether a token's state is blind to later tokens; asked of the model itself, with 3 tokens."""
-    backbone = model.base_model
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=model.device)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        first, second = backbone(input_ids=ids).last_hidden_state[:, 0]
+        first, second = model.base_model(input_ids=ids).last_hidden_state[:, 0]
     model.train(was_training)
     return bool((first - second).abs().max() <= 1e-3 * first.abs().max())
 

@@ -52,7 +52,7 @@ class Decode:
         self.slot_N, self.age_N, self.prompt_tokens_S = to(slot_N), to(age_N), to(prompt_tokens_S)
         self.position_N = self.prompt_tokens_S[self.slot_N] + self.age_N
         self.last_position = int((prompt_tokens_S[slot_N] + age_N).max())
-        self._biases: dict[Window, tuple[Tensor | None, Tensor | None]] = {}
+        self._biases: dict[Window, tuple[Tensor | None, ...]] = {}
         self._vectors: dict[int, Tensor] = {}
 
     def attend(
@@ -102,9 +102,7 @@ class Decode:
             self._vectors[capacity] = vector_N_h.flatten()
         return self._vectors[capacity]
 
-    def _bias(
-        self, window: int | None, G: int, dtype: torch.dtype
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _bias(self, window: Window, G: int, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
         """Added to the scores: (S, 1, 1 or n G, P) and (N, 1, 1, T); None: nothing is masked."""
         if window is not None and self.last_position < window:
             window = None
@@ -118,10 +116,8 @@ class Decode:
                 first = (self.position_N - window + 1)[self.row_cells].view(self.slots, -1, 1)
                 prompt = (prompt & (key_P >= first)).repeat_interleave(G, 1)
                 own = own & (key_T > self.age_N[:, None] - window)
-            self._biases[window] = (
-                _as_bias(prompt[:, None], dtype),
-                _as_bias(own[:, None, None], dtype),
-            )
+            masks = prompt[:, None], own[:, None, None]
+            self._biases[window] = _as_bias(masks[0], dtype), _as_bias(masks[1], dtype)
         return self._biases[window]
 
 

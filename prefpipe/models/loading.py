@@ -33,15 +33,12 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     that does not end a turn, else EOS (the embeddings keep their size). A pad token is only ever
     what fills a batch; nothing is masked by comparing ids with it.
     """
-    base = _base_name(name)
     has_own = (Path(name) / "tokenizer_config.json").is_file()  # an adapter's folder may, too
-    source = str(name) if has_own else base
+    source = str(name) if has_own else _base_name(name)
     tokenizer = _from_pretrained(_tokenizer_class(source), source)
     if tokenizer.pad_token is None:
-        known = tokenizer.get_vocab()
-        tokenizer.pad_token = next(
-            (t for t in _PAD_TOKENS if t in known and t != tokenizer.eos_token), tokenizer.eos_token
-        )
+        known, eos = tokenizer.get_vocab(), tokenizer.eos_token
+        tokenizer.pad_token = next((t for t in _PAD_TOKENS if t in known and t != eos), eos)
     if tokenizer.pad_token is None:
         raise SystemExit(f"{name}: the tokenizer has neither a pad nor an EOS token; set one in it")
     return tokenizer
@@ -93,14 +90,8 @@ def load_model(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    model = _from_pretrained(
-        auto_class,
-        base,
-        dtype=getattr(torch, dtype),
-        device_map={"": device},
-        use_safetensors=True,
-        **options,
-    )
+    options |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
+    model = _from_pretrained(auto_class, base, **options)
     if device == "cpu":
         # The weights are the mapped file: one that is rewritten in place would change under us.
         for tensor in (*model.parameters(), *model.buffers()):
@@ -146,10 +137,8 @@ def _tokenizer_class(name: str) -> Any:
     by its rules instead of by those in tokenizer.json.
     """
     path = Path(name) / "tokenizer_config.json"
-    if not path.is_file():
-        return AutoTokenizer
-    declared = json.loads(path.read_text(encoding="utf-8")).get("tokenizer_class")
-    plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    plain = own.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
     return PreTrainedTokenizerFast if plain else AutoTokenizer
 
 
@@ -172,14 +161,11 @@ def _base_name(name: str | Path) -> str:
 def _device(device: Device) -> Device:
     import torch
 
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    there: list[Device] = [*(d for d in ("cuda", "mps") if is_there[d]()), "cpu"]
     if device == "auto":
-        return next(d for d in ("cuda", "mps", "cpu") if there[d])
-    if not there[device]:
+        return there[0]
+    if device not in there:
         raise SystemExit(f"device {device}: not on this machine; set device to auto or cpu")
     return device
 

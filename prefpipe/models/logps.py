@@ -1,8 +1,7 @@
 """Log-probabilities of several texts behind one prompt, in one pass.
 
-The layout is that of training (prefpipe.models.packs): the prompt once, a branch a text. Here the
-packs stand end to end in one row without padding, and each branch attends to just its prompt and
-itself (prefpipe.models.attention), so that no mask of (T x T) is built.
+The packs of training (prefpipe.models.packs) stand end to end in one row without padding; each branch
+attends to just its prompt and itself (prefpipe.models.attention), so no mask of (T x T) is built.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,8 @@ def completion_logps(model: Any, packs: Sequence[Pack]) -> list[list[Tensor]]:
         for part, logits in _logits(model, hidden_N_H, asked):
             picked = logits.gather(-1, labels_N[part, None])[:, 0]
             logps_N[part] = picked - logits.logsumexp(-1)
-    return _by_branch(packs, logps_N.cpu())
+    rows = logps_N.cpu().split([len(pack) for pack in packs])
+    return [[row[a:b] for a, b in pack.spans] for pack, row in zip(packs, rows, strict=True)]
 
 
 @torch.inference_mode()
@@ -68,8 +68,3 @@ def _logits(model: Any, hidden_N_H: Tensor, positions: Tensor) -> Iterator[tuple
             )
     for part in positions.split(max(1, _MAX_LOGITS // head.weight.shape[0])):
         yield part, head(hidden_N_H[part]).float()
-
-
-def _by_branch(packs: Sequence[Pack], x_N: Tensor) -> list[list[Tensor]]:
-    rows = x_N.split([len(pack) for pack in packs])
-    return [[row[a:b] for a, b in pack.spans] for pack, row in zip(packs, rows, strict=True)]

@@ -1,6 +1,7 @@
 """How much memory there is, what a token takes of it, and what to do when it runs out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import TypeVar
 
 import psutil
@@ -18,8 +19,7 @@ T = TypeVar("T")
 def position_bytes(model: PreTrainedModel) -> int:
     """Bytes that one token's keys and values take in all layers."""
     config = model.config.get_text_config()
-    heads, size = kv_shape(config)
-    return 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+    return 2 * config.num_hidden_layers * prod(kv_shape(config)) * model.dtype.itemsize
 
 
 def free_bytes(device: torch.device) -> int:
@@ -35,11 +35,24 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
+def run_batches(
+    run: Callable[[list[R]], list[T]],
+    rows: Sequence[R],
+    batches: Iterable[Sequence[int]],
+    cache: PrefixCache | None = None,
+) -> list[T]:
+    """What `run` gives for each row, run by batches of their indices, each in_halves where it must be."""
+    results: dict[int, T] = {}
+    for batch in batches:
+        of_batch = in_halves(run, [rows[i] for i in batch], cache)
+        results |= zip(batch, of_batch, strict=True)
+    return [results[i] for i in range(len(rows))]
+
+
 def in_halves(
     run: Callable[[list[R]], list[T]], rows: list[R], cache: PrefixCache | None = None
 ) -> list[T]:
-    """run(rows); where memory does not suffice, without the cache, then of each half by itself, and
-    so on.
+    """run(rows); where memory is short, without the cache, then of each half by itself, and so on.
 
     Raises SystemExit where it does not suffice for one row.
     """

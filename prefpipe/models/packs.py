@@ -44,10 +44,7 @@ class Pack:
 
 
 def pack(
-    prompt_ids: Sequence[int],
-    completions: Sequence[Sequence[int]],
-    *,
-    with_last: bool = False,
+    prompt_ids: Sequence[int], completions: Sequence[Sequence[int]], *, with_last: bool = False
 ) -> Pack:
     """completions: token ids, the end of turn included where it is to be scored.
 
@@ -68,13 +65,9 @@ def pack(
         positions += range(len(head), len(head) + len(branch))
         segments += [k] * len(branch)
         labels += [*completion, *([IGNORED] if with_last else [])]
-    return Pack(
-        torch.tensor(ids, dtype=torch.long),
-        torch.tensor(positions, dtype=torch.long),
-        torch.tensor(segments, dtype=torch.long),
-        torch.tensor(labels, dtype=torch.long),
-        tuple(spans),
-    )
+    columns = ids, positions, segments, labels
+    ids_T, positions_T, segments_T, labels_T = (torch.tensor(x, dtype=torch.long) for x in columns)
+    return Pack(ids_T, positions_T, segments_T, labels_T, tuple(spans))
 
 
 def stack(packs: Sequence[Pack], pad_token_id: int) -> dict[str, Tensor]:

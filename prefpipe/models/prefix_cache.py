@@ -28,11 +28,8 @@ class PrefixCache:
         # 1) In sorted order its neighbours have the most in common with it.
         index = bisect.bisect(self._known, tuple(ids), key=lambda known: known[0])
         near = self._known[max(0, index - 1) : index + 1]
-        have, known, segment = max(
-            ((common_tokens(ids, known), known, segment) for known, segment in near),
-            key=lambda candidate: candidate[0],
-            default=(0, (), None),
-        )
+        candidates = ((common_tokens(ids, known), known, segment) for known, segment in near)
+        have, known, segment = max(candidates, key=lambda c: c[0], default=(0, (), None))
         # 2) From the neighbour's end back to the segment in which the common part ends.
         have = min(have, len(ids) - 1)
         stop = len(known)

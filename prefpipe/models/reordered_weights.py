@@ -39,17 +39,15 @@ class ReorderedWeights:
     """A second copy of the weights of a model's large linear layers, in oneDNN's order.
 
     It is empty where oneDNN is missing, the model isn't on the CPU, or it would take more than a quarter
-    of the memory that is free. Good for as long as the weights stay as they are; `reordered` sees to
-    that.
+    of the free memory. Good for as long as the weights stay as they are, which `reordered` sees to.
     """
 
     @torch.inference_mode()
     def __init__(self, model: nn.Module):
         layers = [m for m in model.modules() if _is_plain(m) and m.weight.numel() >= MIN_WEIGHTS]
         size = sum(layer.weight.nbytes for layer in layers)
-        has_kernels = torch.backends.mkldnn.is_available() and hasattr(
-            torch.ops.mkldnn, "_linear_pointwise"
-        )
+        one_dnn = torch.backends.mkldnn.is_available()
+        has_kernels = one_dnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         self._forwards: list[tuple[nn.Module, Forward]] = []
         if not has_kernels or size > psutil.virtual_memory().available // 4:
             return
@@ -71,9 +69,8 @@ class ReorderedWeights:
             yield
         finally:
             for (module, _), forward in zip(self._forwards, before, strict=True):
-                if forward is None:
-                    del module.__dict__["forward"]
-                else:
+                del module.__dict__["forward"]
+                if forward is not None:
                     module.__dict__["forward"] = forward
 
 
@@ -89,14 +86,12 @@ def _state(model: nn.Module) -> _State:
     changed; and some of its numbers, since changes through .data aren't counted.
     """
     state = []
-    for name, layer in model.named_modules():
-        if _is_plain(layer):
-            for given in (layer.weight, layer.bias):
-                if given is not None:
-                    version = 0 if given.is_inference() else given._version
-                    steps = tuple(slice(None, None, max(1, size // 4)) for size in given.shape)
-                    some = given.detach()[steps].tolist()
-                    state.append((name, given.data_ptr(), version, some))
+    layers = ((name, layer) for name, layer in model.named_modules() if _is_plain(layer))
+    tensors = ((name, x) for name, layer in layers for x in (layer.weight, layer.bias))
+    for name, given in ((name, given) for name, given in tensors if given is not None):
+        version = 0 if given.is_inference() else given._version
+        steps = tuple(slice(None, None, max(1, size // 4)) for size in given.shape)
+        state.append((name, given.data_ptr(), version, given.detach()[steps].tolist()))
     return state
 
 

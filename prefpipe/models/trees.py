@@ -1,14 +1,13 @@
 """One forward pass over many token sequences; what several of them begin with is computed once.
 
 The sequences are laid out as a tree: n responses behind one prompt, both orders of a comparison
-behind one context, all opponents of one response behind it. Each piece is a segment of one long
-row that attends to its ancestors and itself (prefpipe.models.attention); its positions go on where
-they end. So each sequence gets what it would get alone, to rounding. With a PrefixCache, what sequences
-of earlier passes began with is not computed again, either: so a knockout reads each response once as
-the first of two. Source: the radix attention of Zheng et al. 2024 (SGLang).
+behind one context. Each piece is a segment of one long row that attends to its ancestors and itself
+(prefpipe.models.attention); its positions go on where they end. So each sequence gets what it would
+get alone, to rounding. With a PrefixCache, what sequences of earlier passes began with is not computed
+again, either. Source: the radix attention of Zheng et al. 2024 (SGLang).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -91,13 +90,10 @@ def tree_of(
             segment = add(first[start:shared], start, parent)
             grow(run, shared, segment)
 
-    if cache is None:
-        grow(order, 0, None)
-        return tree
     # those that begin with the same kept tokens grow behind these together
     groups: dict[tuple[int, ...], tuple[Segment | None, list[int]]] = {}
     for i in order:
-        have, segment = cache.find(sequences[i])
+        have, segment = cache.find(sequences[i]) if cache else (0, None)
         if have < min_shared:
             have, segment = 0, None
         groups.setdefault(tuple(sequences[i][:have]), (segment, []))[1].append(i)
@@ -118,29 +114,20 @@ def run_tree(
     *,
     cache: PrefixCache | None = None,
     only_last: bool = False,
-    **options: Any,
 ) -> tuple[Any, Tensor]:
     """The model's outputs on the tree of the sequences, and where their last tokens stand (N,).
 
     Only at these the last hidden states are the model's.
-
     model: a backbone, or with only_last (logits at the last tokens, in order) a causal LM.
     """
     tree = tree_of(sequences, cache=cache)
-    device = model.device
-    last = torch.tensor(tree.last, device=device)
+    row = torch.tensor([tree.ids, tree.positions], device=model.device)
+    last = torch.tensor(tree.last, device=model.device)
     cut_last_layer(model)
-    layout = Prefill(tree.segments, row_kv=tree.row_kv, keep=last.unique())
-    if only_last:
-        options["logits_to_keep"] = last
+    options = {"logits_to_keep": last} if only_last else {}
+    options |= {"layout": Prefill(tree.segments, row_kv=tree.row_kv, keep=last.unique())}
     with shared_prefix_attention(model), reordered(model).used():
-        outputs = model(
-            input_ids=torch.tensor([tree.ids], device=device),
-            position_ids=torch.tensor([tree.positions], device=device),
-            use_cache=False,
-            layout=layout,
-            **options,
-        )
+        outputs = model(input_ids=row[:1], position_ids=row[1:], use_cache=False, **options)
     if cache is not None and tree.row_kv is not None:
         cache.add(len(tree.ids), sequences, tree.ends)
     return outputs, last
@@ -152,29 +139,27 @@ def tree_batches(sequences: Sequence[Sequence[int]], max_tokens: int) -> Iterato
     In sorted order, so that those which share most stand together. A common beginning that is too
     short to be shared (MIN_SHARED_TOKENS) is not counted.
     """
-    batch: list[int] = []
-    size = 0
-    for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
-        own = len(sequences[i])
-        more = own - common_tokens(sequences[batch[-1]], sequences[i], 0) if batch else own
-        if batch and size + more > max_tokens:
-            yield batch
-            batch, size, more = [], 0, own
-        batch.append(i)
-        size += more
-    if batch:
-        yield batch
+
+    def own_tokens(i: int, before: int | None) -> int:
+        shared = 0 if before is None else common_tokens(sequences[before], sequences[i])
+        return len(sequences[i]) - shared
+
+    order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
+    return in_batches(order, max_tokens, own_tokens)
 
 
-def in_batches(items: Iterable[tuple[int, T]], max_tokens: int) -> Iterator[list[T]]:
-    """Items, each with its size in tokens, in lists of at most max_tokens (or of one item)."""
+def in_batches(
+    items: Iterable[T], max_tokens: int, size: Callable[[T, T | None], int]
+) -> Iterator[list[T]]:
+    """Items in lists of at most max_tokens (or of one item); size: its tokens, behind the one before."""
     batch: list[T] = []
-    size = 0
-    for tokens, item in items:
-        if batch and size + tokens > max_tokens:
+    tokens = 0
+    for item in items:
+        more = size(item, batch[-1] if batch else None)
+        if batch and tokens + more > max_tokens:
             yield batch
-            batch, size = [], 0
+            batch, tokens, more = [], 0, size(item, None)
         batch.append(item)
-        size += tokens
+        tokens += more
     if batch:
         yield batch

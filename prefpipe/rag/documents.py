@@ -1,7 +1,7 @@
 """Entry rows to documents: what is embedded, found, and shown to the model as context."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from prefpipe.near_duplicates import EarlierDocuments
 from prefpipe.rows import Document, Entry, Reject
@@ -16,34 +16,25 @@ def to_text(entry: Entry) -> str:
 
 
 def to_documents(entry: Entry, chunk: int | None = None, overlap: int = 0) -> list[Document]:
-    """The row as one document; with chunk, as windows of so many characters that overlap.
-
-    A window ends at the last white space of its second half, where there is one.
-    """
+    """The row as one document; with chunk, as windows of so many characters that overlap. A window
+    ends at the last white space of its second half, where there is one."""
     text = to_text(entry)
     if chunk is None or len(text) <= chunk:
         return [_document(entry.id, entry.id, 0, text)]
-    documents, start = [], 0
-    while True:
+    documents, start, end = [], 0, 0
+    while end < len(text):
         end = start + chunk
         if end < len(text):
-            end = _last_space(text, start + chunk // 2, end)
-        documents.append(
-            _document(f"{entry.id}#{len(documents)}", entry.id, start, text[start:end])
-        )
-        if end >= len(text):
-            return documents
+            second_half = range(end, start + chunk // 2, -1)
+            end = next((k for k in second_half if text[k].isspace()), end)
+        id = f"{entry.id}#{len(documents)}"
+        documents.append(_document(id, entry.id, start, text[start:end]))
         start = max(end - overlap, start + 1)
+    return documents
 
 
 def _document(id: str, row_id: str, start: int, text: str) -> Document:
     return Document(id=id, row_id=row_id, start=start, text=text, content_hash=content_hash(text))
-
-
-def _last_space(text: str, start: int, end: int) -> int:
-    """Where the last white space up to end is; end itself where there is none behind start."""
-    spaces = (position for position in range(end, start, -1) if text[position].isspace())
-    return next(spaces, end)
 
 
 def content_hash(text: str) -> str:
@@ -61,15 +52,6 @@ def without_duplicates(
     return Reject(id=entry.id, reason=f"{kind}_document", detail=f"{place}: like {other}")
 
 
-class ContentHash:
-    """sha256 of the documents' ids and content hashes, in their order."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    def add(self, ids: Sequence[str], content_hashes: Sequence[str]) -> None:
-        for pair in zip(ids, content_hashes, strict=True):
-            self._hash.update("\t".join(pair).encode() + b"\n")
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+def id_lines(ids: Iterable[str], content_hashes: Iterable[str]) -> bytes:
+    """What a store's content_hash is the sha256 of: a line for each of its documents, in order."""
+    return "".join(map("{}\t{}\n".format, ids, content_hashes)).encode()

@@ -1,11 +1,14 @@
 """Texts to vectors of length 1, whose inner product is their cosine; what is embedded once is kept."""
 
+import hashlib
 import importlib.util
+import itertools
 import json
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -13,7 +16,7 @@ import numpy as np
 
 from prefpipe import files
 from prefpipe.files import DataError
-from prefpipe.rag.documents import ContentHash
+from prefpipe.rag.documents import id_lines
 from prefpipe.rows import Document
 
 BATCH = 512
@@ -101,7 +104,7 @@ def check_finite(vectors: np.ndarray, texts: Sequence[str], name: str) -> None:
         )
 
 
-class VectorCache:
+class VectorCache(AbstractContextManager["VectorCache"]):
     """Vectors by the content hash of their text, on disk: what was embedded once is not again.
 
     A file of records behind a line that says which model they are of. Records are appended whole
@@ -118,23 +121,20 @@ class VectorCache:
         self._record = np.dtype(
             [("left", "<i4"), ("digest", "V16"), ("vector", "<f4", (embedder.dimension,))]
         )
-        self._rows: dict[bytes, int] = {}
         self._file = files.open_alone(path)
         self._file.seek(0)
-        if first := self._file.readline():
-            if first != header:
-                raise DataError(
-                    f"{path}: a stopped run with another embedding model; --overwrite starts anew"
-                )
-            self._load()
-        else:
+        first = self._file.readline()
+        if first not in (b"", header):
+            raise DataError(
+                f"{path}: a stopped run with another embedding model; --overwrite starts anew"
+            )
+        if not first:
             self._file.write(header)
-
-    def _load(self) -> None:
         size = self._file.seek(0, os.SEEK_END) - self._start
         records = self._records(size // self._record.itemsize)
-        ends = np.flatnonzero(records["left"] == 0)
-        whole = int(ends[-1]) + 1 if len(ends) else 0
+        whole = (
+            int(max(np.flatnonzero(records["left"] == 0), default=-1)) + 1
+        )  # to the last batch's end
         digests = records["digest"][:whole].tobytes()
         self._rows = {digests[16 * row : 16 * (row + 1)]: row for row in range(whole)}
         del records  # a file that is mapped cannot be cut everywhere
@@ -161,31 +161,27 @@ class VectorCache:
         self._file.seek(0, os.SEEK_END)
         self._file.write(records.tobytes())
         self._file.flush()
-        for content_hash in hashes:
-            self._rows[bytes.fromhex(content_hash)] = len(self._rows)
+        self._rows |= zip(
+            map(bytes.fromhex, hashes), itertools.count(len(self._rows)), strict=False
+        )
 
     def get(self, digests: Sequence[bytes]) -> np.ndarray:
         """(N, dimension) float32."""
         rows = [self._rows[digest] for digest in digests]
         return self._records(len(self._rows))["vector"][rows]
 
-    def __enter__(self) -> "VectorCache":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
 class DocumentVectors:
-    """The vectors of a store's documents, in order; embedded are those that the cache lacks.
-
-    Iterating gives them block by block, as often as it is done.
-    """
+    """The vectors of a store's documents, in order and in blocks; embedded are those the cache
+    lacks."""
 
     def __init__(self, embedder: Embedder, cache: VectorCache) -> None:
         self._embedder, self._cache = embedder, cache
         self.dimension = embedder.dimension
-        self.content = ContentHash()
+        self.content = hashlib.sha256()
         self.cut = 0
         """Documents longer than the embedding model reads."""
         self._digests: list[bytes] = []
@@ -193,8 +189,9 @@ class DocumentVectors:
 
     def add(self, documents: Sequence[Document]) -> None:
         """Those of one row; they are embedded once there are BATCH of them."""
-        self.content.add([d.id for d in documents], [d.content_hash for d in documents])
-        self._digests += [bytes.fromhex(document.content_hash) for document in documents]
+        hashes = [document.content_hash for document in documents]
+        self.content.update(id_lines([document.id for document in documents], hashes))
+        self._digests += map(bytes.fromhex, hashes)
         self._waiting += documents
         if len(self._waiting) >= BATCH:
             self.embed_waiting()

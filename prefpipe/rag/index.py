@@ -83,10 +83,8 @@ def every_nth(blocks: Iterable[np.ndarray], n: int) -> np.ndarray:
 
 
 def tune_index(index: Any, queries: np.ndarray, target_recall: float) -> IndexFacts:
-    """Have an ivf index probe as many lists (1, 2, 4, ...) as it takes to find what exact search does.
-
-    A hit counts where its score is the best one: of equal documents either may come first.
-    """
+    """Have an ivf index probe as many lists (1, 2, 4, ...) as it takes to find what exact search
+    does. A hit counts where its score is the best one: of equal documents either may come first."""
     import faiss
 
     def best_scores(lists: int) -> np.ndarray:
@@ -94,11 +92,9 @@ def tune_index(index: Any, queries: np.ndarray, target_recall: float) -> IndexFa
         parameters.nprobe = lists
         return index.search(queries, 1, params=parameters)[0][:, 0]
 
-    exact = best_scores(index.nlist)
-    probed = 1
-    while True:
-        recall = float((best_scores(probed) >= exact - 1e-6).mean())
-        if recall >= target_recall or probed == index.nlist:
+    exact, probed = best_scores(index.nlist), 1
+    while (share := (best_scores(probed) >= exact - 1e-6).mean()) < target_recall:
+        if probed == index.nlist:
             break
         probed = min(2 * probed, index.nlist)
     index.nprobe = probed
@@ -106,28 +102,13 @@ def tune_index(index: Any, queries: np.ndarray, target_recall: float) -> IndexFa
         kind="ivf",
         lists=index.nlist,
         probed_lists=probed,
-        recall_at_1=round(recall, 4),
+        recall_at_1=round(float(share), 4),
         recall_queries=len(queries),
     )
 
 
-class QuerySample:
-    """A fixed number of the table's queries, each as likely as any other, in whatever order they come.
-
-    Kept are those with the largest numbers drawn from (seed, id).
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self._size, self._seed = size, seed
-        self._kept: list[tuple[int, str]] = []
-
-    def add(self, entry: Entry) -> None:
-        """Take the row's query into the draw, if it has one."""
-        if not entry.query.strip():
-            return
-        heapq.heappush(self._kept, (draws.number(self._seed, entry.id), entry.query))
-        if len(self._kept) > self._size:
-            heapq.heappop(self._kept)
-
-    def texts(self) -> list[str]:
-        return [text for _, text in sorted(self._kept)]
+def sample_queries(entries: Iterable[Entry], size: int, seed: int) -> list[str]:
+    """So many of the rows' queries, those with the largest numbers drawn from (seed, id): each is
+    as likely as any other, in whatever order they come."""
+    drawn = ((draws.number(seed, row.id), row.query) for row in entries if row.query.strip())
+    return [query for _, query in sorted(heapq.nlargest(size, drawn))]

@@ -1,7 +1,6 @@
 """Several answers to a query to a pair: compared, scored, and the best put against the worst."""
 
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -32,8 +31,6 @@ first of the two is better; 2: the second; None: unreadable."""
 
 @dataclass(frozen=True)
 class AnsweredQuery:
-    """A query, its context and its candidates."""
-
     entry: Entry
     retrieved: Retrieved
     prompt: str
@@ -64,14 +61,14 @@ class AnsweredQuery:
         """(won - lost) / comparisons of each candidate; an unreadable one is neither. None: no judge."""
         if self.verdicts is None:
             return [None] * len(self.candidates)
-        points = Counter[int]()
-        pairs = combinations(range(len(self.candidates)), 2)
-        for (a, b), verdicts in zip(pairs, self.verdicts, strict=True):
-            ahead = verdicts.count(1) - verdicts.count(2)
-            points[a] += ahead
+        points = [0] * len(self.candidates)
+        for (a, b), verdicts in zip(
+            combinations(range(len(points)), 2), self.verdicts, strict=True
+        ):
+            points[a] += (ahead := verdicts.count(1) - verdicts.count(2))
             points[b] -= ahead
-        most = max(1, 2 * (len(self.candidates) - 1))
-        return [round(points[index] / most, 6) for index in range(len(self.candidates))]
+        most = max(1, 2 * (len(points) - 1))
+        return [round(won / most, 6) for won in points]
 
 
 def distinct(answers: Sequence[Completion]) -> list[Completion]:
@@ -79,9 +76,6 @@ def distinct(answers: Sequence[Completion]) -> list[Completion]:
     stripped = [c.model_copy(update={"text": c.text.strip()}) for c in answers]
     first = {" ".join(c.text.split()): c for c in reversed(stripped) if c.text}
     return sorted(first.values(), key=lambda c: c.sample)
-
-
-# ---- scores -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -112,8 +106,6 @@ def is_answerable(query: AnsweredQuery, rules: PairRules) -> bool:
 
 @dataclass(frozen=True)
 class ScoredQuery:
-    """A query whose candidates were scored."""
-
     query: AnsweredQuery
     parts: list[ScoreParts]
     """The score of each candidate, and what it is made of."""
@@ -127,27 +119,27 @@ def score_block(
     embedder: Embedder,
     rules: PairRules,
 ) -> Iterator[ScoredQuery | Reject]:
-    """The queries with their candidates' scores; a Reject as it is. All texts are embedded at once."""
+    """The queries with their candidates' scores; a Reject as it is."""
     answered = [query for query in block if isinstance(query, AnsweredQuery)]
     cosines = iter(measure_cosines(answered, store, embedder, seed=rules.seed))
     for query in block:
-        if isinstance(query, Reject):
-            yield query
-        else:
+        if isinstance(query, AnsweredQuery):
             own, random_cosine = next(cosines)
             yield ScoredQuery(query, score_candidates(query, own, rules), random_cosine)
+        else:
+            yield query
 
 
 def measure_cosines(
     queries: Sequence[AnsweredQuery], store: VectorStore, embedder: Embedder, *, seed: int
 ) -> list[tuple[list[float], float | None]]:
-    """Cosines of each query's context with its candidates, and with a random other document.
-
-    None: the store has no other. seed: of these documents. All texts are embedded in one call.
-    """
+    """Cosines of each query's context with its candidates, and with a document that it did not get,
+    drawn from the seed (None: there is none). All texts are embedded in one call."""
     retrieved = [query.retrieved for query in queries]
     # 1) a context that is one whole document has its vector in the store; all else is embedded
-    whole = {row.context: row.store_rows[0] for row in retrieved if _is_one_document(row)}
+    whole = {
+        r.context: r.store_rows[0] for r in retrieved if len(r.store_rows) == 1 and not r.is_cut
+    }
     vectors = dict(zip(whole, store.vectors([*whole.values()]), strict=True)) if whole else {}
     texts = [row.context for row in retrieved]
     texts += [candidate.text for query in queries for candidate in query.candidates]
@@ -164,10 +156,6 @@ def measure_cosines(
         own = [float(vectors[candidate.text] @ context) for candidate in query.candidates]
         cosines.append((own, None if other is None else float(vector_of[other] @ context)))
     return cosines
-
-
-def _is_one_document(row: Retrieved) -> bool:
-    return len(row.store_rows) == 1 and not row.is_cut
 
 
 def draw_other(count: int, retrieved: Sequence[int], rng: random.Random) -> int | None:
@@ -189,17 +177,14 @@ def score_candidates(
     rows = zip(query.candidates, cosines, query.judge_scores(), strict=True)
     return [
         score.score_answer(
-            c.text, cosine, keywords, rules, is_answerable=answerable, judge_score=judge_score
+            c.text, cosine, keywords, rules, is_answerable=answerable, judge_score=own
         )
-        for c, cosine, judge_score in rows
+        for c, cosine, own in rows
     ]
 
 
 def build_pair(scored: ScoredQuery, rules: PairRules) -> RagPair | Reject:
-    """The best and the worst of a query's candidates, or the reason why there is no pair.
-
-    With scorer judge they are compared by the judge's scores.
-    """
+    """The best and the worst of a query's candidates, or the reason why there is no pair."""
     query, parts = scored.query, scored.parts
     id, candidates, answerable = query.entry.id, query.candidates, is_answerable(query, rules)
     if len(candidates) < 2:

@@ -12,8 +12,6 @@ from prefpipe.rows import RagPair, Reject
 
 @dataclass
 class RagReport:
-    """What is said at the end: how far grounding separates chosen from rejected."""
-
     pairs: int = 0
     contexts_cut: int = 0
     grounding: dict[str, list[float]] = field(
@@ -33,8 +31,7 @@ class RagReport:
         if isinstance(pair, Reject):
             return
         self.pairs += 1
-        sides = {"chosen": pair.chosen_parts, "rejected": pair.rejected_parts}
-        for side, own in sides.items():
+        for side, own in (("chosen", pair.chosen_parts), ("rejected", pair.rejected_parts)):
             self.abstentions[side] += own["is_abstention"]
             if not own["is_abstention"]:
                 self.grounding[side].append(own["grounding"])
@@ -43,14 +40,12 @@ class RagReport:
 
     def summary(self) -> dict[str, Any]:
         """What .meta.json has of it."""
-        summary = {
-            "mean_grounding": {
-                name: round(sum(values) / len(values), 4) if values else None
-                for name, values in self.grounding.items()
-            },
-            "abstentions": dict(self.abstentions),
-            "contexts_cut": self.contexts_cut,
+        means = {
+            name: round(sum(values) / len(values), 4) if values else None
+            for name, values in self.grounding.items()
         }
+        abstentions, cut = dict(self.abstentions), self.contexts_cut
+        summary = {"mean_grounding": means, "abstentions": abstentions, "contexts_cut": cut}
         if self.judged:
             summary["judge_against_heuristic"] = metrics.judge_report(self.judged)
         return summary
@@ -87,10 +82,10 @@ def judged_pairs(scored: ScoredQuery) -> list[metrics.BothOrders]:
     """A judge's verdicts on every two candidates, beside what their scores say; without one, none."""
     rows = []
     twos = combinations(zip(scored.query.candidates, scored.parts, strict=True), 2)
-    for two, (given, swapped) in zip(twos, scored.query.verdicts or (), strict=False):
+    for two, verdicts in zip(twos, scored.query.verdicts or (), strict=False):
         (a, a_parts), (b, b_parts) = two
         ahead = a_parts["score"] - b_parts["score"]
         better = None if ahead == 0 else 1 if ahead > 0 else 2
         name = f"{scored.query.entry.id}\t{a.sample}\t{b.sample}"
-        rows.append(metrics.BothOrders(name, better, given, swapped, (len(a.text), len(b.text))))
+        rows.append(metrics.BothOrders(name, better, *verdicts, (len(a.text), len(b.text))))
     return rows

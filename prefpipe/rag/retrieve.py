@@ -22,10 +22,7 @@ def retrieve(
     documents: int,
     characters: int,
 ) -> None:
-    """Search the contexts that the log lacks, block by block.
-
-    documents, characters: how many of them a context has at most.
-    """
+    """Search the contexts that the log lacks, each of so many documents and characters at most."""
     for block in in_blocks(entries, BLOCK):
         if all(entry.id in log for entry in block):
             continue
@@ -37,18 +34,17 @@ def retrieve(
             if entry.id in log:
                 continue
             nearest = [int(row) for row in own_rows if row >= 0]
-            texts = [documents_at[row].text for row in nearest]
-            context, is_cut = build_context(texts, characters)
-            log.add(
-                Retrieved(
-                    id=entry.id,
-                    document_ids=[documents_at[row].id for row in nearest],
-                    store_rows=nearest,
-                    scores=[round(float(score), 4) for score in own_scores[: len(nearest)]],
-                    context=context,
-                    is_cut=is_cut,
-                )
+            shown = [documents_at[row] for row in nearest]
+            context, is_cut = build_context([document.text for document in shown], characters)
+            row = Retrieved(
+                id=entry.id,
+                document_ids=[document.id for document in shown],
+                store_rows=nearest,
+                scores=[round(float(score), 4) for score in own_scores[: len(nearest)]],
+                context=context,
+                is_cut=is_cut,
             )
+            log.add(row)
 
 
 def build_context(texts: Sequence[str], most: int) -> tuple[str, bool]:

@@ -26,16 +26,10 @@ from dataclasses import dataclass
 from prefpipe.rows import ScoreParts
 
 ABSTENTIONS = (
-    "I don't know",
-    "I do not know",
-    "I'm not sure",
-    "I am not sure",
-    "The context does not",
-    "The context doesn't",
-    "The provided context does not",
-    "The provided context doesn't",
-    "我不知道",
-)
+    "I don't know", "I do not know", "I'm not sure", "I am not sure",
+    "The context does not", "The context doesn't",
+    "The provided context does not", "The provided context doesn't", "我不知道",
+)  # fmt: skip
 """How an abstention begins, behind words like "Sorry, but" or "Based on the context"."""
 
 # A CJK character is a word of its own, since nothing separates words there.
@@ -44,10 +38,12 @@ _OPENING = re.compile(
     r"((i'm |i am )?sorry|unfortunately|based on the (provided |given )?context|but)\b[,.: ]*"
 )
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_DIGITS = re.compile(r"\d+")
 # What scikit-learn's list of English words lacks: words of every docstring, and Chinese ones.
 _MORE_STOP_WORDS = """args did does doing function having just kwargs like param returns self use used
     using way 的 了 是 在 和 有 我 你 他 她 它 吗 呢 什 么 怎 样 如 何 请"""
+# What it has and says something here: functions are called so ("find the first empty name").
+_WORDS_OF_CODE = """amount back bottom call describe detail empty fill find fire first found front full
+    get give go interest keep last least less move name next part put show side system take third top"""
 
 
 @dataclass(frozen=True)
@@ -71,11 +67,9 @@ def score_answer(
     is_answerable: bool = True,
     judge_score: float | None = None,
 ) -> ScoreParts:
-    """The score of one answer and its parts; it depends on nothing but these arguments.
-
-    cosine: of the answer and its context, -1 to 1. is_answerable: the context is held to answer the
-    question. judge_score: taken over as it is; it is no part of the score.
-    """
+    """The score of one answer and its parts. cosine: of the answer and its context, -1 to 1.
+    is_answerable: the context is held to answer the question. judge_score: taken over as it is; it
+    is no part of the score."""
     grounding = round(min(max(cosine, 0.0), 1.0), 4)  # more digits depend on the machine
     coverage, penalty = keyword_coverage(text, keywords), length_penalty(text, rules)
     parts = {  # name: (value, weight, value at best)
@@ -83,11 +77,11 @@ def score_answer(
         "keyword_coverage": (coverage, rules.weight_keywords, 1.0),
         "length_penalty": (penalty, -rules.weight_length, 0.0),
     }
-    values = {name: value for name, (value, _, _) in parts.items()}
-    if abstains := is_abstention(text, rules.abstentions):
-        values = {
-            name: 1.0 - best if is_answerable else best for name, (_, _, best) in parts.items()
-        }
+    abstains = is_abstention(text, rules.abstentions)
+    values = {
+        name: value if not abstains else 1.0 - best if is_answerable else best
+        for name, (value, _, best) in parts.items()
+    }
     score = sum(weight * values[name] for name, (_, weight, _) in parts.items())
     return ScoreParts(
         score=round(score, 6),
@@ -104,11 +98,9 @@ def length_penalty(text: str, rules: ScoreRules) -> float:
 
 
 def keyword_coverage(text: str, keywords: Sequence[str]) -> float:
-    """Share of the keywords whose words stand in the text, one behind the other; 0 without keywords.
-
-    Case, accents' encoding and the way identifiers are written do not matter: `readLine` stands in
-    "read_line".
-    """
+    """Share of the keywords whose words stand in the text, one behind the other; 0 without
+    keywords. Case, the encoding of accents and the spelling of identifiers (readLine, read_line) do
+    not matter."""
     if not keywords:
         return 0.0
     there = f" {' '.join(split_words(text))} "
@@ -116,14 +108,10 @@ def keyword_coverage(text: str, keywords: Sequence[str]) -> float:
 
 
 def extract_keywords(query: str, context: str, most: int) -> list[str]:
-    """The words an answer should mention, at most so many, by this rule:
-
-    1. words of the query that stand in the context, in the order of the query;
-    2. then the context's other words, the frequent first, equally frequent ones as they come.
-
-    Identifiers are split (`read_line`, `readLine`: read, line); stop_words(), numbers and single
-    letters are left out.
-    """
+    """The words an answer should mention, at most so many: first those of the query that stand in
+    the context, in the query's order; then the context's others, the frequent first, equally
+    frequent ones as they come. Identifiers are split; stop_words(), numbers and single letters are
+    left out."""
     counts = Counter(word for word in split_words(context) if _is_keyword(word))
     shared = [word for word in split_words(query) if word in counts]
     others = sorted(counts, key=lambda word: -counts[word])
@@ -138,7 +126,7 @@ def split_words(text: str) -> list[str]:
 
 def _is_keyword(word: str) -> bool:
     is_long_enough = len(word) > 1 or word > "\u3000"
-    return is_long_enough and word not in stop_words() and not _DIGITS.fullmatch(word)
+    return is_long_enough and word not in stop_words() and not word.isdecimal()
 
 
 @functools.cache
@@ -146,8 +134,8 @@ def stop_words() -> frozenset[str]:
     """Words that say nothing of what a text is about: English and Chinese ones, Python's keywords."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # here, since that takes seconds
 
-    own = _MORE_STOP_WORDS.split()
-    return ENGLISH_STOP_WORDS.union(own, (word.casefold() for word in keyword.kwlist))
+    english = ENGLISH_STOP_WORDS - set(_WORDS_OF_CODE.split())
+    return english.union(_MORE_STOP_WORDS.split(), map(str.casefold, keyword.kwlist))
 
 
 def is_abstention(text: str, phrases: Sequence[str] = ABSTENTIONS) -> bool:
@@ -166,9 +154,7 @@ def pick_extremes(
     scores: Sequence[float], texts: Sequence[str], may_win: Sequence[bool]
 ) -> tuple[int, int] | None:
     """Places of the best text that may win, and of the worst of the others; None: no text may win.
-
-    Equal scores are put in order by the text, so the order they come in does not matter.
-    """
+    Equal scores are put in order by the text, so the order they come in does not matter."""
     order = sorted(range(len(texts)), key=lambda i: (scores[i], texts[i]))
     best = next((i for i in reversed(order) if may_win[i]), None)
     return None if best is None else (best, next(i for i in order if i != best))

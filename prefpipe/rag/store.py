@@ -5,6 +5,7 @@ manifest.json says which model embedded them, the metric and the count. Vectors 
 metric is their inner product, which is the cosine. Nothing in a store is pickled.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +14,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prefpipe import files
 from prefpipe.files import DataError
-from prefpipe.rag.documents import ContentHash
-from prefpipe.rag.embedding import DocumentVectors, Embedder, VectorCache
+from prefpipe.rag.documents import id_lines
+from prefpipe.rag.embedding import Embedder, VectorCache
 from prefpipe.rag.index import IndexFacts
 from prefpipe.rows import Document
 
 INDEX, DOCUMENTS, MANIFEST = "index.faiss", "documents.parquet", "manifest.json"
-STORE_VERSION = 1
 _BLOCK = 8192  # rows of documents.parquet read at once
 
 
@@ -29,7 +28,7 @@ class Manifest(BaseModel):
     """manifest.json of a store."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    version: Literal[1] = STORE_VERSION
+    version: Literal[1] = 1
     embedding_model: str
     embedding_identity: str
     dimension: int
@@ -37,7 +36,7 @@ class Manifest(BaseModel):
     normalised: Literal[True] = True
     count: int
     content_hash: str
-    """ContentHash of the documents."""
+    """sha256 of the documents' id_lines."""
     index: IndexFacts
 
 
@@ -70,9 +69,9 @@ class VectorStore:
         except RuntimeError as error:
             raise DataError(f"{folder / INDEX}: no FAISS index: {error}") from None
         store = cls(folder, index, manifest)
-        summary = ContentHash()
+        summary = hashlib.sha256()
         for batch in store._table.iter_batches(_BLOCK, columns=["id", "content_hash"]):
-            summary.add(*(column.to_pylist() for column in batch.columns))
+            summary.update(id_lines(*(column.to_pylist() for column in batch.columns)))
         if (
             summary.hexdigest() != manifest.content_hash
             or index.ntotal != manifest.count
@@ -90,10 +89,8 @@ class VectorStore:
         return self.manifest.count
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """(scores, rows), both (N, k) or less wide in a small store; best first.
-
-        Scores are cosines. Row -1: the probed lists hold fewer than k.
-        """
+        """(scores, rows), both (N, k) or less wide in a small store; best first. Scores are
+        cosines; row -1: the probed lists hold fewer than k."""
         if vectors.shape[1] != self.manifest.dimension:
             raise ValueError(f"{vectors.shape[1]} dimensions, not {self.manifest.dimension}")
         k = min(k, len(self))
@@ -145,21 +142,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path}: {field}: {problem['msg']}; build the store again") from None
 
 
-def write_manifest(
-    path: Path, embedder: Embedder, vectors: DocumentVectors, index: IndexFacts
-) -> None:
-    """The manifest of a store of these vectors."""
-    manifest = Manifest(
-        embedding_model=embedder.name,
-        embedding_identity=embedder.identity,
-        dimension=embedder.dimension,
-        count=len(vectors),
-        content_hash=vectors.content.hexdigest(),
-        index=index,
-    )
-    files.write_text(path, manifest.model_dump_json(indent=2) + "\n")
-
-
 def copy_vectors(folder: Path, embedder: Embedder, cache: VectorCache) -> None:
     """Take over what an earlier build embedded; nothing where there is no store of this model."""
     with suppress(DataError):
@@ -168,6 +150,5 @@ def copy_vectors(folder: Path, embedder: Embedder, cache: VectorCache) -> None:
         for hashes in store.hashes():
             vectors = store.vectors(range(start, start + len(hashes)))
             start += len(hashes)
-            new = [i for i, content_hash in enumerate(hashes) if content_hash not in cache]
-            if new:
+            if new := [i for i, content_hash in enumerate(hashes) if content_hash not in cache]:
                 cache.add([hashes[i] for i in new], vectors[new])

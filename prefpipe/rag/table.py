@@ -12,8 +12,6 @@ from prefpipe import files
 from prefpipe.files import DataError
 from prefpipe.rows import Entry, Reject
 
-_NOT_A_NUMBER = ("nan", "NaN")
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -39,30 +37,24 @@ def read_entries(
     is_first = is_empty = True
     for place, record in files.read_records(path, limit):
         is_empty = False
-        if isinstance(record, ValueError):
-            yield place, record
-            continue
         try:
-            entry = _to_entry(record, columns)
+            row = _to_entry(record, columns)
         except KeyError as missing:
-            message = (
+            row = ValueError(
                 f"column {missing} is missing; the columns are: {', '.join(map(str, record))}; name "
                 "yours with --query-column and its like, and None for one that the table lacks"
             )
             if is_first:
-                raise DataError(f"{place}: {message}") from None
-            yield place, ValueError(message)
-            continue
+                raise DataError(f"{place}: {row}") from None
         except ValueError as error:
-            yield place, error
-            continue
-        is_first = False
-        if (columns.id or "id") in record:
-            places.check(entry.id, place)
-        elif first := places.seen_at(entry.id, place):
-            yield place, ValueError(f"the same row as {first}")
-            continue
-        yield place, entry
+            row = error
+        if isinstance(row, Entry):
+            is_first = False
+            if (columns.id or "id") in record:
+                places.check(row.id, place)
+            elif first := places.seen_at(row.id, place):
+                row = ValueError(f"the same row as {first}")
+        yield place, row
     if is_empty:
         raise DataError(f"{path}: no row to read")
 
@@ -71,9 +63,7 @@ def read_queries(
     path: Path, columns: Columns, limit: int | None = None, *, strict: bool = False
 ) -> Iterator[Entry | Reject]:
     """The rows of a table that ask something; a Reject for each that does not or cannot be read.
-
-    Raises DataError as read_entries does; strict: at a row that cannot be read, too.
-    """
+    Raises DataError as read_entries does; strict: at a row that cannot be read, too."""
     for place, entry in read_entries(path, columns, limit):
         if isinstance(entry, ValueError):
             if strict:
@@ -87,16 +77,18 @@ def read_queries(
 
 
 def _to_entry(record: Any, columns: Columns) -> Entry:
+    if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
+        raise record
     if not isinstance(record, Mapping):
         raise ValueError(f"the row: found {type(record).__name__}, wanted an object")
     for name in vars(columns).values():
         if name and name not in record:
             raise KeyError(name)
-    given = record.get(columns.id or "id")
-    if given is None and (columns.id or "id") in record:
-        raise ValueError(f"{columns.id or 'id'}: found null, wanted an id")
+    given = record.get(id_column := columns.id or "id")
+    if given is None and id_column in record:
+        raise ValueError(f"{id_column}: found null, wanted an id")
     if isinstance(given, bool | float) or (isinstance(given, str) and not given.strip()):
-        raise ValueError(f"{columns.id or 'id'}: found {given!r}, wanted an id")
+        raise ValueError(f"{id_column}: found {given!r}, wanted an id")
     fields = {
         "id": str(given) if given is not None else _hash(record),
         "query": _text(record, columns.query),
@@ -116,7 +108,7 @@ def _hash(record: Mapping[str, Any]) -> str:
 def _text(record: Mapping[str, Any], column: str | None) -> str:
     """The column's text; null and NaN, also as pandas writes it out, are empty."""
     value = record.get(column) if column else None
-    if value is None or value in _NOT_A_NUMBER or (isinstance(value, float) and math.isnan(value)):
+    if value in (None, "nan", "NaN") or (isinstance(value, float) and math.isnan(value)):
         return ""
     if not isinstance(value, str):
         raise ValueError(f"{column}: found {str(value)[:60]!r}, wanted text")
@@ -125,9 +117,7 @@ def _text(record: Mapping[str, Any], column: str | None) -> str:
 
 def _keywords(record: Mapping[str, Any], column: str | None) -> list[str]:
     """A list as it is, or a text with the keywords behind commas or semicolons."""
-    value = record.get(column) if column else None
-    if isinstance(value, list) and all(isinstance(word, str) for word in value):
-        words = value
-    else:
-        words = _text(record, column).replace(";", ",").split(",")
+    value: Any = record.get(column) if column else None
+    is_list = isinstance(value, list) and all(isinstance(word, str) for word in value)
+    words = value if is_list else _text(record, column).replace(";", ",").split(",")
     return [word.strip() for word in words if word.strip()]

@@ -92,25 +92,16 @@ class ServerStage(Stage):
     def _served(self, model: str, **options: Any) -> "ServedModel":
         from prefpipe.llm.wire import ServedModel
 
-        account = Account()
-        return ServedModel(
-            self.base_urls or account.base_urls(),
-            model,
-            account.api_key,
-            max_retries=self.max_retries,
-            timeout_seconds=self.timeout_seconds,
-            **options,
-        )
+        account, tries = Account(), (self.max_retries, self.timeout_seconds)
+        urls = self.base_urls or account.base_urls()
+        return ServedModel(urls, model, account.api_key, *tries, **options)
 
     def open_server(self, model: str, **options: Any) -> "ServerEngine":
         """Nothing is asked yet. options: structured_output, extra_body."""
         from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
 
-        pace = ServerOptions(
-            requests_in_flight=self.requests_in_flight,
-            requests_per_minute=self.requests_per_minute,
-            tokens_per_minute=self.tokens_per_minute,
-        )
+        limits = (self.requests_per_minute, self.tokens_per_minute)
+        pace = ServerOptions(self.requests_in_flight, *limits)
         return ServerEngine(self._served(model, **options), pace)
 
     def open_batches(self, model: str, **options: Any) -> "BatchEngine":

@@ -1,21 +1,21 @@
 """Prompts to texts through the OpenAI Batch API: half the price, answers within a day, nothing paid twice.
 
-A folder holds what was submitted and what came back (prefpipe/llm/batch_api/batch_record.py). A
-request that was submitted is found again by any later run of any stage, whatever became of the run
-that submitted it; its answer is read from the folder. Deleting the folder is the way to pay again.
+A folder holds what was submitted and what came back (batch_record.py). A request that was submitted
+is found again by any later run of any stage, whatever became of the run that submitted it; its answer
+is read from the folder. Deleting the folder is the way to pay again.
 """
 
 import contextlib
 from collections.abc import Generator, Iterable, Iterator
 
-from prefpipe.llm import Request
+from prefpipe.llm import Request, Result
 from prefpipe.llm.batch_api.batch_answers import Answers, Missing
 from prefpipe.llm.batch_api.batch_http import BatchApi, answered
 from prefpipe.llm.batch_api.batch_record import ENDED, Batch, BatchRecord
 from prefpipe.llm.batch_api.batch_session import BatchSession
 from prefpipe.llm.batch_api.batch_submission import BatchOptions
 from prefpipe.llm.costs import Estimate, Spending, find_price
-from prefpipe.llm.wire import Result, ServedModel, Stop
+from prefpipe.llm.wire import ServedModel, Stop
 
 
 class BatchEngine:
@@ -34,21 +34,20 @@ class BatchEngine:
         its retries and seconds are those of one call of the API."""
         self.served, self.options = served, options
         self._spending = Spending(served.model, batch=True)
-        self.usage = self._spending.usage
-        """Of the batches whose answers this engine has fetched."""
-
-    def spent(self) -> str:
-        """Tokens and money of the answers that this engine has fetched, for a person."""
-        return self._spending.describe()
+        # of the batches whose answers this engine has fetched
+        self.usage, self.spent = self._spending.usage, self._spending.describe
 
     def generate(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Submit what is not submitted, wait for every batch that has one of these, give results."""
-        yield from self._run(requests, may_submit=True, waits=True)
+        with self._session() as session:
+            yield from session.take(requests)
+            yield from session.wait()
+            session.check_budget()
+            session.check_nothing_left()
 
     def submit(self, requests: Iterable[Request]) -> str:
         """Submit what is not submitted, also what ended without an answer; says what became of it."""
-        with _stopping(), self._session() as session:
-            session.look()
+        with self._session() as session:
             for _ in session.take(requests):
                 pass  # answered before; download gives it
             session.check_budget()
@@ -56,21 +55,17 @@ class BatchEngine:
 
     def download(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Results of the batches that have ended; SystemExit at the end where there are others."""
-        yield from self._run(requests, may_submit=False, waits=False)
-
-    def _run(
-        self, requests: Iterable[Request], *, may_submit: bool, waits: bool
-    ) -> Generator[Result, None, None]:
-        with _stopping(), self._session(may_submit=may_submit) as session:
-            session.look()
-            yield from session.take(requests)
-            if waits:
-                yield from session.wait()
-            session.check_budget()
+        with self._session() as session:
+            yield from session.take(requests, submits=False)
             session.check_nothing_left()
 
-    def _session(self, *, may_submit: bool = True) -> BatchSession:
-        return BatchSession(self.served, self.options, self._spending, may_submit=may_submit)
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[BatchSession]:
+        """A session that has looked at what is under way."""
+        session = BatchSession(self.served, self.options, self._spending)
+        with _stopping(), contextlib.closing(session):
+            session.look()
+            yield session
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
         """What is left to submit. Asks and writes nothing."""
@@ -78,8 +73,8 @@ class BatchEngine:
         with _stopping():
             answers = Answers(BatchRecord(self.options.folder), self.served, self.options.tries)
             for request in requests:
-                result = answers.result(answers.wanted(request))
-                runs = result.runs if isinstance(result, Missing) else []
+                result = answers.result(answers.hash(request), request)
+                runs = result if isinstance(result, Missing) else []
                 total.submitted += not runs
                 for samples in runs:
                     total.add(request, len(samples))

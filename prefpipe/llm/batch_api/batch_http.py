@@ -1,5 +1,6 @@
 """The few calls of the Batch API, each tried again where that may pass."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -12,17 +13,9 @@ from typing import Any, TypeVar
 import httpx2
 import openai
 
-from prefpipe.llm import SERVER_FAILURES
+from prefpipe.llm import SERVER_FAILURES, wire
 from prefpipe.llm.batch_api.batch_record import Batch
-from prefpipe.llm.wire import (
-    LONGEST_RETRY_AFTER_SECONDS,
-    ServedModel,
-    Stop,
-    certificates,
-    printable_url,
-    read_error,
-    retry_after,
-)
+from prefpipe.llm.wire import ServedModel, Stop
 
 T = TypeVar("T")
 ENDPOINT = "/v1/chat/completions"
@@ -43,29 +36,25 @@ class BatchApi:
         if others:
             raise Stop(f"the batch engine talks to one server; found {len(others) + 1} base URLs")
         self._served, self._settle_seconds = served, settle_seconds
-        self._name = printable_url(url)
+        self._name = wire.printable_url(url)
+        timeout = httpx2.Timeout(served.timeout_seconds, connect=30.0)
         self._client = openai.OpenAI(
             base_url=url,
             api_key=served.key(),
             max_retries=0,
-            http_client=openai.DefaultHttpxClient(
-                timeout=httpx2.Timeout(served.timeout_seconds, connect=30.0),
-                verify=certificates(),
-            ),
+            http_client=openai.DefaultHttpxClient(timeout=timeout, verify=wire.certificates()),
         )
-
-    def close(self) -> None:
-        self._client.close()
+        self.close = self._client.close
+        self._batches = self._client.batches.with_raw_response
+        self._files = self._client.files.with_raw_response
 
     def upload(self, path: Path, name: str) -> str:
         """The file's id. A file whose upload was cut short costs nothing."""
 
         def call() -> str:
             with open(path, "rb") as file:
-                response = self._client.files.with_raw_response.create(
-                    file=(f"prefpipe-{name}.jsonl", file), purpose="batch"
-                )
-            return self._object(response.text)["id"]
+                named = (f"prefpipe-{name}.jsonl", file)
+                return self._object(self._files.create(file=named, purpose="batch"))["id"]
 
         return self._retry(call)
 
@@ -78,41 +67,33 @@ class BatchApi:
             if tried and (batch_id := self.find(batch)):
                 return batch_id
             tried = True
-            response = self._client.batches.with_raw_response.create(
+            response = self._batches.create(
                 input_file_id=batch.file_id,
                 endpoint=ENDPOINT,
                 completion_window="24h",
                 metadata={"prefpipe": batch.name},
             )
-            return self._object(response.text)["id"]
+            return self._object(response)["id"]
 
         return self._retry(call)
 
     def find(self, batch: Batch) -> str | None:
-        """Id of the batch of that name, or of that input file, among all of the account.
-
-        Where it is not there, looks again once it would have been.
-        """
-        for pause in (self._settle_seconds, None):
+        """Id of the account's batch of that name, or of that input file; where it is not there,
+        looks again once it would have been."""
+        for pause in (0.0, self._settle_seconds):
+            time.sleep(pause)
             for other in self._list():
-                if (other.get("metadata") or {}).get("prefpipe") == batch.name:
+                name = (other.get("metadata") or {}).get("prefpipe")
+                if name == batch.name or other.get("input_file_id") == batch.file_id:
                     return other["id"]
-                if other.get("input_file_id") == batch.file_id:
-                    return other["id"]
-            if pause is not None:
-                time.sleep(pause)
         return None
 
     def _list(self) -> Iterator[dict[str, Any]]:
         """All batches of the account, page by page."""
-
-        def page(after: dict[str, Any]) -> dict[str, Any]:
-            response = self._client.batches.with_raw_response.list(limit=100, **after)
-            return self._object(response.text, "data")
-
         after: dict[str, Any] = {}
         while True:
-            listed = self._retry(functools.partial(page, after))
+            page = functools.partial(self._batches.list, limit=100, **after)
+            listed = self._retry(lambda page=page: self._object(page(), "data"))
             yield from listed["data"]
             if not listed.get("has_more") or not listed["data"]:
                 return
@@ -120,13 +101,11 @@ class BatchApi:
 
     def retrieve(self, batch_id: str) -> dict[str, Any]:
         """The batch as the API shows it."""
-
-        def call() -> dict[str, Any]:
-            response = self._client.batches.with_raw_response.retrieve(batch_id)
-            return self._object(response.text, "status")
-
-        return self._retry(call, missing=f"batch {batch_id} is not known there: was it submitted "
-                           "to another server, or by another account?")  # fmt: skip
+        return self._retry(
+            lambda: self._object(self._batches.retrieve(batch_id), "status"),
+            missing=f"batch {batch_id} is not known there: was it submitted to another server, or by "
+            "another account?",
+        )
 
     def content(self, file_id: str, path: Path) -> None:
         """Write the file to path, whole or not at all."""
@@ -146,19 +125,15 @@ class BatchApi:
                 if not any(line.startswith(b"{") for line in file):
                     raise _Garbled(f"file {file_id} has no line of JSON")
 
-        self._retry(
-            call, missing=f"file {file_id} is there no more; without it the answers are lost"
-        )
+        self._retry(call, f"file {file_id} is there no more; without it the answers are lost")
         os.replace(temporary, path)
 
-    def _object(self, text: str, needed: str = "id") -> dict[str, Any]:
-        try:
-            reply = json.loads(text)
-        except ValueError:
-            reply = None
-        if not isinstance(reply, dict) or needed not in reply:
-            raise _Garbled(self._served.printable(text))
-        return reply
+    def _object(self, response: Any, needed: str = "id") -> dict[str, Any]:
+        with contextlib.suppress(ValueError):
+            reply = json.loads(response.text)
+            if isinstance(reply, dict) and needed in reply:
+                return reply
+        raise _Garbled(self._served.printable(response.text))
 
     def _retry(self, call: Callable[[], T], missing: str = "") -> T:
         """The call's result. missing: what a 404 means."""
@@ -168,23 +143,18 @@ class BatchApi:
             try:
                 return call()
             except openai.APIStatusError as error:
-                stated = error.body if isinstance(error.body, dict) else {}
-                message = stated.get("message") or error.response.text
                 if error.status_code == 404 and missing:
                     raise Stop(f"{self._name}: {missing}") from None
-                stated = {**stated, "message": message}
-                reason, detail = read_error(
-                    error.status_code, stated, {"model": served.model}, self._name, served
-                )
+                body = {"model": served.model}
+                reason, detail, after = wire.read_status(error, body, self._name, served)
                 if reason not in SERVER_FAILURES:
                     raise Stop(f"{self._name}: {detail}") from None
-                after = retry_after(error.response.headers)
             except _Garbled as error:
                 detail = f"a reply that is none: {error}"
             except (openai.APIConnectionError, httpx2.HTTPError) as error:
                 cause = error.__cause__ or error
                 detail = served.printable(f"{type(cause).__name__}: {cause}")
-            if tries > served.max_retries or (after or 0) > LONGEST_RETRY_AFTER_SECONDS:
+            if tries > served.max_retries or (after or 0) > wire.LONGEST_RETRY_AFTER_SECONDS:
                 raise Stop(
                     f"{self._name}: {tries} tries; the last: {detail}; nothing is lost: the "
                     "same command goes on from here"

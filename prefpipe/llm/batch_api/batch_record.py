@@ -1,18 +1,18 @@
 """What was submitted to the Batch API, and what came back: the files of a folder.
 
-`batches.jsonl` is the record, a line an event, only ever appended to. Beside it stand, of each batch,
-what was sent (`requests-000001.jsonl`) and what came back (`output-000001.jsonl`,
-`errors-000001.jsonl`). A line of these goes by a custom id: a hash of the request's id and of all
-that it asks for, and which samples. So a request that was submitted is found again by any later run.
+`batches.jsonl` is the record, a line an event, only ever appended to. Beside it stand what was sent
+(`requests-000001.jsonl`) and what came back (`output-`, `errors-`), batch by batch. A line of these
+goes by a custom id: a hash of the request's id and of all that it asks for, and which samples.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from prefpipe.files import DataError, open_alone
 from prefpipe.llm import Request
@@ -21,7 +21,8 @@ from prefpipe.llm.costs import Price, estimate_prompt_tokens, find_price
 RECORD = "batches.jsonl"
 ENDED = ("completed", "failed", "expired", "cancelled")
 """States of a batch that will not change again."""
-_EVENTS = ("creating", "created", "absent", "ended", "downloaded")
+_EVENTS = ("created", "absent", "ended", "downloaded")
+_DESCRIPTION = ("name", "model", "requests", "prompt_tokens", "new_tokens", "file_id")
 _LINE_START = b'{"custom_id": "'
 
 
@@ -34,10 +35,7 @@ def request_hash(request: Request, body: dict[str, Any]) -> str:
 
 
 def custom_id(hash: str, samples: Sequence[int]) -> str:
-    """What the API gives back with the answer: letters, digits and - only, whatever the id.
-
-    samples: without a gap.
-    """
+    """What the API gives back with the answer: letters, digits and -. samples: without a gap."""
     return f"{hash}-{samples[0]}-{len(samples)}"
 
 
@@ -60,9 +58,8 @@ class Batch:
     model: str
     requests: int
     prompt_tokens: int
-    """Estimated."""
     new_tokens: int
-    """At most."""
+    """At most; prompt_tokens are estimated."""
     file_id: str = ""
     batch_id: str | None = None
     """None: it is not known whether it was created."""
@@ -75,9 +72,8 @@ class Batch:
     used: list[tuple[int, int]] = field(default_factory=list)
     """Prompt and new tokens of each answer."""
     ids: list[str] = field(default_factory=list)
-    """The custom id of each line of its requests."""
     offsets: list[int] = field(default_factory=list)
-    """Where each of these lines begins."""
+    """Where each line of its requests begins; ids: its custom id."""
     answers: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Where the answer to a custom id stands: name and offset; of the first line that has one."""
     is_incomplete: bool = False
@@ -89,14 +85,12 @@ class Batch:
 
 
 class BatchRecord:
-    """The batches of a folder, and where each request stands in them.
-
-    In memory are the hashes of the requests and the offsets of their answers; texts stay on disk.
-    """
+    """The batches of a folder, and where each request stands in them. In memory are the hashes of
+    the requests and the offsets of their answers; texts stay on disk."""
 
     def __init__(self, folder: Path, *, writes: bool = False) -> None:
-        """writes: hold the record against other processes; without it only look, also while another
-        one writes it. Raises DataError on a line that is none of a record."""
+        """writes: hold the record against other processes; else only look, while another writes it,
+        too. Raises DataError on a line that is none of a record."""
         self.folder = folder
         self.batches: list[Batch] = []
         self.lines: dict[str, list[tuple[Batch, int]]] = {}
@@ -111,17 +105,9 @@ class BatchRecord:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         if self._file:
             self._file.close()
-
-    # -- events
 
     def _load(self) -> int:
         """Bytes of the record's whole lines; a kill can cut the last one."""
@@ -141,47 +127,39 @@ class BatchRecord:
         return size
 
     def _replay(self, event: dict[str, Any]) -> None:
-        """Change what the event changes: the one way in which a batch of the record changes."""
         kind, number = event.pop("event"), event.pop("batch")
         if kind == "creating":
             batch = Batch(number=number, **event)
             self._read_sent(batch)
-            self._add(batch)
-            return
-        if kind not in _EVENTS:
+            self._change(kind, batch, {})
+        elif kind in _EVENTS:
+            self._change(kind, self._by_number[number], event)
+        else:
             raise ValueError(kind)
-        batch = self._by_number[number]
-        for name, value in event.items():
+
+    def _change(self, kind: str, batch: Batch, values: dict[str, Any]) -> None:
+        """Change what the event changes: the one way in which a batch of the record changes."""
+        if kind == "creating":
+            batch.status = kind
+            self.batches.append(batch)
+            self._by_number[batch.number] = batch
+        for name, value in values.items():
             setattr(batch, name, value)
         if kind == "downloaded":
             batch.downloaded = True
             self.index_answers(batch)
 
-    def _append(self, kind: str, batch: Batch, **values: Any) -> None:
-        """Safe against a kill, and a power cut, once this returns."""
+    def note(self, kind: str, batch: Batch, **values: Any) -> None:
+        """Write the event down, safe against a power cut; then change the batch by it. From
+        "creating" on the batch may exist: what is not found at the server was not created."""
         event = {"event": kind, "batch": batch.number, **values}
+        if kind == "creating":
+            event |= {name: getattr(batch, name) for name in _DESCRIPTION}
         assert self._file, "this record is only looked at"
         self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def note(self, kind: str, batch: Batch, **values: Any) -> None:
-        """Write the event down, then change the batch by it."""
-        self._append(kind, batch, **values)
-        self._replay({"event": kind, "batch": batch.number, **values})
-
-    def note_creating(self, batch: Batch) -> None:
-        """From here on the batch may exist: what is not found at the server was not created."""
-        names = ("name", "model", "requests", "prompt_tokens", "new_tokens", "file_id")
-        self._append("creating", batch, **{name: getattr(batch, name) for name in names})
-        self._add(batch)
-
-    def _add(self, batch: Batch) -> None:
-        batch.status = "creating"
-        self.batches.append(batch)
-        self._by_number[batch.number] = batch
-
-    # -- the files of a batch
+        self._change(kind, batch, values)
 
     def path(self, kind: str, batch: Batch) -> Path:
         return self.folder / f"{kind}-{batch.number:06}.jsonl"
@@ -196,12 +174,10 @@ class BatchRecord:
         path = self.path("requests", batch)
         if not path.exists():
             raise DataError(f"{path}: missing, but {RECORD} says that it was sent; put it back")
-        offset = 0
-        with open(path, "rb") as file:
-            for line in file:  # only its beginning is read: parsing the texts would take minutes
-                id = line[len(_LINE_START) : line.index(b'"', len(_LINE_START))].decode()
-                self.add_line(batch, id, offset)
-                offset += len(line)
+        for offset, line in _lines(path):
+            # only its beginning is read: parsing the texts would take minutes
+            id = line[len(_LINE_START) : line.index(b'"', len(_LINE_START))].decode()
+            self.add_line(batch, id, offset)
 
     def index_answers(self, batch: Batch) -> int:
         """Find the batch's answers in its files; returns the number of lines that are none."""
@@ -210,19 +186,14 @@ class BatchRecord:
         batch.used.clear()
         for kind in ("output", "errors"):
             path = self.path(kind, batch)
-            if not path.exists():
-                continue
-            offset = 0
-            with open(path, "rb") as file:
-                for line in file:
-                    answer = _parse_answer(line)
-                    if answer is None or answer["custom_id"] not in wanted:
-                        garbled += bool(line.strip())
-                    elif answer["custom_id"] not in batch.answers:
-                        batch.answers[answer["custom_id"]] = (path.name, offset)
-                        paid += (answer.get("response") or {}).get("status_code") == 200
-                        batch.used.append(_usage(answer))
-                    offset += len(line)
+            for offset, line in _lines(path) if path.exists() else ():
+                answer = _parse_answer(line)
+                if answer is None or answer["custom_id"] not in wanted:
+                    garbled += bool(line.strip())
+                elif answer["custom_id"] not in batch.answers:
+                    batch.answers[answer["custom_id"]] = (path.name, offset)
+                    paid += (answer.get("response") or {}).get("status_code") == 200
+                    batch.used.append(_usage(answer))
         # The API's own count tells lost answers from lines that never were any.
         batch.is_incomplete = batch.done > paid if batch.done else bool(garbled)
         return garbled
@@ -235,20 +206,17 @@ class BatchRecord:
         name, offset = batch.answers[custom_id]
         return _line(self.folder / name, offset)
 
-    # -- money
-
     def cost(self, price: Price) -> float:
         """USD at most: of what was used, and of what is under way as if each text were longest.
-
-        price: of a model that has none of its own.
-        """
-        return sum(self._cost(b, price) for b in self.batches if b.status != "absent")
-
-    def _cost(self, batch: Batch, price: Price) -> float:
-        price = find_price(batch.model, batch=True) or price
-        if batch.downloaded:
-            return sum(price.money(*tokens) for tokens in batch.used)
-        return self.most_cost(batch, price)
+        price: of a model that has none of its own."""
+        usd = 0.0
+        for batch in self.batches:
+            price_of = find_price(batch.model, batch=True) or price
+            if batch.downloaded:
+                usd += sum(price_of.money(*tokens) for tokens in batch.used)
+            elif batch.status != "absent":
+                usd += self.most_cost(batch, price_of)
+        return usd
 
     def most_cost(self, batch: Batch, price: Price) -> float:
         """USD of the batch if each text is as long as it may be."""
@@ -264,6 +232,15 @@ def most_tokens(body: dict[str, Any]) -> tuple[int, int]:
     return estimate_prompt_tokens(body["messages"]), new_tokens
 
 
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Each line of the file, and where it begins."""
+    offset = 0
+    with open(path, "rb") as file:
+        for line in file:
+            yield offset, line
+            offset += len(line)
+
+
 def _line(path: Path, offset: int) -> dict[str, Any]:
     with open(path, "rb") as file:
         file.seek(offset)
@@ -272,16 +249,13 @@ def _line(path: Path, offset: int) -> dict[str, Any]:
 
 def _parse_answer(line: bytes) -> dict[str, Any] | None:
     """A line of an output or error file; None where it is not one."""
-    try:
-        answer = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(answer, dict) or not isinstance(answer.get("custom_id"), str):
-        return None
-    response, error = answer.get("response"), answer.get("error")
-    if isinstance(response, dict) and isinstance(response.get("status_code"), int):
-        return answer
-    return answer if isinstance(error, dict) else None
+    with contextlib.suppress(ValueError, RecursionError):
+        match json.loads(line):
+            case {"custom_id": str(), "response": {"status_code": int()}} as answer:
+                return answer
+            case {"custom_id": str(), "error": dict()} as answer:
+                return answer
+    return None
 
 
 def _usage(answer: dict[str, Any]) -> tuple[int, int]:

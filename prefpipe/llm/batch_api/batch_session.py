@@ -5,109 +5,91 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
-from functools import partial
-from typing import Any, Self
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 from prefpipe import draws
-from prefpipe.llm import Request
-from prefpipe.llm.batch_api.batch_answers import Answers, Missing, Wanted, batch_body
+from prefpipe.llm import Request, Result
+from prefpipe.llm.batch_api.batch_answers import Answers, Missing
 from prefpipe.llm.batch_api.batch_http import BatchApi, answered
 from prefpipe.llm.batch_api.batch_record import ENDED, Batch, BatchRecord, hash_of
 from prefpipe.llm.batch_api.batch_submission import BatchOptions, Submission
 from prefpipe.llm.costs import Spending
-from prefpipe.llm.wire import Result, ServedModel, Stop
+from prefpipe.llm.wire import ServedModel, Stop
 
-_READS = 3
-"""Times an output file is fetched where it has lines that are no answers."""
-_QUEUE_PAUSES = 8
-"""Times in a row that the account's queue may be full with no batch of ours in it."""
+_READS = 3  # times an output file is fetched where it has lines that are no answers
+_QUEUE_PAUSES = 8  # times in a row that the account's queue may be full with no batch of ours in it
 
 
 class BatchSession:
-    """Holds the record for itself: what it finds, submits and reads, it appends; a context manager."""
+    """Holds the record for itself, until close(): what it finds, submits and reads, it appends."""
 
-    def __init__(
-        self,
-        served: ServedModel,
-        options: BatchOptions,
-        spending: Spending,
-        *,
-        may_submit: bool = True,
-    ) -> None:
+    def __init__(self, served: ServedModel, options: BatchOptions, spending: Spending) -> None:
         """spending: counts the answers that are fetched."""
         self._served, self._options, self._spending = served, options, spending
         self._record = BatchRecord(options.folder, writes=True)
         self._answers = Answers(self._record, served, options.tries)
-        self._connection: BatchApi | None = None
-        self._submission = Submission(
-            self._record, served.model, options, self._api, may_submit=may_submit
-        )
-        self._waiting: dict[str, list[Wanted]] = {}
-        """By the hash of a request."""
+        self._submission = Submission(self._record, served.model, options, lambda: self._api)
+        self._waiting: dict[str, list[Request]] = {}
+        """By its hash; without the messages, which are on disk."""
         self._full_queue = 0
-        """Times in a row that the account's queue was full."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._submission.close()
         self._record.close()
-        if self._connection:
-            self._connection.close()
+        if "_api" in vars(self):
+            self._api.close()
 
+    @cached_property
     def _api(self) -> BatchApi:
         """The connection, opened by the first one who needs it."""
-        if self._connection is None:
-            settle = min(self._options.settle_seconds, self._options.poll_seconds)
-            self._connection = BatchApi(self._served, settle)
-        return self._connection
+        settle = min(self._options.settle_seconds, self._options.poll_seconds)
+        return BatchApi(self._served, settle)
 
-    # -- requests in
-
-    def take(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
-        """Results that the record has; the other requests are kept, and submitted where allowed."""
+    def take(
+        self, requests: Iterable[Request], *, submits: bool = True
+    ) -> Generator[Result, None, None]:
+        """Results that the record has; the other requests are kept, and submitted or only counted."""
         for request in requests:
-            wanted = self._answers.wanted(request)
-            result = self._answers.result(wanted)
+            hash = self._answers.hash(request)
+            result = self._answers.result(hash, request)
             if not isinstance(result, Missing):
                 yield result
                 continue
-            self._waiting.setdefault(wanted.hash, []).append(wanted)
-            for samples in result.runs:
-                body = partial(batch_body, self._served, request, samples)
-                self._submission.add(wanted.id, wanted.hash, samples, body)
+            self._waiting.setdefault(hash, []).append(replace(request, messages=()))
+            if not submits:
+                self._submission.unsubmitted += len(result)
+                continue
+            for samples in result:
+                body = self._answers.body(request, samples)
+                self._submission.add(request.id, hash, samples, body)
         self._submission.flush()
-
-    # -- batches back
 
     def look(self) -> None:
         """What became of the batches that the record has under way; reads those that have ended."""
         for batch in self._record.batches:
             if batch.batch_id is None and batch.is_under_way:
                 # The run that created it, or was about to, has never read its id.
-                batch_id = self._api().find(batch)
-                if batch_id is None:
-                    self._record.note("absent", batch, status="absent")
-                else:
+                if batch_id := self._api.find(batch):
                     self._record.note("created", batch, batch_id=batch_id, status="validating")
+                else:
+                    self._record.note("absent", batch, status="absent")
             if batch.is_under_way:
                 self._poll(batch)
 
     def _poll(self, batch: Batch) -> bool:
         """Whether something has changed."""
         assert batch.batch_id
-        if batch.status in ENDED:
-            self._download(batch, self._api().retrieve(batch.batch_id))
-            return True
-        shown = self._api().retrieve(batch.batch_id)
-        before, batch.status = (batch.status, batch.done), str(shown["status"])
-        batch.done = answered(shown)
+        shown = self._api.retrieve(batch.batch_id)
         if batch.status not in ENDED:
-            return before != (batch.status, batch.done)
-        errors = (shown.get("errors") or {}).get("data") or []
-        self._record.note("ended", batch, status=batch.status, done=batch.done, errors=errors)
-        _say(f"{batch.batch_id}: {batch.status}, {batch.done:,} of {batch.requests:,} answered")
+            before, batch.status = (batch.status, batch.done), str(shown["status"])
+            batch.done = answered(shown)
+            if batch.status not in ENDED:
+                return before != (batch.status, batch.done)
+            errors = (shown.get("errors") or {}).get("data") or []
+            self._record.note("ended", batch, status=batch.status, done=batch.done, errors=errors)
+            _say(f"{batch.batch_id}: {batch.status}, {batch.done:,} of {batch.requests:,} answered")
         self._download(batch, shown)
         return True
 
@@ -116,7 +98,7 @@ class BatchSession:
         for attempt in range(_READS):
             for kind, file_id in files.items():
                 if file_id:
-                    self._api().content(file_id, self._record.path(kind, batch))
+                    self._api.content(file_id, self._record.path(kind, batch))
             if not (garbled := self._record.index_answers(batch)):
                 break
             _say(f"{batch.batch_id}: {garbled} lines are no answers (read {attempt + 1} times)")
@@ -128,15 +110,12 @@ class BatchSession:
         """Results as the batches end that have a request of the caller; asks again what has none."""
         pause = first = min(1.0, self._options.poll_seconds)
         while True:
-            under_way = [
-                batch
-                for batch in self._record.batches
-                if batch.is_under_way and any(hash_of(i) in self._waiting for i in batch.ids)
-            ]
-            if not under_way and not self._submission.batch:
+            batches = self._under_way()
+            batches = [b for b in batches if any(hash_of(id) in self._waiting for id in b.ids)]
+            if not batches and not self._submission.batch:
                 return
             changed = False
-            for batch in under_way:
+            for batch in batches:
                 changed |= self._poll(batch)
                 if batch.downloaded:
                     self._check_queue(batch)
@@ -144,15 +123,16 @@ class BatchSession:
             self._submission.flush()
             if changed:
                 pause = first
-                continue
-            time.sleep(pause * random.uniform(0.8, 1.0))
-            pause = min(pause * 1.5, self._options.poll_seconds)
+            else:
+                time.sleep(pause * random.uniform(0.8, 1.0))
+                pause = min(pause * 1.5, self._options.poll_seconds)
+
+    def _under_way(self) -> list[Batch]:
+        return [batch for batch in self._record.batches if batch.is_under_way]
 
     def _check_queue(self, batch: Batch) -> None:
-        """Wait before the next batch where this one, which has ended, found the account's queue full.
-
-        Raises Stop where it failed for a reason that none of its lines is to blame for.
-        """
+        """Wait before the next batch where this one, which has ended, found the account's queue
+        full. Raises Stop where it failed for a reason that none of its lines is to blame for."""
         if batch.status != "failed" or batch.answers:
             self._full_queue = 0
             return
@@ -165,7 +145,7 @@ class BatchSession:
                 f"batch {batch.batch_id} failed: {said}; nothing of it was run or paid. Mend that; "
                 "the same command submits it again"
             )
-        if not any(b.is_under_way for b in self._record.batches):
+        if not self._under_way():
             self._full_queue += 1
             if self._full_queue > _QUEUE_PAUSES:
                 raise Stop(
@@ -178,43 +158,25 @@ class BatchSession:
 
     def _results(self, batch: Batch) -> Generator[Result, None, None]:
         """Results of the waiting requests that this batch answers; the others are sent again.
-
-        Raises Stop at the end where one of them asks for it.
-        """
+        Raises Stop at the end where one of them asks for it."""
         stop: Stop | None = None
         for line, sent_as in enumerate(batch.ids):
             hash = hash_of(sent_as)
-            left = []
-            for wanted in self._waiting.pop(hash, ()):
+            for request in self._waiting.pop(hash, ()):
                 try:
-                    result = self._answers.result(wanted)
+                    result = self._answers.result(hash, request)
                 except Stop as error:
                     stop = stop or error
                     continue
                 if not isinstance(result, Missing):
                     yield result
                     continue
-                left.append(wanted)
-                for samples in result.runs:
-                    again = partial(self._sent_again, batch, line, wanted, samples)
-                    self._submission.add(wanted.id, hash, samples, again)
-            if left:
-                self._waiting[hash] = left
+                self._waiting.setdefault(hash, []).append(request)
+                for samples in result:
+                    again = _with_samples(self._record.sent(batch, line), request, samples)
+                    self._submission.add(request.id, hash, samples, again)
         if stop:
             raise stop
-
-    def _sent_again(
-        self, batch: Batch, line: int, wanted: Wanted, samples: Sequence[int]
-    ) -> dict[str, Any]:
-        body = self._record.sent(batch, line)
-        body.pop("n", None)
-        if len(samples) > 1:
-            body["n"] = len(samples)
-        if "seed" in body:
-            body["seed"] = draws.server_seed(wanted.seed, wanted.id, samples[0])
-        return body
-
-    # -- what is left
 
     def check_budget(self) -> None:
         """Raises Stop where max_cost has kept requests from being submitted."""
@@ -229,7 +191,7 @@ class BatchSession:
         """Raises Stop where a request has neither an answer nor a failure."""
         if not self._waiting:
             return
-        under_way = Counter(b.status for b in self._record.batches if b.is_under_way)
+        under_way = Counter(batch.status for batch in self._under_way())
         raise Stop(
             f"{sum(map(len, self._waiting.values())):,} requests have no answer yet: "
             f"{self._submission.unsubmitted:,} are in no batch that is under way, "
@@ -240,11 +202,20 @@ class BatchSession:
     def summary(self) -> str:
         """What was submitted, and what is waited for."""
         waiting = sum(map(len, self._waiting.values()))
-        under_way = sum(b.is_under_way for b in self._record.batches)
         return (
             f"{self._submission.submitted:,} requests submitted now; {waiting:,} wait for an answer, "
-            f"in {under_way} batches under way"
+            f"in {len(self._under_way())} batches under way"
         )
+
+
+def _with_samples(body: dict[str, Any], request: Request, samples: Sequence[int]) -> dict[str, Any]:
+    """A body that was sent for other samples of the request."""
+    body = {name: value for name, value in body.items() if name != "n"}
+    if len(samples) > 1:
+        body["n"] = len(samples)
+    if "seed" in body:
+        body["seed"] = draws.server_seed(request.seed, request.id, samples[0])
+    return body
 
 
 def _say(text: str) -> None:

@@ -18,20 +18,15 @@ from prefpipe.llm.wire import Stop
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How a BatchEngine submits and waits."""
+    """How a BatchEngine submits and waits; the settings of a ServerStage, and the API's limits."""
 
     folder: Path
     """Of the record; one process at a time."""
     requests: int = 50_000
-    """Most requests of one batch; the API's limit."""
     bytes: int = 200_000_000
-    """Most bytes of one batch; the API's limit."""
     tries: int = 3
-    """Batches that a request is sent in at most, where they end without an answer to it."""
     max_cost: float | None = None
-    """USD that all batches of the folder may cost together; None: no limit."""
     poll_seconds: float = 60.0
-    """Longest pause between two looks at the batches under way."""
     settle_seconds: float = 20.0
     """After which a batch that was created is in the server's list of batches; poll_seconds where
     that is shorter."""
@@ -41,17 +36,10 @@ class Submission:
     """The batch that is being built, and why no more may be submitted."""
 
     def __init__(
-        self,
-        record: BatchRecord,
-        model: str,
-        options: BatchOptions,
-        api: Callable[[], BatchApi],
-        *,
-        may_submit: bool,
+        self, record: BatchRecord, model: str, options: BatchOptions, api: Callable[[], BatchApi]
     ) -> None:
-        """api: connects, once something is to be sent. may_submit: else requests are only counted."""
+        """api: connects, once something is to be sent."""
         self._record, self._model, self._options, self._api = record, model, options, api
-        self._may_submit = may_submit
         self.batch: Batch | None = None
         self._lines: IO[bytes] | None = None
         self._size = 0
@@ -60,7 +48,7 @@ class Submission:
         self.unsubmitted = 0
         """Requests that are in no batch since they may not be submitted."""
         self.over_budget = ""
-        """Why max_cost allows no more; empty: it does."""
+        """Why max_cost allows no more."""
         self.queue_free_at = 0.0
         """time.monotonic() from which on the account's queue may take a batch again."""
 
@@ -68,19 +56,14 @@ class Submission:
         if self._lines:
             self._lines.close()
 
-    def add(
-        self, id: str, hash: str, samples: Sequence[int], body: Callable[[], dict[str, Any]]
-    ) -> None:
+    def add(self, id: str, hash: str, samples: Sequence[int], body: dict[str, Any]) -> None:
         """A line of the batch that is being built, which is submitted first where it is full.
-
-        id: of the request, for what a person is told. body: makes it, where it is to be sent.
-        """
-        if self.over_budget or not self._may_submit:
+        id: of the request, for what a person is told."""
+        if self.over_budget:
             self.unsubmitted += 1
             return
-        sent = body()
         line = {"custom_id": custom_id(hash, samples), "method": "POST", "url": ENDPOINT}
-        data = json.dumps(line | {"body": sent}, ensure_ascii=False).encode() + b"\n"
+        data = json.dumps(line | {"body": body}, ensure_ascii=False).encode() + b"\n"
         if len(data) > self._options.bytes:
             raise Stop(
                 f"request {id!r} has {len(data):,} bytes, over the limit of a whole batch "
@@ -95,25 +78,20 @@ class Submission:
             if self.over_budget:
                 self.unsubmitted += 1
                 return
-        batch, lines = self._open()
+        if self.batch is None or self._lines is None:
+            number = self._record.batches[-1].number + 1 if self._record.batches else 1
+            self.batch = Batch(number, uuid.uuid4().hex, self._model, 0, 0, 0)
+            # In place: until the record names it, it is a file that no one has sent.
+            self._lines = self._record.path("requests", self.batch).open("wb")
+            self._size = 0
+        batch = self.batch
         self._record.add_line(batch, line["custom_id"], self._size)
-        lines.write(data)
+        self._lines.write(data)
         self._size += len(data)
-        prompt_tokens, new_tokens = most_tokens(sent)
+        prompt_tokens, new_tokens = most_tokens(body)
         batch.requests += 1
         batch.prompt_tokens += prompt_tokens
         batch.new_tokens += new_tokens
-
-    def _open(self) -> tuple[Batch, IO[bytes]]:
-        """The batch that is being built, and the file of its lines."""
-        if self.batch is None or self._lines is None:
-            batches = self._record.batches
-            number = batches[-1].number + 1 if batches else 1
-            self.batch = Batch(number, uuid.uuid4().hex, self._model, 0, 0, 0)
-            # In place: until the record names it, it is a file that no one has sent.
-            path = self._record.path("requests", self.batch)
-            self._lines, self._size = open(path, "wb"), 0  # noqa: SIM115
-        return self.batch, self._lines
 
     def flush(self) -> None:
         """Submit the batch that is being built, if there is one and the account's queue is free."""
@@ -129,7 +107,7 @@ class Submission:
             batch.status = "absent"
             return
         batch.file_id = self._api().upload(self._record.path("requests", batch), batch.name)
-        self._record.note_creating(batch)
+        self._record.note("creating", batch)
         batch_id = self._api().create(batch)
         self._record.note("created", batch, batch_id=batch_id, status="validating")
         self.submitted += batch.requests
@@ -142,8 +120,7 @@ class Submission:
         price = find_price(batch.model, batch=True)
         if price is None:
             raise Stop(f"max_cost: {no_price(batch.model)}; add it, or leave max_cost out")
-        spent = self._record.cost(price)
-        more = self._record.most_cost(batch, price)
+        spent, more = self._record.cost(price), self._record.most_cost(batch, price)
         if spent + more <= self._options.max_cost:
             return ""
         return (

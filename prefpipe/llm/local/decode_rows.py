@@ -19,7 +19,7 @@ class Job:
     ids: list[int]
     """The prompt's tokens."""
     done: dict[int, list[int]] = field(default_factory=dict)
-    """The tokens of each finished sample."""
+    """Those of each finished sample."""
 
     @property
     def missing(self) -> list[int]:
@@ -35,12 +35,9 @@ class Sampling(NamedTuple):
 
     @classmethod
     def of(cls, request: Request) -> "Sampling":
-        greedy = cls(0.0, 0, 1.0)
-        return (
-            cls(request.temperature, request.top_k, request.top_p)
-            if request.temperature
-            else greedy
-        )
+        if not request.temperature:
+            return cls(0.0, 0, 1.0)  # greedy: the others have no effect
+        return cls(request.temperature, request.top_k, request.top_p)
 
 
 @dataclass
@@ -53,13 +50,11 @@ class DecodeRows:
     age: np.ndarray
     """Tokens chosen so far; the last one's keys and values are not in the store yet."""
     tokens: np.ndarray
-    """(N, T) those tokens."""
     noise: np.ndarray
-    """(N, T) what each token is drawn with."""
+    """(N, T), as the tokens: what each is drawn with."""
     limit: np.ndarray
-    """max_new_tokens."""
     minimum: np.ndarray
-    """min_new_tokens."""
+    """max_new_tokens and min_new_tokens."""
     sampling: np.ndarray
     """Which of the batch's ways to draw a token is its own."""
 
@@ -68,10 +63,9 @@ class DecodeRows:
         """The samples that the jobs lack, before their first token. New ways to draw join `ways`."""
         samples = [(slot, job.request, s) for slot, job in enumerate(jobs) for s in job.missing]
         N, T = len(samples), max((r.max_new_tokens for _, r, _ in samples), default=0)
-        columns: dict[str, np.ndarray] = {f.name: np.zeros(N, dtype=np.int64) for f in fields(cls)}
-        columns["tokens"] = np.zeros((N, T), dtype=np.int64)
-        columns["noise"] = np.zeros((N, T), dtype=np.float32)
-        rows = cls(**columns)
+        rows = cls(*(np.zeros(N, dtype=np.int64) for _ in fields(cls)))
+        rows.tokens = np.zeros((N, T), dtype=np.int64)
+        rows.noise = np.zeros((N, T), dtype=np.float32)
         for row, (slot, r, sample) in enumerate(samples):
             if (sampling := Sampling.of(r)) not in ways:
                 ways.append(sampling)
@@ -90,8 +84,8 @@ class DecodeRows:
         return DecodeRows(*(getattr(self, f.name)[order] for f in fields(self)))
 
     def __add__(self, other: "DecodeRows") -> "DecodeRows":
-        columns = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return DecodeRows(*(_joined(a, b) for a, b in columns))
+        names = [f.name for f in fields(self)]
+        return DecodeRows(*(_joined(getattr(self, name), getattr(other, name)) for name in names))
 
 
 def _joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -103,10 +97,8 @@ def _joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def closing(count: int, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How `count` rows close up when some go: the new order, and the moves (to, from).
-
-    The last ones fill the gaps, so that no more move than go, and the first ones stay where they are.
-    """
+    """How `count` rows close up when some go: the new order, and the moves (to, from). The last
+    ones fill the gaps, so that no more move than go, and the first ones stay where they are."""
     left = count - len(gone)
     to = np.sort(gone[gone < left])
     source = np.setdiff1d(np.arange(left, count), gone)

@@ -1,9 +1,7 @@
 """transformers in this process: each prompt is read once, for all of its samples.
 
 Requests are taken from a bounded window in order of length, and given back in the order of the input.
-
-scheduler   who is in the batch (continuous batching), and its next tokens
-runner      the forward passes: prompts are read, every sample is continued by one token
+The scheduler says who is in the batch, the runner has the forward passes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefpipe import chat
-from prefpipe.llm import Completion, Failure, Request, TokenScores
+from prefpipe.llm import Completion, Failure, Request, Result, TokenScores
 from prefpipe.llm.local.decode_rows import Job
-from prefpipe.llm.local.runner import Runner, shared_tokens
+from prefpipe.llm.local.runner import Runner, check_attention, shared_tokens
 from prefpipe.llm.local.scheduler import OUT_OF_MEMORY, Limits, Scheduler
-from prefpipe.llm.local.self_check import check_attention
 from prefpipe.models.loading import load_model, load_tokenizer
 from prefpipe.models.logps import completion_logps
 from prefpipe.models.memory import free_bytes, is_out_of_memory, position_bytes
@@ -55,9 +52,9 @@ class LocalEngine:
         batch_tokens = max_batch_tokens or _tokens_that_fit(model, max_samples, prefill_tokens)
         self.limits = Limits(batch_tokens, max_samples, prefill_tokens)
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[list[Completion] | Failure]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
         """A request's completions in the order of its samples, or why it has none."""
-        results: dict[int, list[Completion] | Failure] = {}
+        results: dict[int, Result] = {}
         windows = self._windows(requests, results)
         scheduler = Scheduler(Runner(self.model), self.limits, self.end_ids)
         following, reading = 0, True
@@ -78,19 +75,9 @@ class LocalEngine:
     def score(
         self, prompted: Iterable[tuple[Sequence[Message], Sequence[str]]]
     ) -> Iterator[list[TokenScores] | Failure]:
-        """The log-probabilities of each (messages, answers)' answers, end of turn included.
-
-        A Failure (its id is the number in the input, from 0) where an answer does not fit.
-        """
-        tokenizer = self.tokenizer
-        packs = (
-            self._pack(
-                index,
-                chat.prompt_ids(tokenizer, messages),
-                [chat.completion_ids(tokenizer, answer) for answer in answers],
-            )
-            for index, (messages, answers) in enumerate(prompted)
-        )
+        """The log-probabilities of each (messages, answers)' answers, end of turn included. A
+        Failure (its id is the number in the input, from 0) where an answer does not fit."""
+        packs = (self._pack(index, *prompt) for index, prompt in enumerate(prompted))
         for result in self._logps(packs):
             if isinstance(result, Failure):
                 yield result
@@ -98,12 +85,11 @@ class LocalEngine:
                 yield [TokenScores(float(logps.double().sum()), len(logps)) for logps in result]
 
     def _pack(
-        self,
-        index: int,
-        ids: Sequence[int],
-        completions: Sequence[Sequence[int]],
+        self, index: int, messages: Sequence[Message], answers: Sequence[str]
     ) -> Pack | Failure:
-        new = max((len(completion) for completion in completions), default=0)
+        ids = chat.prompt_ids(self.tokenizer, messages)
+        completions = [chat.completion_ids(self.tokenizer, answer) for answer in answers]
+        new = max(map(len, completions), default=0)
         if why := self._too_long(len(ids), new):
             return Failure(str(index), "prompt_too_long", why)
         return pack(ids, completions)
@@ -131,11 +117,11 @@ class LocalEngine:
             if len(batch) == 1:
                 raise SystemExit(OUT_OF_MEMORY) from error
             results = None
-        if results is None:
+        if results:
+            yield from (next(results) if isinstance(item, Pack) else item for item in items)
+        else:
             self.limits.prefill_tokens = max(1, sum(map(len, batch)) // 2)
             yield from self._logps(items)
-        else:
-            yield from (next(results) if isinstance(item, Pack) else item for item in items)
 
     def _windows(self, requests: Iterable[Request], results: dict) -> Iterator[list[Job]]:
         """Some batches' worth of requests at a time, in order of length; failures go to results."""
@@ -163,10 +149,9 @@ class LocalEngine:
     def _completion(self, job: Job, sample: int) -> Completion:
         tokens = job.done[sample]
         at_end = tokens[-1] in self.end_ids
+        kept = tokens[: len(tokens) - at_end]
         text = self.tokenizer.decode(
-            tokens[: len(tokens) - at_end],
-            skip_special_tokens=True,
-            clean_up_tokenization_spaces=False,
+            kept, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return Completion(
             id=job.request.id,
@@ -194,10 +179,9 @@ def by_length(jobs: list[Job], longest_first: bool) -> list[Job]:
     for job in jobs:
         before = groups[-1][-1].ids if groups else job.ids[:1]
         shared = shared_tokens(before, job.ids)
-        if shared and 2 * shared >= min(len(before), len(job.ids)):
-            groups[-1].append(job)
-        else:
-            groups.append([job])
+        if not shared or 2 * shared < min(len(before), len(job.ids)):
+            groups.append([])
+        groups[-1].append(job)
     groups.sort(key=lambda group: max(len(job.ids) for job in group), reverse=longest_first)
     return [job for group in groups for job in group]
 
@@ -221,21 +205,16 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _check(request: Request) -> None:
+    distinct = 0 < len(set(request.samples)) == len(request.samples)
+    rules = (
+        ("max_new_tokens", request.max_new_tokens >= 1, ">= 1"),
+        ("temperature", request.temperature >= 0, ">= 0"),
+        ("top_p", 0 < request.top_p <= 1, "in (0, 1]"),
+        ("top_k", request.top_k >= 0, ">= 0 (0: all tokens)"),
+        ("samples", distinct, "one or more distinct numbers"),
+    )
     wrong = [
-        f"{name} {value} is not {wanted}"
-        for name, value, good, wanted in (
-            ("max_new_tokens", request.max_new_tokens, request.max_new_tokens >= 1, ">= 1"),
-            ("temperature", request.temperature, request.temperature >= 0, ">= 0"),
-            ("top_p", request.top_p, 0 < request.top_p <= 1, "in (0, 1]"),
-            ("top_k", request.top_k, request.top_k >= 0, ">= 0 (0: all tokens)"),
-            (
-                "samples",
-                request.samples,
-                0 < len(set(request.samples)) == len(request.samples),
-                "one or more distinct numbers",
-            ),
-        )
-        if not good
+        f"{name} {getattr(request, name)} is not {want}" for name, good, want in rules if not good
     ]
     if wrong:
         raise ValueError(f"request {request.id}: {'; '.join(wrong)}")

@@ -1,7 +1,7 @@
 """The model in this process and its keys and values: prompts are read, samples are continued.
 
-It knows of no request: the scheduler says which slot of the store a prompt takes, and which row a
-sample. Both passes put all tokens into one row, without padding (prefpipe.models.attention).
+The scheduler says which slot of the store a prompt takes, and which row a sample. Both passes put
+all tokens into one row, without padding (prefpipe.models.attention).
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from prefpipe.models.attention import Layout, Prefill, Segment, shared_prefix_at
 from prefpipe.models.decode import Decode
 from prefpipe.models.kv_store import KVStore
 from prefpipe.models.last_layer import cut_last_layer
+from prefpipe.models.memory import is_out_of_memory
 from prefpipe.models.prefix_cache import common_tokens
 from prefpipe.models.reordered_weights import reordered
 
@@ -41,11 +42,9 @@ class Runner:
         age_N: np.ndarray,
         prompt_tokens_S: np.ndarray,
     ) -> Tensor:
-        """Read one more token of each sample; the logits (N, V) behind it.
-
-        slot_N: the slot of a sample's prompt. age_N: its own tokens before this one. prompt_tokens_S:
-        how many tokens each slot's prompt has.
-        """
+        """Read one more token of each sample; the logits (N, V) behind it. slot_N: the slot of a
+        sample's prompt. age_N: its own tokens before this one. prompt_tokens_S: how many tokens
+        each slot's prompt has."""
         layout = Decode(self.store, slot_N, age_N, prompt_tokens_S)
         return self._forward(tokens_N, layout.position_N, layout, 0)
 
@@ -89,10 +88,8 @@ def prefill_plan(
 
 
 def shared_tokens(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both prompts begin with, not counting the last one of either.
-
-    0 where that is too little to be read apart, since a segment has its cost, too.
-    """
+    """How many tokens both prompts begin with, not counting the last one of either. 0 where that is
+    too little to be read apart, since a segment has its cost, too."""
     shared = min(common_tokens(a, b), len(a) - 1, len(b) - 1)
     return shared if shared >= MIN_SHARED_TOKENS else 0
 
@@ -101,12 +98,49 @@ def _groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, list[Sequence[i
     """Runs of prompts with the number of tokens that all of a run begin with; 0 for one alone."""
     groups: list[tuple[int, list[Sequence[int]]]] = []
     for prompt in prompts:
-        if groups:
-            before, group = groups[-1]
-            shared = shared_tokens(group[0], prompt)
-            # a run is not cut down for one that shares much less, such as the instruction alone
-            if shared and 2 * shared >= before:
-                groups[-1] = (min(shared, before) if before else shared, [*group, prompt])
-                continue
-        groups.append((0, [prompt]))
+        before, group = groups[-1] if groups else (0, [prompt[:1]])
+        shared = shared_tokens(group[0], prompt)
+        # a run is not cut down for one that shares much less, such as the instruction alone
+        if shared and 2 * shared >= before:
+            groups[-1] = (min(shared, before or shared), [*group, prompt])
+        else:
+            groups.append((0, [prompt]))
     return groups
+
+
+@torch.inference_mode()
+def check_attention(model: PreTrainedModel) -> None:
+    """Eight tokens, read and continued, must get the logits of the model's own attention. A model
+    may have what this engine's has not (attention sinks, softcaps, state-space layers), or not call
+    it at all; then it would write wrong texts without a word. Raises SystemExit."""
+    config = model.config.get_text_config()
+    name, rope = config.model_type, str(getattr(config, "rope_parameters", None))
+    if "'dynamic'" in rope or "'longrope'" in rope:
+        raise SystemExit(
+            f"{name}: its position encoding changes with the longest text of a batch, so that a "
+            "text would depend on its batch mates; use engine server for this model"
+        )
+    model.eval()
+    ids = np.arange(8) % config.vocab_size
+    given = torch.from_numpy(ids)[None].to(model.device)
+    want = model(given, use_cache=False).logits[0, -1].float()
+    try:
+        runner = Runner(model)
+        runner.store.reserve(slots=1, prompt_tokens=6, rows=1, new_tokens=2)
+        runner.prefill([ids[:6].tolist()], 0)
+        slot, prompt_tokens = np.array([0]), np.array([6])
+        for age in (0, 1):
+            logits = runner.decode(ids[[6 + age]], slot, np.array([age]), prompt_tokens)[0]
+    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        raise SystemExit(
+            f"{name}: the local engine cannot run this model's attention ({error}); use engine "
+            "server for it"
+        ) from error
+    off = (logits - want).norm() / want.norm()
+    if not off < (1e-3 if model.dtype == torch.float32 else 0.05):
+        raise SystemExit(
+            f"{name}: the local engine's attention is not this model's (its logits are off by "
+            f"{off:.1%}); use engine server for it"
+        )

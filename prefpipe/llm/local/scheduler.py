@@ -1,12 +1,12 @@
 """Who is in the batch: continuous batching of many samples behind each prompt.
 
 A job waits, runs (its prompt takes a slot of the store, each of its samples a row) and is finished.
-Before each step those waiting jobs are admitted for which there is room; samples that end leave at
-once, and the last ones close the gaps, so that a step reads plain slices of the store. Where memory
-runs out, the newer jobs are preempted: they wait again and, having the same noise, end in the same
-texts. Words as in nano-vllm, whose scheduler and model runner are cut the same way.
+Samples that end leave at once, and the last ones close the gaps, so that a step reads plain slices of
+the store. Where memory runs out, the newer jobs are preempted: they wait again and, having the same
+noise, end in the same texts. Words as in nano-vllm, whose scheduler and runner are cut the same way.
 """
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Sequence
@@ -46,14 +46,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a batch needs in the store."""
+    """What a batch needs in the store; tokens of the longest prompt, and the most new ones."""
 
     slots: int
     prompt_tokens: int
-    """The longest prompt's."""
     samples: int
     new_tokens: int
-    """The most that one may get."""
 
     @property
     def tokens(self) -> int:
@@ -70,8 +68,7 @@ class Size:
 
 class Scheduler:
     """waiting: whoever calls `step` adds to it. running: slot i of the store holds the prompt of
-    running[i], row r the sample rows[r].
-    """
+    running[i], row r the sample rows[r]."""
 
     def __init__(self, runner: Runner, limits: Limits, end_ids: frozenset[int]) -> None:
         self.runner, self.limits, self.end_ids = runner, limits, sorted(end_ids)
@@ -83,19 +80,18 @@ class Scheduler:
     @torch.inference_mode()
     def step(self) -> list[Job]:
         """One forward pass: of prompts that are admitted or, where none is, of every sample's last
-        token. The jobs that it finished.
-        """
+        token. The jobs that it finished."""
         # 1) Schedule: prompts first, so that a step carries as many samples as there is room for.
         fitting = self._fitting()
         jobs = self._in_one_pass(fitting)
         try:
             # 2) Run, 3) choose a token for each row, 4) let go of what ended.
-            if jobs:
-                finished = self._admit(jobs, fitting)
-                for _ in jobs:
-                    self.waiting.popleft()
-                return finished
-            return self._decode() if self.running else []
+            if not jobs:
+                return self._decode() if self.running else []
+            finished = self._admit(jobs, fitting)
+            for _ in jobs:
+                self.waiting.popleft()
+            return finished
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -106,11 +102,9 @@ class Scheduler:
         return []
 
     def _fitting(self) -> list[Job]:
-        """The waiting jobs for which there is room.
-
-        None while less than an eighth is free: prompts that come in twos and threads pay a forward
-        pass each, those that come together share one. A job that is larger than the limits runs alone.
-        """
+        """The waiting jobs for which there is room. None while less than an eighth is free: prompts
+        that come in twos and threads pay a forward pass each, those that come together share one. A
+        job that is larger than the limits runs alone."""
         limits, jobs = self.limits, []
         size = self._size([])
         if 8 * size.samples > 7 * limits.samples or 8 * size.tokens > 7 * limits.batch_tokens:
@@ -132,16 +126,13 @@ class Scheduler:
         """The running batch's, with these jobs in it, too."""
         longest = max((len(job.ids) for job in self.running), default=0)
         new = max((job.request.max_new_tokens for job in self.running), default=0)
-        size = Size(len(self.running), longest, len(self.rows), new)
-        for job in more:
-            size = size.with_job(job)
-        return size
+        return functools.reduce(
+            Size.with_job, more, Size(len(self.running), longest, len(self.rows), new)
+        )
 
     def _admit(self, jobs: list[Job], fitting: list[Job]) -> list[Job]:
-        """Read the prompts, and choose the first token of each of their samples.
-
-        fitting: these and what will be admitted next; room is made for all of them at once.
-        """
+        """Read the prompts, and choose the first token of each of their samples. fitting: these and
+        what will be admitted next; room is made for all of them at once."""
         first_slot, first_row = len(self.running), len(self.rows)
         new = DecodeRows.of(jobs, first_slot, self._ways)
         room = self._size(fitting)
@@ -155,8 +146,7 @@ class Scheduler:
         return self._choose(np.arange(first_row, len(self.rows)), logits)
 
     def _decode(self) -> list[Job]:
-        rows = self.rows
-        every, last = np.arange(len(rows)), rows.age - 1
+        rows, every, last = self.rows, np.arange(len(self.rows)), self.rows.age - 1
         prompt_tokens = np.array([len(job.ids) for job in self.running])
         logits = self.runner.decode(rows.tokens[every, last], rows.slot, last, prompt_tokens)
         return self._choose(every, logits)

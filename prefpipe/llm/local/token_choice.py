@@ -1,9 +1,7 @@
 """From logits to tokens: temperature, top-k, top-p as in transformers, with noise of our own.
 
 Each token is drawn by inverse CDF from one uniform number, which is keyed by (seed, request, sample,
-position) and not taken from a generator that a batch shares: so a text is the same in any batch.
-
-N: samples; V: vocabulary.
+position): so a text is the same in any batch. N: samples; V: vocabulary.
 """
 
 import hashlib
@@ -16,10 +14,8 @@ from torch import Tensor
 
 def uniforms(seed: int, request_id: str, sample: int, count: int) -> np.ndarray:
     """A text's noise, whatever its batch, order, shard or restart: float32 in [0, 1), one a token.
-
-    Philox (Salmon et al. 2011) keyed by a hash of the three; asking for more numbers repeats the first
-    ones, so that max_new_tokens changes no text but its length.
-    """
+    Philox (Salmon et al. 2011) keyed by a hash of the three; asking for more numbers repeats the
+    first ones, so that max_new_tokens changes no text but its length."""
     name = json.dumps([seed, request_id, sample]).encode()
     key = int.from_bytes(hashlib.blake2b(name, digest_size=16).digest(), "little")
     return np.random.Generator(np.random.Philox(key=key)).random(count, dtype=np.float32)
@@ -62,10 +58,8 @@ _PARTS = 16
 
 def _highest(logits_N_V: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
     """The k highest logits (N, k) and their token ids, which rise; None where the last has a tie.
-
-    On a CPU not every logit is sorted: of V // 16 columns, of 16 each, the k highest logits stand in
-    the k with the highest maxima.
-    """
+    On a CPU not every logit is sorted: of V // 16 columns, of 16 each, the k highest logits stand
+    in the k with the highest maxima."""
     N, V = logits_N_V.shape
     width = V // _PARTS
     logits, ids, maxima = logits_N_V, None, None

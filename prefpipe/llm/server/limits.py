@@ -9,29 +9,21 @@ import aiohttp
 import httpx2
 import openai
 
-from prefpipe.llm.wire import (
-    LONGEST_RETRY_AFTER_SECONDS,
-    ServedModel,
-    Stop,
-    certificates,
-    printable_url,
-)
-
-_CONNECT_SECONDS = 30.0
-_KEEPALIVE_SECONDS = 4.0  # below the 5 s after which uvicorn (vLLM, SGLang) closes idle ones
+from prefpipe.llm import wire
+from prefpipe.llm.wire import ServedModel, Stop
 
 
 class Endpoint:
     """One base URL: its connections, and whether it is worth asking now."""
 
     def __init__(self, url: str, served: ServedModel, connections: int) -> None:
-        self.name = printable_url(url)
+        self.name = wire.printable_url(url)
         limits = httpx2.Limits(
             max_connections=connections,
             max_keepalive_connections=connections,
-            keepalive_expiry=_KEEPALIVE_SECONDS,
+            keepalive_expiry=4.0,  # below the 5 s after which uvicorn (vLLM, SGLang) closes idle ones
         )
-        timeout = httpx2.Timeout(None, connect=_CONNECT_SECONDS)
+        timeout = httpx2.Timeout(None, connect=30.0)
         self.client = openai.AsyncOpenAI(
             base_url=url,
             api_key=served.key(),
@@ -39,7 +31,7 @@ class Endpoint:
             timeout=timeout,
             # A quarter of the CPU of the default transport with 512 requests in flight.
             http_client=openai.DefaultAioHttpClient(
-                limits=limits, timeout=timeout, verify=certificates()
+                limits=limits, timeout=timeout, verify=wire.certificates()
             ),
         )
         self.in_flight = 0
@@ -101,11 +93,9 @@ class Endpoints:
         self, endpoint: Endpoint, detail: str, tries: int, after: float | None
     ) -> None:
         """Wait before the next try; what the server asks to wait holds for every request to it.
-
-        tries: of the request so far. after: seconds that the server asks to wait.
-        """
+        tries: of the request so far. after: seconds that the server asks to wait."""
         now = time.monotonic()
-        if after is not None and after > LONGEST_RETRY_AFTER_SECONDS:
+        if after is not None and after > wire.LONGEST_RETRY_AFTER_SECONDS:
             raise Stop(
                 f"{endpoint.name}: {detail}: it asks to wait {after:.0f} s; run the same command "
                 "again then, it goes on from the rows done"
@@ -120,13 +110,10 @@ class Endpoints:
 
 
 class Budget:
-    """Spends at most per_minute in a minute, evenly; a large amount is paid back by waiting.
-
-    A token bucket that may go below zero: who takes too much makes the next one wait.
-    """
+    """Spends at most per_minute (None: no limit) in a minute, evenly. A token bucket that may go
+    below zero: who takes too much makes the next one wait."""
 
     def __init__(self, per_minute: int | None) -> None:
-        """per_minute: None for no limit."""
         self._rate = per_minute / 60 if per_minute else None
         self._balance = 0.0
         self._at = time.monotonic()
@@ -136,21 +123,19 @@ class Budget:
         if self._rate is None:
             return
         async with self._lock:  # first come, first served
-            self._refill(self._rate)
-            if self._balance < 0:
-                await asyncio.sleep(-self._balance / self._rate)
-                self._refill(self._rate)
+            while (balance := self._refill(self._rate)) < 0:
+                await asyncio.sleep(-balance / self._rate)
             self._balance -= amount
 
     def give(self, amount: float) -> None:
         """Correct an estimate: back (or, negative, more) once the true amount is known."""
         self._balance += amount
 
-    def _refill(self, rate: float) -> None:
-        now = time.monotonic()
+    def _refill(self, rate: float) -> float:
+        before, self._at = self._at, time.monotonic()
         # A tenth of a second may be caught up on: sleeps end late.
-        self._balance = min(self._balance + (now - self._at) * rate, 0.1 * rate)
-        self._at = now
+        self._balance = min(self._balance + (self._at - before) * rate, 0.1 * rate)
+        return self._balance
 
 
 def network_reason(error: BaseException) -> tuple[str, str]:
