@@ -83,11 +83,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         s.model, chat_template=s.chat_template, for_training=True, **s.load_options()
     )
     own_format = RewardFormat(min(s.max_length, max_positions(model)), s.cut_prompt)
-    tokenize = functools.partial(
-        tokenize_pair,
-        tokenize=RewardTokenizer(tokenizer, own_format, is_causal),
-        margin_weight=s.margin_weight,
-    )
+    reader = RewardTokenizer(tokenizer, own_format, is_causal)
+    tokenize = functools.partial(tokenize_pair, tokenize=reader, margin_weight=s.margin_weight)
     pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
     if is_causal:
         model.set_attn_implementation(s.attn_implementation)

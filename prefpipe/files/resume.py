@@ -2,6 +2,7 @@
 
 import io
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Generic
 
@@ -46,9 +47,8 @@ class RowLog(Generic[R]):
         self._file.truncate(0)
         self._append(header)
 
-    def _load(self, start: int) -> None:
-        self._file.seek(start)
-        offset = start
+    def _load(self, offset: int) -> None:
+        self._file.seek(offset)
         for number, line in enumerate(self._file, start=2):
             if not line.endswith(b"\n"):
                 break
@@ -92,10 +92,7 @@ class RowLog(Generic[R]):
 
 
 def _parse_mark(line: bytes, path: Path) -> dict[str, str]:
-    try:
-        mark = json.loads(line)
-    except ValueError:
-        mark = None
-    if not isinstance(mark, dict):
-        raise DataError(f"{path}:1: no resume log of a stage; delete it or name another output")
-    return mark
+    with suppress(ValueError):
+        if isinstance(mark := json.loads(line), dict):
+            return mark
+    raise DataError(f"{path}:1: no resume log of a stage; delete it or name another output")

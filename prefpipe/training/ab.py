@@ -27,10 +27,7 @@ from prefpipe.training.trainer import PairTrainer, padding_id
 def tokenize_pair(
     row: Preference, tokenize: PairwiseTokenizer
 ) -> tuple[TokenizedPair | Reject, int]:
-    """A pair as what both orders share, the rest with chosen as A, the rest with chosen as B.
-
-    The second value is how many tokens of the context were cut.
-    """
+    """What both orders share, the rest with chosen as A, with chosen as B; how many tokens were cut."""
     responses = [answer_of(row.chosen), answer_of(row.rejected)]
     turns = tokenize(row.prompt, responses, [(0, 1), (1, 0)])
     if isinstance(turns, Unscorable):
@@ -64,9 +61,8 @@ class PairwiseCollator:
         first = torch.tensor([a] * n + [b] * n)
         again = torch.where(torch.cat([ties, ties]), a + b - first, first)
         label = torch.cat([first, again])[:, None]
-        batch = (
-            self._packed(examples, label) if self.prefix_sharing else self._padded(examples, label)
-        )
+        layout = self._packed if self.prefix_sharing else self._padded
+        batch = layout(examples, label)
         batch["completion_mask"] = torch.ones((2 * n, 1), dtype=torch.long)
         batch["id"] = [example["id"] for example in examples]
         return batch

@@ -10,14 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    EarlyStoppingCallback,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState
 
 from prefpipe import screen
 from prefpipe.files import difference, write_json
@@ -90,9 +83,7 @@ class TrainingCallback(TrainerCallback):
         self._steps = iter(self._bar)
         next(self._steps, None)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         next(self._steps, None)
         if state.global_step == state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True

@@ -32,7 +32,7 @@ class Placed(NamedTuple):
     has_id: bool
     """It came with one; False: its id was made of its content."""
     split: Split
-    is_near_duplicate: bool
+    is_near_duplicate: bool = False
     """A train row whose question is nearly a held-out one."""
 
 
@@ -62,20 +62,17 @@ class RawPreferences:
         names = (self.input, self.validation_input)
         records = self._records(names if first == "train" else names[::-1])
         # in blocks: for one question at a time, calling numpy costs more than what it does
-        for block in in_blocks(self._split(records, is_held_out)):
-            asked = [
-                flatten_turns(row.prompt)
-                for row, _, _, _, split in block
-                if split == "train" and isinstance(row, Preference)
-            ]
-            near = iter(held_out.find(asked))
-            for row, file, place, has_id, split in block:
+        for block in in_blocks(self._placed(records, is_held_out)):
+            train = [p.row for p in block if isinstance(p, Placed) and p.split == "train"]
+            near = iter(held_out.find([flatten_turns(row.prompt) for row in train]))
+            for placed in block:
                 run.read_count += 1
-                if isinstance(row, ValueError):
-                    run.bad_row(place, row)
+                if not isinstance(placed, Placed):
+                    run.bad_row(*placed)
+                elif placed.split == "train":
+                    yield placed._replace(is_near_duplicate=next(near))
                 else:
-                    is_near = split == "train" and next(near)
-                    yield Placed(row, file, place, has_id, split, is_near)
+                    yield placed
 
     def _held_out_questions(self, is_held_out: bytearray) -> Iterator[str]:
         """First pass: the held-out questions. Notes in is_held_out which rows they are (1), or not (0).
@@ -106,18 +103,19 @@ class RawPreferences:
         row = self._row(record)
         return flatten_turns(row.prompt) if isinstance(row, Preference) else ""
 
-    def _split(
+    def _placed(
         self, records: Iterable[tuple[str, str, Any]], is_held_out: bytearray
-    ) -> Iterator[tuple[Preference | ValueError, str, str, bool, Split]]:
-        """(row, file, place, whether it came with an id, its split) of each record."""
+    ) -> Iterator[Placed | tuple[str, ValueError]]:
+        """Each record as a preference, or its place and why it is none."""
+        own_file = self.validation_input
         for number, (file, place, record) in enumerate(records):
             row = self._row(record)
-            held_out = (
-                file == self.validation_input if self.validation_input else is_held_out[number]
-            )
-            # "" is how a CSV file says that there is no id
-            has_id = isinstance(row, Preference) and record.get("id") not in (None, "")
-            yield row, file, place, has_id, "validation" if held_out else "train"
+            if isinstance(row, ValueError):
+                yield place, row
+                continue
+            has_id = record.get("id") not in (None, "")  # "": so a CSV file says that there is none
+            held_out = file == own_file if own_file else is_held_out[number]
+            yield Placed(row, file, place, has_id, "validation" if held_out else "train")
 
     def _records(self, names: Iterable[str]) -> Iterator[tuple[str, str, Any]]:
         """(file, place, record) of these files, one after another."""
@@ -127,9 +125,6 @@ class RawPreferences:
 
     def _row(self, record: Any) -> Preference | ValueError:
         return formats.read_preference(record, self.format)
-
-
-# ---- as token ids --------------------------------------------------------------------------------
 
 
 Tokenize = Callable[[Preference], "tuple[TokenizedPair | Reject, int]"]

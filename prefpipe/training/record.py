@@ -13,6 +13,7 @@ from prefpipe.templates import load_template
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Values = Mapping[str, Any]
 CSV = "loss_curve.csv"
 """The curve's file in a model's folder."""
 FIRST = ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm")
@@ -68,9 +69,9 @@ def record(
     run: Run,
     trainer: Any,
     kind: str,
-    settings: Mapping[str, Any],
-    counts: Mapping[str, int],
-    results: Mapping[str, Any],
+    settings: Values,
+    counts: Values,
+    results: Values,
     difference: float,
 ) -> None:
     """Write loss_curve.csv, loss_curve.png and README.md; add to run.summary.
@@ -93,16 +94,7 @@ def record(
     }
 
 
-# ---- the model card ------------------------------------------------------------------------------
-
-
-def write_card(
-    folder: Path,
-    kind: str,
-    data: Mapping[str, Any],
-    results: Mapping[str, float],
-    settings: Mapping[str, Any],
-) -> None:
+def write_card(folder: Path, kind: str, data: Values, results: Values, settings: Values) -> None:
     """README.md of a model's folder, as the hub reads it.
 
     data: name -> count or text; results: name -> number, printed with four digits.
@@ -129,14 +121,11 @@ def write_card(
     write_text(folder / "README.md", str(ModelCard(f"---\n{facts.to_yaml()}\n---\n\n{text}")))
 
 
-def _list(values: Mapping[str, Any]) -> str:
+def _list(values: Values) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in values.items())
 
 
-# ---- the curve -----------------------------------------------------------------------------------
-
-
-def curve_rows(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def curve_rows(log_history: Iterable[Values]) -> list[dict[str, Any]]:
     """One row a step, an evaluation in the row of the step it follows; times are left out.
 
     log_history: `trainer.state.log_history`. So two runs with equal numbers give equal rows.
@@ -149,7 +138,7 @@ def curve_rows(log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
     return [rows[step] for step in sorted(rows)]
 
 
-def write_csv(path: Path, log_history: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def write_csv(path: Path, log_history: Iterable[Values]) -> list[dict[str, Any]]:
     """The curve_rows, written as CSV; a value that a row lacks is an empty cell."""
     rows = curve_rows(log_history)
     names = {name for row in rows for name in row}
@@ -163,7 +152,7 @@ def write_csv(path: Path, log_history: Iterable[Mapping[str, Any]]) -> list[dict
 
 
 def write_curve(
-    folder: Path, log_history: Iterable[Mapping[str, Any]], panels: Mapping[str, str], title: str
+    folder: Path, log_history: Iterable[Values], panels: Mapping[str, str], title: str
 ) -> int:
     """loss_curve.csv and loss_curve.png; the number of rows. panels: see Kind; eval_* are dots."""
     from matplotlib.figure import Figure

@@ -32,10 +32,7 @@ from prefpipe.training.trainer import PairTrainer
 def tokenize_pair(
     row: Preference, tokenize: RewardTokenizer, margin_weight: float
 ) -> tuple[TokenizedPair | Reject, int]:
-    """Both responses behind one prompt, as the model will read them wherever it is used.
-
-    The second value is how many tokens of the prompt were cut.
-    """
+    """Both responses behind one prompt, as every reader has them; how many tokens were cut of it."""
     tokens = tokenize(row.prompt, [answer_of(row.chosen), answer_of(row.rejected)])
     if isinstance(tokens, Unscorable):
         return tokens.reject(row.id), 0
@@ -58,12 +55,11 @@ class RewardCollator:
     pairs_per_pack: int = PAIRS_PER_PACK
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        pad = self.pad_token_id
         if self.prefix_sharing:
-            batch: dict[str, Any] = last_token_packs(
-                examples, self.pad_token_id, self.pairs_per_pack
-            )
+            batch = last_token_packs(examples, pad, self.pairs_per_pack)
         else:
-            ids, mask = pad_right(whole_rows(examples), self.pad_token_id)
+            ids, mask = pad_right(whole_rows(examples), pad)
             batch = {"input_ids": ids, "attention_mask": mask}
         ties = [example.get("tie", False) for example in examples]
         repeats = 1

@@ -68,8 +68,7 @@ def save_and_reload(
         model = model.merge_and_unload()
     save_model(model, tokenizer, folder)
     dtype = weight_dtype(model)
-    # Let go of the trained one first: memory may not hold both.
-    del model
+    del model  # memory may not hold both the trained one and the loaded one
     trainer.release()
     loaded = load(folder, dtype=dtype, load_in_4bit=is_quantized)
     return loaded, check_scores(expected, score(loaded), dtype, folder)
@@ -86,7 +85,6 @@ def score_alone(
     read: logits (T, V) of prompt and completion, ids of the completion (C,) -> numbers.
     """
     device = next(model.parameters()).device
-    was_training = model.training
     model.eval()
     scores: list[float] = []
     with torch.no_grad():
@@ -96,7 +94,6 @@ def score_alone(
                 ids = torch.tensor(row, dtype=torch.long, device=device)
                 logits = model(input_ids=ids).logits[0]
                 scores += read(logits, ids[0, -len(completion) :]).flatten().tolist()
-    model.train(was_training)
     return scores
 
 
@@ -117,10 +114,7 @@ def weight_dtype(model: torch.nn.Module) -> Dtype:
 def check_scores(
     expected: Sequence[float], reloaded: Sequence[float], dtype: Dtype, folder: Path
 ) -> float:
-    """The largest difference between scores before saving and after loading again.
-
-    Raises RuntimeError where it is over TOLERANCE.
-    """
+    """The largest difference of scores; RuntimeError where it is over TOLERANCE."""
     largest = max(abs(a - b) for a, b in zip(expected, reloaded, strict=True))
     if not largest <= TOLERANCE[dtype]:
         raise RuntimeError(

@@ -2,9 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -17,10 +16,7 @@ from prefpipe.training.sampler import PAIRS_PER_PACK, PromptGroupSampler
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The pad token, or where there is none the end of text, as TRL has it: masks tell padding.
-
-    Raises ValueError where there is neither.
-    """
+    """The pad token, else the end of text as TRL has it (masks tell padding), else ValueError."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
@@ -31,8 +27,7 @@ class NotFiniteError(RuntimeError):
     """A loss or a gradient became NaN or infinite; the message names the step and the rows."""
 
 
-@dataclass(frozen=True)
-class Weight:
+class Weight(NamedTuple):
     """Factors that turn a mean over a micro-batch into its share of the mean over the step.
 
     Trainer divides each loss by the number of micro-batches, as if all were alike; a factor is
@@ -115,19 +110,18 @@ class PairTrainer(Trainer):
         self._signature_columns = columns + [name for name in own if name not in columns]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> PromptGroupSampler:
-        return PromptGroupSampler(
-            list(_prompt_digests(self.train_dataset if train_dataset is None else train_dataset)),
-            batch_pairs=self._train_batch_size,
-            pairs_per_pack=self.pairs_per_pack,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
+        data = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return self._sampler(data, self._train_batch_size, seed=seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> PromptGroupSampler:
+        return self._sampler(eval_dataset, self.args.eval_batch_size, shuffle=False)
+
+    def _sampler(self, dataset: Any, batch_pairs: int, **options: Any) -> PromptGroupSampler:
+        rows = dataset.select_columns("prompt_ids").with_format("numpy")
+        prompts = [hashlib.sha256(row["prompt_ids"].tobytes()).digest()[:16] for row in rows]
         return PromptGroupSampler(
-            list(_prompt_digests(eval_dataset)),
-            batch_pairs=self.args.eval_batch_size,
-            pairs_per_pack=self.pairs_per_pack,
-            shuffle=False,
+            prompts, batch_pairs=batch_pairs, pairs_per_pack=self.pairs_per_pack, **options
         )
 
     # -- the loss
@@ -135,10 +129,8 @@ class PairTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """(pairs, chosen tokens) of an optimizer step, a process: what the means are taken over."""
         counts = torch.stack([_counts(batch) for batch in batch_samples]).sum(0).to(device)
-        if self.args.world_size > 1:
-            mean: Any = self.accelerator.reduce(counts, "mean")
-            return mean
-        return counts
+        mean: Any = self.accelerator.reduce(counts, "mean")  # of one process: as it is
+        return mean
 
     def weighted_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool, weight: Weight
@@ -231,11 +223,6 @@ def _counts(batch: Mapping[str, Any]) -> Tensor:
     """(pairs, chosen tokens) of a micro-batch."""
     chosen_mask = batch["completion_mask"].chunk(2)[0]
     return torch.tensor([len(chosen_mask), int(chosen_mask.sum())], dtype=torch.float32)
-
-
-def _prompt_digests(dataset: Any) -> Iterator[bytes]:
-    for row in dataset.select_columns("prompt_ids").with_format("numpy"):
-        yield hashlib.sha256(row["prompt_ids"].tobytes()).digest()[:16]
 
 
 def _longest(dataset: Dataset) -> int:
