@@ -217,7 +217,7 @@ def test_no_word_of_a_stages_settings_is_the_name_of_a_constant_twice():
 @each_program
 def test_a_docstring_begins_with_a_noun_or_a_verb(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
         if isinstance(node, kinds) and (words := ast.get_docstring(node)):
             assert not words.startswith("Of "), words.split("\n")[0]

@@ -82,9 +82,8 @@ def test_a_pair_that_comes_again_is_left_out_and_its_mirror_is_not():
 
 
 def test_a_dataset_has_the_columns_of_trl_and_those_given():
-    pair = TokenizedPair(
-        "p1", *(np.array([k, k + 1], dtype=np.int32) for k in range(3)), margin=0.5
-    )
+    prompt, chosen, rejected = (np.array([k, k + 1], dtype=np.int32) for k in range(3))
+    pair = TokenizedPair("p1", prompt, chosen, rejected, margin=0.5)
     dataset = to_dataset([pair], "margin")
     assert dataset[0] == {
         "id": "p1", "prompt_ids": [0, 1], "chosen_ids": [1, 2], "rejected_ids": [2, 3],

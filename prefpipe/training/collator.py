@@ -73,7 +73,7 @@ class PackCollator:
             "pack_index": index,
         }
         for name in examples[0].keys() - {*ID_COLUMNS}:
-            values = [example[name] for example in examples]
+            values: Any = [example[name] for example in examples]
             batch[name] = torch.tensor(values) if isinstance(values[0], float) else values
         return batch
 
