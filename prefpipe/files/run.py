@@ -215,7 +215,8 @@ class Run(AbstractContextManager["Run"]):
         if lost:
             raise AssertionError(f"{self.stage}: {lost} of {self.read_count} rows unaccounted for")
         if not self.read_count:
-            raise DataError(f"{', '.join(map(str, self._inputs))}: no row to read")
+            read = [str(path) for path in self._inputs if path.suffix not in (".jinja", ".toml")]
+            raise DataError(f"{', '.join(read)}: no row to read")
         if not self.kept_count:
             self._rename(self.rejects_path)
             raise SystemExit(
