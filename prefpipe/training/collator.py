@@ -63,7 +63,7 @@ class PackCollator:
         for i, (r, (start, stop)) in enumerate(spans):
             index[i, : stop - start] = torch.arange(start, stop) + r * pack_length
         tokens = torch.tensor([len(p) for p in packs])
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": input_ids,
             "completion_mask": completion_mask,
             "attention_mask": (torch.arange(pack_length) < tokens[:, None]).long(),

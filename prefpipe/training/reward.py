@@ -57,7 +57,7 @@ class RewardCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         pad = self.pad_token_id
         if self.prefix_sharing:
-            batch = last_token_packs(examples, pad, self.pairs_per_pack)
+            batch: dict[str, Any] = last_token_packs(examples, pad, self.pairs_per_pack)
         else:
             ids, mask = pad_right(whole_rows(examples), pad)
             batch = {"input_ids": ids, "attention_mask": mask}
