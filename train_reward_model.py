@@ -52,7 +52,11 @@ class Settings(PreferenceTrainingStage, env_prefix="REWARD_MODEL_"):
 
 
 def main(s: Settings) -> None:
-    inputs = [*s.raw_files(), *local_folders(s.model)]
+    inputs = [
+        *s.raw_files(),
+        *local_folders(s.model),
+        *([s.chat_template] if s.chat_template else []),
+    ]
     with s.open_run(inputs=inputs, outputs={}, home=s.output, unit="pairs") as run:
         if run.finished:
             s.check_weights()

@@ -351,7 +351,7 @@ def test_settings_are_frozen(path):
     assert settings.model_config.get("frozen")
 
 
-def test_e9_no_stage_takes_the_variables_of_another():
+def test_no_stage_takes_the_variables_of_another():
     """E9: a prefix that begins another one would refuse that stage's variables as misspelt."""
     prefixes = {name: settings_of(name).model_config.get("env_prefix", "") for name in STAGE_NAMES}
     for name, prefix in prefixes.items():

@@ -61,7 +61,7 @@ def test_a_cpu_gets_float32_and_another_dtype_only_when_asked(folder):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_e5_a_gpu_never_gets_float32_unasked(folder):
+def test_a_gpu_never_gets_float32_unasked(folder):
     model = load_model(folder)
     assert model.dtype == torch.bfloat16 and model.device.type == "cuda"
 
@@ -102,7 +102,7 @@ def test_code_of_a_model_folder_is_not_run(folder, tmp_path):
         load_model(tmp_path, device="cpu")
 
 
-def test_e6_training_on_4bit_weights_on_a_cpu_is_refused(folder):
+def test_training_on_4bit_weights_on_a_cpu_is_refused(folder):
     with pytest.raises(SystemExit, match="4-bit weights cannot be trained on cpu"):
         load_model(folder, device="cpu", load_in_4bit=True, for_training=True)
 

@@ -32,7 +32,7 @@ def test_a_long_option_of_one_letter_works_in_each_spelling(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["the environment", ".env"])
-def test_e9_a_misspelt_variable_of_the_stages_own_prefix_is_refused(tmp_path, where):
+def test_a_misspelt_variable_of_the_stages_own_prefix_is_refused(tmp_path, where):
     """E9: `extra="ignore"` alone would lose it. Variables of other stages are none of its business."""
     good = {"PREPROCESS_SEED": "1", "OPENAI_API_KEY": "sk-x"}
     bad = {"BEST_OF_N_TEMPRATURE": "0.5"}
@@ -47,7 +47,7 @@ def test_e9_a_misspelt_variable_of_the_stages_own_prefix_is_refused(tmp_path, wh
     )
 
 
-def test_e9_variables_without_a_prefix_set_nothing(tmp_path):
+def test_variables_without_a_prefix_set_nothing(tmp_path):
     """E9: a field named `path` or `n` does not read the shell's own variable."""
     shown = run_stage(
         "inference_best_of_n", "--show-settings", cwd=tmp_path, env={"N": "3", "SEED": "4"}

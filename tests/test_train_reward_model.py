@@ -348,3 +348,20 @@ def test_a_decoder_without_a_chat_template_needs_one_given(settings, base, tmp_p
     s = settings(model=str(plain), chat_template=file, epochs=1.0)
     main(s)
     assert RewardModel.load(s.output).tokenize.tokenizer.chat_template == template
+
+
+def test_a_chat_template_that_was_edited_is_another_input(settings, tmp_path, monkeypatch):
+    marks = []
+
+    def train(s, run):
+        marks.append(run.mark)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_reward_model, "train", train)
+    template = tmp_path / "chat.jinja"
+    for text in ("{% for m in messages %}{{ m.content }}{% endfor %}", "{{ messages }}"):
+        template.write_text(text)
+        with pytest.raises(KeyboardInterrupt):
+            main(settings(chat_template=template))
+    changed = {name for name in marks[0] if marks[0][name] != marks[1][name]}
+    assert changed == {"input chat.jinja"}

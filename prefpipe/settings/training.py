@@ -2,7 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 import config
 from prefpipe.formats import PairFormat
@@ -26,8 +28,8 @@ class TrainingStage(Stage):
     method: Literal["full", "lora"] = "full"
     """full: all weights; lora: a low-rank adapter on frozen ones."""
     load_in_4bit: bool | None = None
-    """4-bit NF4 weights under the adapter (lora, on a GPU). It saves memory, not time. None: where
-    bfloat16 weights would fill more than half of what the GPU has free."""
+    """4-bit NF4 weights under the adapter (lora, on a GPU). It saves memory, not time. None: no; for
+    dpo_training.py, where bfloat16 weights would fill more than half of what the GPU has free."""
     bf16: bool | None = None
     """bfloat16 arithmetic; None: on a GPU that has it."""
     attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
@@ -52,7 +54,7 @@ class TrainingStage(Stage):
     """Pairs in memory at once."""
     gradient_accumulation_steps: Positive = 1
     """Batches an optimizer step; each pair of a step weighs the same."""
-    warmup_share: Share = 0.1
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """How the learning rate falls afterwards."""
