@@ -182,7 +182,7 @@ def test_a_kill_between_the_renames_and_the_meta_file_is_no_finished_run(tmp_pat
     assert ledger(tmp_path / "out.meta.json")["kept"] == 2
 
 
-def test_a_killed_overwrite_leaves_the_finished_output_as_it_was(tmp_path):
+def test_a_killed_overwrite_leaves_the_output_as_it_was_but_no_finished_run(tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
     out = tmp_path / "out.jsonl"
     copy_notes(Settings(), source, out)
@@ -194,7 +194,9 @@ def test_a_killed_overwrite_leaves_the_finished_output_as_it_was(tmp_path):
     ):
         next(iter(run.read(source, Note)))
         raise RuntimeError("killed")
+    del before[tmp_path / "out.meta.json"]
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert not copy_notes(Settings(), source, out).finished
 
 
 def test_the_second_run_says_finished_and_rewrites_nothing(tmp_path, capsys):

@@ -90,6 +90,9 @@ class Run(AbstractContextManager["Run"]):
         self._lock_path = base.with_name(f".{base.name}.lock")
         self._lock = open_alone(self._lock_path)
         self.finished = self._is_finished()
+        if facts.overwrite:
+            # some stages replace their files one by one: killed there, it is no finished run any more
+            self.meta_path.unlink(missing_ok=True)
 
     def _is_finished(self) -> bool:
         if self.facts.overwrite or not self.meta_path.exists():
