@@ -1,6 +1,6 @@
 """Hold judges, reward models and pairwise models against held-out questions and benchmarks.
 
-Reads   data/pairwise_critic_inference2_get_answer/Sky/validation.jsonl   Item rows
+Reads   data/pairwise_critic_inference2_get_answer/Sky_english/validation.jsonl  Item rows
         data/dpo/validation.parquet                                       JudgmentPair rows
         --benchmark llmbar=PATH                                           a published benchmark file: llmbar, autoj, sky,
                                                                           rewardbench, rewardbench2, judgebench, best_of_n

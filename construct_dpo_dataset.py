@@ -1,7 +1,7 @@
 """Set each item's judgments against each other: pairs of a right and a wrong one, for DPO.
 
 Reads   data/judgments/clean/{best_of_n,guide,guide_reverse}.jsonl   CleanJudgment rows
-        data/pairwise_critic_inference2_get_answer/Sky/              Item rows
+        data/pairwise_critic_inference2_get_answer/Sky_english/      Item rows
 Writes  data/dpo/train.parquet        JudgmentPair rows
         data/dpo/validation.parquet   JudgmentPair rows; of held-out questions only
 

@@ -1,6 +1,6 @@
 """Sample several judgments of each item from the judge (repeated sampling).
 
-Reads   data/pairwise_critic_inference2_get_answer/Sky/   Item rows (train and validation)
+Reads   data/pairwise_critic_inference2_get_answer/Sky_english/  Item rows (train and validation)
 Writes  data/judgments/raw/best_of_n.jsonl                Judgment rows, n for each item that is no tie
         data/judgments/raw/.best_of_n.partial.jsonl       what is done so far; a stopped run goes on
 

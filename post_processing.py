@@ -1,7 +1,7 @@
 """Read the verdict out of every judgment, and align the four files by item.
 
 Reads   data/judgments/raw/{best_of_n,guide,guide_reverse,output}.jsonl   Judgment rows
-        data/pairwise_critic_inference2_get_answer/Sky/                   Item rows
+        data/pairwise_critic_inference2_get_answer/Sky_english/           Item rows
 Writes  data/judgments/clean/{best_of_n,guide,guide_reverse,output}.jsonl   CleanJudgment rows
 
     {"id": "p8", "sample": 0, "variant": "guide", "hint": 2, "text": "4 is \\"right\\".", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 5}

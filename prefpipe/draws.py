@@ -1,7 +1,7 @@
 """Every random choice outside of training: drawn from a seed and names, so that it depends on nothing else.
 
 The order of the rows, --limit, the size of a batch or a restart change no draw. (The noise of a
-sampled text is drawn the same way, token by token: prefpipe/llm/local/sampling.py.)
+sampled text is drawn the same way, token by token: prefpipe/llm/local/token_choice.py.)
 """
 
 import hashlib
@@ -14,7 +14,7 @@ def rng(seed: int, *names: object) -> random.Random:
 
 
 def coin(seed: int, id: str) -> bool:
-    """Heads or tails; by a hash, since setting up a generator takes ten times as long."""
+    """Heads or tails; by a hash, since creating a generator takes ten times as long."""
     return bool(_digest(seed, id, size=1)[0] & 1)
 
 
@@ -24,7 +24,7 @@ def number(seed: int, id: str) -> int:
 
 
 def fraction(seed: int, text: bytes) -> float:
-    """0 up to 1, of a text: a share of all texts is those under that share."""
+    """A number in [0, 1) for a text; those below s are a share s of all texts."""
     digest = hashlib.blake2b(text, digest_size=8, key=str(seed).encode(), person=b"split")
     return int.from_bytes(digest.digest()) / 2**64
 

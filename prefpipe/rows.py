@@ -92,7 +92,7 @@ class Reject(Row):
     """A row that was read and not written."""
 
     reason: str
-    """snake_case, one of a stage's closed set; counted in the stage's closing line."""
+    """One of prefpipe.reasons.REASONS; counted in the stage's closing line."""
     detail: str = ""
     """What a person needs to mend the row: path, line, field, what was found."""
 

@@ -81,7 +81,7 @@ def mcnemar_p(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 
 def order_scores(rows: Sequence[BothOrders]) -> list[float]:
-    """For each item without a tie: 1, 0.5 or 0, the share of the two orders it was judged right in."""
+    """For each item that is no tie, the share of its two orders that were judged right: 0, 0.5 or 1."""
     return [
         ((r.given == r.better) + (r.swapped == r.better)) / 2 for r in rows if r.better is not None
     ]

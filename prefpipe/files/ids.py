@@ -1,4 +1,4 @@
-"""Ids: that each stands once, and that two files which are read side by side are joined by them."""
+"""Ids: each occurs once in a file, and files read side by side are joined by them."""
 
 from array import array
 from bisect import bisect_left

@@ -16,7 +16,7 @@ SERVER_FAILURES = frozenset({"rate_limited", "server_error", "timeout", "connect
 """Reasons of a Failure that lie with the server or the network: the same request may pass later."""
 
 MANY = 20
-"""Prompts after which equal samples are no chance."""
+"""From this many prompts on, equal samples are no accident."""
 
 
 @dataclass(frozen=True, slots=True)

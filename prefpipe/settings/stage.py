@@ -174,7 +174,8 @@ class Stage(BaseSettings):
 
     @classmethod
     def _refuse_misspelt_variables(cls) -> None:
-        """`extra="ignore"` alone would lose them: one .env serves all stages."""
+        """Exit where a variable with this stage's prefix is no setting of it. `extra="ignore"` would
+        pass over it, since one .env serves all stages."""
         prefix = cls._prefix()
         known = {prefix + name.upper() for name in cls.model_fields}
         for name in [*os.environ, *dotenv_values(".env")]:
