@@ -1,9 +1,8 @@
 """Hold judges, reward models and pairwise models against held-out questions and benchmarks.
 
-Reads   data/pairwise_critic_inference2_get_answer/Sky_english/validation.jsonl  Item rows
-        data/dpo/validation.parquet                                       JudgmentPair rows
-        --benchmark llmbar=PATH                                           a published benchmark file: llmbar, autoj, sky,
-                                                                          rewardbench, rewardbench2, judgebench, best_of_n
+Reads   data/pairwise_critic_inference2_get_answer/Sky_english/validation.jsonl   Item rows
+        data/dpo/validation.parquet                                               JudgmentPair rows
+        --benchmark llmbar=PATH                                                   a published benchmark file
 Writes  data/accuracy/accuracy.json       every number (schema in data/README.md)
         data/accuracy/judgments.jsonl     EvaluatedJudgment rows: what the numbers are made of
         data/accuracy/pair_scores.jsonl   PairScore rows
