@@ -13,6 +13,7 @@ if [[ -z ${PROFILE:-} ]]; then export HF_HUB_OFFLINE=1 TRANSLATION_OFFLINE=${TRA
 uv sync --quiet --no-dev --inexact
 paths=$(uv run --no-sync python config.py) # set -e sees a failure here, but not inside eval
 eval "$paths"
+is_model() { [[ -f $1/config.json || -f $1/adapter_config.json ]]; }
 run() { local name=$1; [[ $name != -m ]] || name=$2; echo "== $name"; uv run --no-sync "$@"; }
 
 judge() {
@@ -37,7 +38,7 @@ rag() {
 
 models() {
   local judge=$TUNED_JUDGE
-  [[ -d $judge ]] || judge=$BASE_MODEL # the judge path was not run: its base stands in
+  is_model "$judge" || judge=$BASE_MODEL # the judge path was not run: its base stands in
   run train_reward_model.py "$@"
   run train_pairwise_model.py "$@"
   run -m embedded.answers --questions 300
@@ -51,7 +52,7 @@ synthetic() {
   if [[ -z ${PROFILE:-} ]]; then # the embedded models, behind an OpenAI-compatible server on this machine
     run -m embedded.synthetic prompts --questions 150
     local models=(--model "$BASE_MODEL") url
-    if [[ -d $TUNED_JUDGE ]]; then models+=(--model "$TUNED_JUDGE")
+    if is_model "$TUNED_JUDGE"; then models+=(--model "$TUNED_JUDGE")
     else export GENERATE_IGNORE_MODEL='^judge$'; fi
     url=$(mktemp)
     uv run --no-sync python -m embedded.server "${models[@]}" >"$url" &

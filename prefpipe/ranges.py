@@ -15,7 +15,7 @@ AtLeastTwo = Annotated[int, Field(ge=2)]
 Weight = Annotated[float, Field(ge=0)]
 """How much something counts; 0: not at all."""
 AboveZero = Annotated[float, Field(gt=0)]
-Temperature = Annotated[float, Field(ge=0, description="0 is greedy.")]
+Temperature = Annotated[float, Field(ge=0)]
 TopP = Annotated[
     float,
     Field(

@@ -284,6 +284,26 @@ def test_overwrite_deletes_the_log_of_its_own_output_and_no_other(tmp_path):
             raise KeyboardInterrupt
 
 
+def test_a_refused_run_leaves_no_empty_folder(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
+    out = tmp_path / "models/judge/out.jsonl"
+    with pytest.raises(SystemExit), Settings().open_run(inputs=[source], outputs={out: Note}):
+        raise SystemExit("the settings do not fit together")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("name", [".out.partial.jsonl", ".out.tries.partial.jsonl"])
+def test_a_log_under_an_older_versions_name_is_refused_not_passed_over(tmp_path, name):
+    """What it holds is paid for: it must not be asked again without a word."""
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
+    (tmp_path / name).write_text("{}\n")
+    with (
+        pytest.raises(DataError, match="another version of prefpipe"),
+        Settings().open_run(inputs=[source], outputs={tmp_path / "out.jsonl": Note}) as run,
+    ):
+        run.open_log(Note, "tries")
+
+
 def test_a_finished_run_takes_a_log_away_that_a_kill_left_behind(tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", [{"id": "a", "text": "t"}])
     out = tmp_path / "out.jsonl"

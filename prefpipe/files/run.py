@@ -88,11 +88,19 @@ class Run(AbstractContextManager["Run"]):
         self._started = time.monotonic()
         # from here on, so that the second of two runs has done nothing when it is refused
         self._lock_path = base.with_name(f".{base.name}.lock")
+        # a run that is refused later leaves no empty folder: the next stage would take it for an output
+        self._new_folders = [path for path in self._lock_path.parents if not path.exists()]
         self._lock = open_alone(self._lock_path)
         self.finished = self._is_finished()
         if facts.overwrite:
             # some stages replace their files one by one: killed there, it is no finished run any more
             self.meta_path.unlink(missing_ok=True)
+            self._delete_logs()
+
+    def _delete_logs(self) -> None:
+        name = glob.escape(f".{self._log_base.name}.partial")
+        for log in self._log_base.parent.glob(f"{name}*.jsonl"):
+            log.unlink()
 
     def _is_finished(self) -> bool:
         if self.facts.overwrite or not self.meta_path.exists():
@@ -110,9 +118,7 @@ class Run(AbstractContextManager["Run"]):
         if not all(path.exists() for path in (*self.outputs, *self._made)):
             return False
         print(f"{self.stage}: finished before: {meta['closing_line']}; --overwrite starts anew")
-        name = glob.escape(f".{self._log_base.name}.partial")
-        for log in self._log_base.parent.glob(f"{name}*.jsonl"):  # killed before it deleted them
-            log.unlink()
+        self._delete_logs()  # of a run that was killed between its last two steps
         return True
 
     # -- rows in
@@ -190,8 +196,12 @@ class Run(AbstractContextManager["Run"]):
         base = self._log_base
         # the name behind "partial": an output called x.judge.jsonl has a log of its own beside x.jsonl's
         path = base.with_name(f".{base.name}.partial{'.' if name else ''}{name}.jsonl")
-        if self.facts.overwrite:
-            path.unlink(missing_ok=True)
+        for old in (f".{base.name}.{name}.partial.jsonl", f".{base.name}.partial.jsonl"):
+            if name and base.with_name(old).exists():
+                raise DataError(
+                    f"{base.with_name(old)}: a stopped run of another version of prefpipe; finish it "
+                    "with that one, or delete the file and start anew"
+                )
         log = RowLog(path, row_type, self.mark)
         self._logs.append(log)
         if len(log):
@@ -212,6 +222,9 @@ class Run(AbstractContextManager["Run"]):
                 log.close()
             self._lock_path.unlink(missing_ok=True)  # while it is held: open_alone looks for that
             self._lock.close()
+            for folder in self._new_folders:  # the innermost first
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
 
     def _finish(self) -> None:
         lost = self.read_count - self.kept_count - sum(self.left_out.values())

@@ -175,6 +175,7 @@ class SamplingStage(EngineStage):
     """The same, with a say in how the texts are drawn."""
 
     temperature: Temperature = 0.0
+    """0 is greedy."""
     top_p: TopP = 1.0
     top_k: TopK = 0
 
