@@ -78,7 +78,7 @@ class Answers:
         if sent_as not in batch.answers:
             return self._without_answer(batch, line, id)
         answer = self._record.answer(batch, sent_as)
-        response, error = answer.get("response"), wire.part(answer, "error", dict)
+        response, error = (wire.part(answer, name, dict) for name in ("response", "error"))
         if not (status := wire.count_in(response, "status_code")):
             reason = str(error.get("code"))
             if reason not in ("batch_expired", "batch_cancelled"):

@@ -193,10 +193,11 @@ class BatchRecord:
                     garbled += bool(line.strip())
                 elif answer["custom_id"] not in batch.answers:
                     batch.answers[answer["custom_id"]] = (path.name, offset)
-                    if wire.count_in(response := answer.get("response"), "status_code") == 200:
+                    response = wire.part(answer, "response", dict)
+                    if wire.count_in(response, "status_code") == 200:
                         paid += 1
-                        number = lines[answer["custom_id"]]
-                        batch.used.append(self._used(batch, number, response.get("body")))
+                        line_sent = lines[answer["custom_id"]]
+                        batch.used.append(self._used(batch, line_sent, response.get("body")))
         # The API's own count tells lost answers from lines that never were any.
         batch.is_incomplete = batch.done > paid if batch.done else bool(garbled)
         return garbled
