@@ -471,7 +471,7 @@ def test_a_base_url_with_a_password_is_refused_and_not_shown():
 )
 def test_a_choice_without_a_text_is_a_failure_with_its_reason(reply, reason):
     with Server(lambda body, sample: reply) as server:
-        (result,) = engine(server).generate([request()])
+        (result,) = engine(server, max_retries=1).generate([request()])
     assert isinstance(result, Failure) and result.reason == reason
 
 
