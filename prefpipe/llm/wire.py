@@ -27,8 +27,6 @@ NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billi
 LONGEST_RETRY_AFTER_SECONDS = 900.0
 """A server that asks for a longer pause ends the run."""
 _LONGEST_BACKOFF_SECONDS = 60.0
-_PLAIN_SECONDS = re.compile(r"\s*[0-9]+(\.[0-9]*)?\s*")
-_ERROR_STATUS = re.compile(r"[45][0-9][0-9]")
 _REFUSED_OPTION = re.compile(r"unrecognized|unsupported|unknown|not supported|extra inputs", re.I)
 
 
@@ -150,7 +148,7 @@ def read_reply(data: Any) -> ChatCompletion | tuple[int, dict[str, Any]] | None:
     if not choices and (error := data.get("error")):
         error = error if isinstance(error, dict) else {"message": error}
         stated = [str(error.get(name)) for name in ("code", "status")]
-        return int(next(filter(_ERROR_STATUS.fullmatch, stated), 500)), error
+        return int(next(filter(re.compile("[45][0-9]{2}").fullmatch, stated), 500)), error
     if not choices and data.get("choices") != []:
         return None
     choices.sort(key=lambda choice: count_in(choice, "index"))
@@ -247,7 +245,7 @@ def read_error(
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as the server states them (a number or an HTTP date); None: it does not."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if _PLAIN_SECONDS.fullmatch(stated := headers.get(name, "")):
+        if re.fullmatch(r"\s*[0-9]+(\.[0-9]*)?\s*", stated := headers.get(name, "")):
             return float(stated) * unit
     with contextlib.suppress(KeyError, ValueError, OverflowError):
         date = email.utils.parsedate_to_datetime(headers["retry-after"])
