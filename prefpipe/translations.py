@@ -4,6 +4,7 @@ import json
 import re
 from typing import Any
 
+from prefpipe.foreign_json import read_json
 from prefpipe.judge import judge_prompt
 from prefpipe.languages import is_mostly_chinese
 from prefpipe.rows import Completion, Item, Reject
@@ -41,8 +42,8 @@ def english_item(item: Item, reply: Completion, *, template: str | None = None) 
         written = written.partition("\n")[2].rpartition("```")[0]
     try:
         # not strict: a raw newline inside a text is no reason to ask again
-        texts = json.loads(written, strict=False)
-    except (ValueError, RecursionError) as error:
+        texts = read_json(written, strict=False)
+    except ValueError as error:
         return reject("not_json", f"{error}: {written[:100]!r}")
     if not isinstance(texts, dict) or set(texts) != set(FIELDS):
         keys = sorted(texts) if isinstance(texts, dict) else type(texts).__name__

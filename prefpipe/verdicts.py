@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic_core import to_json
 
+from prefpipe.foreign_json import well_formed
 from prefpipe.rows import Language
 
 # Keys of the judge's JSON object: (why, which answer). Published judges were trained on these.
@@ -84,13 +85,13 @@ def json_objects(text: str) -> "list[KeyValues] | Unreadable":
     while start := _OBJECT_START.search(text, position):
         try:
             pairs, position = _DECODER.raw_decode(text, start.start())
+            found.append(well_formed(pairs))
         except json.JSONDecodeError as error:
             # What stands inside a broken object may be a quoted one: nothing after it is trusted.
             at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
             return Unreadable("cut_off" if at_end else "broken_json")
         except RecursionError:
             return Unreadable("broken_json")
-        found.append(pairs)
     return found or Unreadable("no_json")
 
 
@@ -134,10 +135,9 @@ def _one_or_two(value: Any) -> Literal[1, 2] | None:
 def _as_text(value: Any) -> str:
     try:
         text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
+        return text.strip()
     except RecursionError:
         return ""
-    # half of an escaped surrogate pair is no text
-    return text.strip().encode("utf-8", "replace").decode()
 
 
 def _plain(value: Any) -> Any:

@@ -1,12 +1,17 @@
 """prefpipe.llm.batch_api.batch_session: every end of a batch, and untidy files of answers."""
 
 import json
+import re
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from embedded.server import BatchFault, Fault, Reply, Server, last_message
+from prefpipe.llm.batch_api.batch_http import answered
+from prefpipe.llm.batch_api.batch_record import BatchRecord
+from prefpipe.llm.costs import Price, estimate_prompt_tokens
 from tests.batch_helpers import engine, faults, numbered, request, right, sizes, texts
 
 pytestmark = pytest.mark.usefixtures("no_account")
@@ -198,3 +203,72 @@ def test_garbage_lines_do_not_make_an_unanswered_request_a_lost_one():
 def test_a_choice_without_a_text_is_a_failure_with_its_reason(reply, reason):
     with Server(lambda body, sample: reply) as server:
         assert texts(engine(server).generate([request()])) == {"a": reason}
+
+
+@pytest.mark.parametrize(
+    "counts", [{"completed": "many"}, {"completed": -5}, [1], "x", None], ids=str
+)
+def test_a_number_of_answers_that_is_none_is_zero(counts):
+    assert answered({"request_counts": counts}) == 0
+    assert answered({"request_counts": {"completed": 7}}) == 7
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        [1],
+        {"data": "abc"},
+        {"data": [1]},
+        {"data": [{"line": "1", "code": [], "message": "\ud800"}]},
+    ],
+    ids=ascii,
+)
+def test_a_failed_batch_with_errors_of_other_types_stops_with_a_sentence(errors):
+    shown = {"id": "batch_0", "status": "failed", "errors": errors, "request_counts": [1]}
+    fault = Fault(body=json.dumps(shown).encode())
+    reads = re.compile("/v1/batches/.+")
+    with (
+        Server(api_fault=lambda call, _: fault if reads.fullmatch(call.path) else None) as server,
+        pytest.raises(SystemExit, match=r"batch batch_0 failed: .*submits it again"),
+    ):
+        list(engine(server).generate([request()]))
+
+
+def answered_by(body: str) -> tuple[dict, float]:
+    """Texts, and USD that the record counts, of a folder with that answer to the request a."""
+    price = Price(((-1, 1e6, 1e6),), "by hand: 1 USD a token")
+    answers = engine(None)
+    used = request(max_new_tokens=50)
+    with Server(numbered) as server:
+        list(engine(server).generate([used]))
+    output = Path("batches/output-000001.jsonl")
+    line = json.loads(output.read_text())
+    line["response"]["body"] = "BODY"
+    output.write_text(json.dumps(line).replace('"BODY"', body) + "\n")
+    cost = BatchRecord(Path("batches")).cost(price)
+    return texts(answers.download([used])), cost
+
+
+CHOICE = '"choices": [{"message": {"content": "x\\ud800"}, "finish_reason": "stop"}]'
+
+
+@pytest.mark.parametrize("count", ["1e999", "-500", '"12"', "null", "[1]", "9" * 400], ids=range(6))
+def test_an_answer_without_its_tokens_is_counted_as_long_as_it_may_be(count):
+    usage = f'"usage": {{"prompt_tokens": {count}, "completion_tokens": 3}}'
+    found, cost = answered_by(f"{{{CHOICE}, {usage}}}")
+    assert found == {"a": ["x\ufffd"]}
+    assert cost == pytest.approx(50 + estimate_prompt_tokens(request().messages))
+
+
+def test_an_error_in_an_answer_with_status_200_costs_nothing_and_has_its_reason():
+    found, cost = answered_by('{"error": {"code": 400, "message": "no"}}')
+    assert (found, cost) == ({"a": "bad_request"}, 0)
+
+
+def test_the_good_choices_of_an_answer_are_kept_and_the_others_sent_again():
+    def answer(body, sample):
+        return Reply(None) if body.get("n") == 3 and sample == 0 else f"{body.get('n', 1)}/{sample}"
+
+    with Server(answer) as server:
+        found = texts(engine(server).generate([request(samples=(0, 1, 2), temperature=1.0)]))
+    assert found == {"a": ["3/1", "3/2", "1/0"]} and sizes(server) == [1, 1]

@@ -1,6 +1,7 @@
 """prefpipe.llm.server.server_engine against a real HTTP server: what is asked, what is retried, what is paid."""
 
 import asyncio
+import json
 import logging
 import signal
 import subprocess
@@ -361,21 +362,102 @@ def test_retry_after_is_obeyed_by_every_request_to_that_server():
     [
         Fault(body=b"<html>Bad gateway</html>", content_type="text/html"),
         Fault(body=b'{"choices": [{"message": '),
-        Fault(body=b'{"error": {"message": "upstream failed"}}'),
         Fault(body=b"[]"),
         Fault(body=b'{"choices": [{"message": {"content": 3}, "finish_reason": "stop"}]}'),
         Fault(body=b'{"choices": [{"message": {"content": "x"}, "finish_reason": "abort"}]}'),
         Fault(body=b"\xff\xfe\x00"),
         Fault(body=b""),
     ],
-    ids=["html", "half", "error", "list", "number", "abort", "bytes", "empty"],
+    ids=["html", "half", "list", "number", "abort", "bytes", "empty"],
 )
-def test_a_garbled_reply_is_a_failure_and_is_not_asked_for_again(fault):
+def test_a_garbled_reply_is_asked_for_again_and_in_the_end_a_failure(fault):
     with Server(numbered, fault=only("qa", fault)) as server:
-        bad, good = engine(server, requests_in_flight=1).generate([request("a"), request("b")])
+        used = engine(server, requests_in_flight=1, max_retries=2)
+        bad, good = used.generate([request("a"), request("b")])
     assert isinstance(bad, Failure) and bad.reason == "garbled_reply" and bad.detail
     assert texts(good) == ["qb/0"]
-    assert len(server.requests) == 2
+    assert len(server.requests) == 3 + 1
+    with Server(numbered, fault=first_attempt(fault)) as server:
+        (result,) = engine(server).generate([request("a")])
+    assert texts(result) == ["qa/0"] and len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "error, reason, asked",
+    [
+        ({"message": "upstream failed"}, "server_error", 2),
+        ("Unexpected endpoint", "server_error", 2),
+        ({"code": 502}, "server_error", 2),
+        ({"code": "429", "message": "slow down"}, "rate_limited", 2),
+        ({"code": 400, "message": "no"}, "bad_request", 1),
+    ],
+    ids=str,
+)
+def test_an_error_in_a_reply_with_status_200_is_one_of_the_status_that_it_states(
+    error, reason, asked
+):
+    body = json.dumps({"choices": None, "error": error}).encode()
+    with Server(fault=lambda _: Fault(body=body)) as server:
+        (result,) = engine(server, max_retries=1).generate([request()])
+    assert isinstance(result, Failure) and result.reason == reason
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [Reply(None), Reply("", "content_filter"), Reply(None, refusal="no"), Reply("half", "abort")],
+    ids=str,
+)
+def test_of_several_choices_the_good_ones_are_kept_and_the_others_asked_for_again(odd):
+    def answer(body, sample):
+        return odd if body.get("n") == 8 and sample == 2 else f"{body.get('n', 1)}/{sample}"
+
+    with Server(answer) as server:
+        (result,) = engine(server).generate([request(samples=tuple(range(8)), temperature=1.0)])
+    assert texts(result) == [*(f"8/{k}" for k in (0, 1, 3, 4, 5, 6, 7)), "1/0"]
+    assert [c.sample for c in completions(result)] == list(range(8))
+    assert [body.get("n", 1) for body in server.requests] == [8, 1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [{"code": ["a"]}, {"code": {"x": 1}}, {"message": {"a": 1}}, {"param": [0]}, 17, None, "text"],
+    ids=str,
+)
+def test_an_error_object_of_any_types_has_a_reason(error):
+    raw = json.dumps({"error": error}).encode()
+    head = b"HTTP/1.1 400 X\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    with Server(fault=lambda _: Fault(raw=head % len(raw) + raw)) as server:
+        (result,) = engine(server).generate([request()])
+    assert isinstance(result, Failure) and result.reason == "bad_request"
+
+
+def test_without_a_usage_the_estimate_of_the_tokens_stands():
+    no_usage = b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}'
+    seconds = []
+    for body in (
+        no_usage,
+        no_usage[:-1] + b', "usage": {"prompt_tokens": 1, "completion_tokens": 1}}',
+    ):
+        with Server(fault=lambda _, body=body: Fault(body=body)) as server:
+            used = engine(server, tokens_per_minute=60_000, requests_in_flight=1)
+            start = time.monotonic()
+            list(used.generate(request(i, max_new_tokens=300) for i in range(4)))
+            seconds.append(time.monotonic() - start)
+    assert seconds[0] > 0.6 > seconds[1]  # 300 tokens take 0.3 s; 4 requests wait three times
+
+
+@pytest.mark.parametrize("key", ["sk-“abc”", "sk-\u200babc", "sk-a\nbc", "sk-a\rbc", "sk-a\x00bc"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key):
+    with pytest.raises(SystemExit, match="OPENAI_API_KEY") as stopped:
+        engine("http://127.0.0.1:9/v1", api_key=SecretStr(key))
+    assert "sk-" not in str(stopped.value)
+
+
+def test_a_base_url_with_a_password_is_refused_and_not_shown():
+    with pytest.raises(SystemExit, match="password") as stopped:
+        engine("http://me:word@127.0.0.1:9/v1")
+    assert "word@" not in str(stopped.value)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +471,7 @@ def test_a_garbled_reply_is_a_failure_and_is_not_asked_for_again(fault):
 )
 def test_a_choice_without_a_text_is_a_failure_with_its_reason(reply, reason):
     with Server(lambda body, sample: reply) as server:
-        (result,) = engine(server).generate([request()])
+        (result,) = engine(server, max_retries=1).generate([request()])
     assert isinstance(result, Failure) and result.reason == reason
 
 

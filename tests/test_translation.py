@@ -205,14 +205,13 @@ GOOD = {"question": "What?", "answer_1": "One.", "answer_2": "Two."}
 @pytest.mark.parametrize(
     "bad",
     [
-        Fault(body=b"<html>gateway</html>", content_type="text/html"),
         Fault(choices=0),
         Reply("I cannot find a question here."),
         Reply(json.dumps({**GOOD, "answer_2": ""})),
         Reply(json.dumps({"question": "Q", "answer_1": "为什么不翻译呢"})),
         Reply(json.dumps(GOOD)[:20], finish_reason="length"),
     ],
-    ids=["html", "no_choice", "prose", "empty", "keys", "cut"],
+    ids=["no_choice", "prose", "empty", "keys", "cut"],
 )
 def test_a_bad_reply_is_asked_for_again_in_another_sample(tmp_path, bad):
     asked = []
@@ -231,6 +230,13 @@ def test_a_bad_reply_is_asked_for_again_in_another_sample(tmp_path, bad):
     first, second = server.requests
     assert first["temperature"] == 0 and second["temperature"] > 0
     assert first["messages"] == second["messages"]
+
+
+def test_half_of_an_emoji_in_the_translators_json_is_written_as_a_sign_that_says_so(tmp_path):
+    with Server(lambda body, sample: json.dumps(GOOD | {"question": "q \ud83d."})) as server:
+        s = settings(tmp_path, [item(5)], server)
+        main(s)
+    assert [row.question for row in written(s)] == ["q \ufffd."]
 
 
 def test_after_the_stated_tries_the_row_is_left_out_by_its_reason_and_the_others_are_there(

@@ -47,7 +47,7 @@ READ = {
     "a list around it": (f"[{GOOD}]", 1, "It is."),
     "a reason as a list": ('{"reason": ["a", "b"], "better_answer": 1}', 1, '["a", "b"]'),
     "a reason as an object": ('{"reason": {"1": "好"}, "better_answer": 1}', 1, '{"1": "好"}'),
-    "half of a surrogate pair": ('{"reason": "a\\ud83d", "better_answer": 1}', 1, "a?"),
+    "half of a surrogate pair": ('{"reason": "a\\ud83d", "better_answer": 1}', 1, "a\ufffd"),
     "a pair of surrogates": ('{"reason": "\\ud83d\\ude00", "better_answer": 1}', 1, "😀"),
     "J3: a reason that quotes the key": (
         '{"reason": "It says \\"better_answer\\": 1, wrongly.", "better_answer": 2}',

@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.wire import (
+    ChatCompletion,
     ServedModel,
     Stop,
     completions_of,
@@ -65,7 +66,7 @@ def test_shares_by_hand():
 
 def test_choices_go_by_their_index_and_fewer_than_asked_are_the_first_samples():
     read = read_reply(reply(choice("b", index=1), choice("a", index=0), usage={"prompt_tokens": 4}))
-    assert read is not None and (read.prompt_tokens, read.new_tokens) == (4, 0)
+    assert isinstance(read, ChatCompletion) and (read.prompt_tokens, read.new_tokens) == (4, 0)
     found = completions_of(read, "7", (5, 6, 7), SERVED)
     assert isinstance(found, list)
     assert [(c.sample, c.text) for c in found] == [(5, "a"), (6, "b")]
@@ -74,7 +75,7 @@ def test_choices_go_by_their_index_and_fewer_than_asked_are_the_first_samples():
 @pytest.mark.parametrize(
     "data",
     [None, [], 3, "text", {}, {"choices": 3}, {"choices": [{}]}, {"choices": [{"message": "x"}]},
-     {"choices": [], "usage": {"prompt_tokens": "many"}}],
+     {"choices": [None, 3]}],
     ids=str,
 )  # fmt: skip
 def test_what_is_no_chat_completion_is_none(data):
@@ -85,7 +86,12 @@ def test_what_is_no_chat_completion_is_none(data):
     ("choices", "reason"),
     [
         ([], "too_few_choices"),
-        ([choice("a"), choice(None)], "garbled_reply"),
+        ([choice(None)], "garbled_reply"),
+        ([choice(["a"])], "garbled_reply"),
+        ([choice("a", ["stop"])], "garbled_reply"),
+        ([choice(None, refusal=3)], "garbled_reply"),
+        ([{"message": {"content": None, "refusal": {"why": "sk-secret"}}}], "refused"),
+        ([{"message": {"content": None, "refusal": True}}], "refused"),
         ([choice(None, "content_filter")], "content_filter"),
         ([choice("half", "content_filter")], "content_filter"),
         ([{"message": {"content": None, "refusal": "no sk-secret"}}], "refused"),
@@ -95,15 +101,36 @@ def test_what_is_no_chat_completion_is_none(data):
 )
 def test_a_reply_without_all_of_its_texts_is_a_failure(choices, reason):
     read = read_reply(reply(*choices))
-    assert read is not None
+    assert isinstance(read, ChatCompletion)
     found = completions_of(read, "7", (0, 1), SERVED)
     assert isinstance(found, Failure) and found.reason == reason
     assert "sk-secret" not in found.detail
 
 
+@pytest.mark.parametrize(
+    "usage",
+    ["1e999", "-5", "NaN", '"12"', "null", "[1]", "true", "9" * 400],
+    ids=lambda text: text[:5],
+)
+def test_a_count_that_is_none_is_zero_and_the_text_is_kept(usage):
+    text = json.dumps(reply(choice("a"), usage={"prompt_tokens": "X", "completion_tokens": 3}))
+    read = read_reply(json.loads(text.replace('"X"', usage)))
+    assert isinstance(read, ChatCompletion) and (read.prompt_tokens, read.new_tokens) == (0, 3)
+    read = read_reply(
+        json.loads(text.replace('{"prompt_tokens": "X", "completion_tokens": 3}', usage))
+    )
+    assert isinstance(read, ChatCompletion) and (read.prompt_tokens, read.new_tokens) == (0, 0)
+
+
+def test_choices_of_other_types_are_passed_over_and_indices_of_other_types_keep_the_order():
+    read = read_reply(reply(None, choice("a", index="0"), {"message": 3}, choice("b", index=1)))
+    assert isinstance(read, ChatCompletion)
+    assert [c["message"]["content"] for c in read.choices] == ["a", "b"]
+
+
 def test_a_reasoning_model_that_spent_its_tokens_before_the_answer_has_an_empty_text():
     read = read_reply(reply(choice(None, "length")))
-    assert read is not None
+    assert isinstance(read, ChatCompletion)
     found = completions_of(read, "7", (0,), SERVED)
     assert isinstance(found, list) and (found[0].text, found[0].finish_reason) == ("", "length")
 
@@ -152,6 +179,24 @@ def test_retry_after_may_be_a_date_or_milliseconds():
     assert retry_after({"retry-after": "Thu, 01 Jan 1970 00:00:00 GMT"}) == 0
     assert retry_after({"retry-after": "soon"}) is None
     assert retry_after({}) is None
+
+
+def test_a_pause_that_is_no_plain_number_is_none():
+    for stated in ("nan", "inf", "1_0", "-5", "", "Mon, 01 Jan 0001 00:00:00 +2359"):
+        assert retry_after({"retry-after": stated}) in (None, 0), stated
+
+
+@pytest.mark.parametrize("around", ["", "\n", " ", "\r\n"], ids=repr)
+@pytest.mark.parametrize("key", ["sk-secret", "'sk-secret'", '"sk-secret"', "sk\\secret"])
+def test_the_key_is_not_shown_in_any_form(key, around):
+    served = ServedModel([], "m", SecretStr(key + around))
+    sent = key.strip()
+    for said in (sent, f"{sent!r}", json.dumps({"key": sent}), key + around, {"key": sent}, [sent]):
+        assert "secret" not in served.printable(said), said
+
+
+def test_what_is_printed_has_no_control_characters_and_no_half_characters():
+    assert SERVED.printable("\x1b[31mred\x07 \x9b2J\u202egnp\ud83d 好") == "[31mred 2J gnp\ufffd 好"
 
 
 def test_what_is_printed_is_one_short_line_without_a_password():

@@ -4,13 +4,14 @@ import contextlib
 import email.utils
 import functools
 import itertools
+import json
 import random
 import re
 import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -18,8 +19,10 @@ import openai
 from pydantic import SecretStr
 
 from prefpipe import draws
+from prefpipe.foreign_json import well_formed
 from prefpipe.llm import Completion, Failure, Request, Result
 
+T = TypeVar("T")
 NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 LONGEST_RETRY_AFTER_SECONDS = 900.0
 """A server that asks for a longer pause ends the run."""
@@ -48,9 +51,11 @@ class ServedModel:
     extra_body: Mapping[str, Any] | None = None
     """Fields that go with every request."""
 
-    def check_base_urls(self) -> None:
-        """Raises SystemExit, with a sentence, where there is none or one is no URL of a server."""
+    def check(self) -> None:
+        """Raises SystemExit, with a sentence, where no server can be asked with these values."""
         for url in self.base_urls:
+            if "@" in urlsplit(url).netloc:
+                raise SystemExit("base URL: found one with a user or password; leave both out")
             if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
                 raise SystemExit(f"base URL {url!r}: wanted http://host:port/v1 or https://...")
         if not self.base_urls:
@@ -58,16 +63,21 @@ class ServedModel:
                 "no base URL given: name one server at least (OPENAI_BASE_URL; for OpenAI itself "
                 "OPENAI_API_KEY is enough)"
             )
+        if not (self.key().isascii() and self.key().isprintable()):
+            raise SystemExit("OPENAI_API_KEY: found a line end, or not only ASCII; copy it again")
 
     def key(self) -> str:
         """What the openai client is given; it wants some text also where the server wants no key."""
-        return self.api_key.get_secret_value().strip() if self.api_key else "none"
+        return (self.api_key.get_secret_value().strip() if self.api_key else "") or "none"
 
-    def printable(self, text: str) -> str:
-        """At most 300 characters on one line, without the key: servers echo it."""
-        if self.api_key and (secret := self.api_key.get_secret_value()):
-            text = text.replace(secret, "***")
-        text = " ".join(text.split())
+    def printable(self, said: object) -> str:
+        """At most 300 characters on one line, without control characters, and without the key:
+        servers echo it, as it was sent or quoted."""
+        text = well_formed(str(said))
+        if self.api_key and (secret := self.key()) != "none":
+            for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]):
+                text = text.replace(form, "***")
+        text = " ".join("".join(c if c.isprintable() else " " for c in text[:3000]).split())
         return text if len(text) <= 300 else text[:297] + "..."
 
     def backoff_seconds(self, failures: int) -> float:
@@ -114,55 +124,66 @@ class ChatCompletion:
     choices: list[dict[str, Any]]
     prompt_tokens: int
     new_tokens: int
+    """0: the server says nothing of it; so prompt_tokens."""
 
 
-def read_reply(data: Any) -> ChatCompletion | None:
-    """The chat completion in a reply's JSON; None where it is none."""
-    try:
-        choices = sorted(data["choices"], key=lambda choice: choice.get("index", 0))
-        for choice in choices:
-            choice["message"].get("content")
-        used = data.get("usage") or {}
-        prompt_tokens = int(used.get("prompt_tokens") or 0)
-        return ChatCompletion(choices, prompt_tokens, int(used.get("completion_tokens") or 0))
-    except (ValueError, TypeError, KeyError, AttributeError):
+def part(stated: Any, name: str, kind: type[T]) -> T:
+    """The field of that name in what a server states; empty where it is not of that kind."""
+    found = stated.get(name) if isinstance(stated, dict) else None
+    return found if isinstance(found, kind) else kind()
+
+
+def count_in(stated: Any, name: str) -> int:
+    """The count of that name in what a server states; 0 where it states none."""
+    found: Any = stated.get(name) if isinstance(stated, dict) else None
+    return int(found) if type(found) in (int, float) and 0 <= found < 1e12 else 0
+
+
+def read_reply(data: Any) -> ChatCompletion | tuple[int, dict[str, Any]] | None:
+    """The chat completion in a reply's JSON; or the status and the error object that stand there in
+    its place (500 where no status does); None where it is neither."""
+    if not isinstance(data, dict):
         return None
+    choices = [choice for choice in part(data, "choices", list) if part(choice, "message", dict)]
+    if not choices and (error := data.get("error")):
+        error = error if isinstance(error, dict) else {"message": error}
+        stated = [str(error.get(name)) for name in ("code", "status")]
+        return int(next(filter(re.compile("[45][0-9]{2}").fullmatch, stated), 500)), error
+    if not choices and data.get("choices") != []:
+        return None
+    choices.sort(key=lambda choice: count_in(choice, "index"))
+    tokens = [count_in(data.get("usage"), f"{of}_tokens") for of in ("prompt", "completion")]
+    return ChatCompletion(choices, *tokens)
 
 
 def completions_of(
     reply: ChatCompletion, id: str, samples: Sequence[int], served: ServedModel
 ) -> Result:
-    """The reply's choices as the first of those samples; there may be fewer of them. Its new tokens
-    are shared out by length of text. Failure reasons: too_few_choices, content_filter, refused,
-    garbled_reply."""
-    if not reply.choices:
-        return Failure(id, "too_few_choices", "the reply has no choices")
-    texts: list[str] = []
-    for place, choice in enumerate(reply.choices):
+    """The reply's choices that are texts as the first of those samples; there may be fewer of them.
+    Its new tokens are shared out by length of text. Without any, the Failure of the last choice:
+    too_few_choices, content_filter, refused, garbled_reply."""
+    texts: list[tuple[str, Any]] = []
+    failure = Failure(id, "too_few_choices", "the reply has no choices")
+    for choice in reply.choices:
         text, reason = choice["message"].get("content"), choice.get("finish_reason")
         if text is None and reason == "length":
             text = ""  # a reasoning model that spent its tokens before the answer
-        if reason == "content_filter":
-            return Failure(id, "content_filter")
-        if not isinstance(text, str):
-            if refusal := choice["message"].get("refusal"):
-                return Failure(id, "refused", served.printable(refusal))
-            return Failure(id, "garbled_reply", f"choice {place} has no text")
-        if reason not in ("stop", "length"):
-            detail = f"finish_reason {str(reason)[:50]!r} is neither stop nor length"
-            return Failure(id, "garbled_reply", detail)
-        texts.append(text)
-    new_tokens = share_out(reply.new_tokens, [len(text) for text in texts])
+        if isinstance(text, str) and reason in ("stop", "length"):
+            texts.append((text, reason))
+        elif reason == "content_filter":
+            failure = Failure(id, "content_filter")
+        elif refusal := choice["message"].get("refusal"):
+            failure = Failure(id, "refused", served.printable(refusal))
+        else:
+            found = f"finish_reason {str(reason)[:50]!r}, content of type {type(text).__name__}"
+            failure = Failure(id, "garbled_reply", f"found {served.printable(found)}")
+    if not texts:
+        return failure
+    of_all: dict[str, Any] = {"id": id, "prompt_tokens": reply.prompt_tokens}
+    new_tokens = share_out(reply.new_tokens, [len(text) for text, _ in texts])
     return [
-        Completion(
-            id=id,
-            sample=sample,
-            text=texts[i],
-            finish_reason=reply.choices[i]["finish_reason"],
-            prompt_tokens=reply.prompt_tokens,
-            new_tokens=new_tokens[i],
-        )
-        for i, sample in enumerate(samples[: len(texts)])
+        Completion(**of_all, sample=sample, text=text, finish_reason=reason, new_tokens=tokens)
+        for sample, (text, reason), tokens in zip(samples, texts, new_tokens, strict=False)
     ]
 
 
@@ -180,7 +201,7 @@ def read_status(
 ) -> tuple[str, str, float | None]:
     """read_error of such a reply, and the seconds that the server asks to wait."""
     stated = error.body if isinstance(error.body, dict) else {}
-    stated = {**stated, "message": str(stated.get("message") or error.response.text)}
+    stated = {**stated, "message": stated.get("message") or error.response.text}
     wait = retry_after(error.response.headers)
     return *read_error(error.status_code, stated, body, where, served), wait
 
@@ -190,8 +211,8 @@ def read_error(
 ) -> tuple[str, str]:
     """Reason and detail of the API's error object for a request with that body. Raises Stop, its
     message beginning with `where`, if no later request can pass either."""
-    code, param = error.get("code"), error.get("param")
-    detail = f"HTTP {status}: {served.printable(str(error.get('message')))}"
+    code, param = str(error.get("code")), error.get("param")
+    detail = f"HTTP {status}: {served.printable(error.get('message'))}"
     if status in (401, 403):
         raise Stop(f"{where}: {detail}; check the API key (OPENAI_API_KEY)")
     if status in (404, 405):
@@ -224,9 +245,9 @@ def read_error(
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as the server states them (a number or an HTTP date); None: it does not."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        with contextlib.suppress(KeyError, ValueError):
-            return max(float(headers[name]) * unit, 0.0)
-    with contextlib.suppress(KeyError, ValueError):
+        if re.fullmatch(r"\s*[0-9]+(\.[0-9]*)?\s*", stated := headers.get(name, "")):
+            return float(stated) * unit
+    with contextlib.suppress(KeyError, ValueError, OverflowError):
         date = email.utils.parsedate_to_datetime(headers["retry-after"])
         return max(date.timestamp() - time.time(), 0.0)
     return None

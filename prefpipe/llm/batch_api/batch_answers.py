@@ -78,24 +78,26 @@ class Answers:
         if sent_as not in batch.answers:
             return self._without_answer(batch, line, id)
         answer = self._record.answer(batch, sent_as)
-        response, error = answer.get("response"), answer.get("error") or {}
-        if not isinstance(response, dict):
+        response, error = (wire.part(answer, name, dict) for name in ("response", "error"))
+        if not (status := wire.count_in(response, "status_code")):
             reason = str(error.get("code"))
             if reason not in ("batch_expired", "batch_cancelled"):
                 reason = "batch_error"
             detail = self._served.printable(f"{error.get('code')}: {error.get('message')}")
             return _Again(id, reason, f"{batch.batch_id}: {detail}")
-        status, body = response["status_code"], response.get("body")
+        body = response.get("body")
+        stated = wire.part(body, "error", dict) or {"message": body}
         if status == 200:
-            if reply := wire.read_reply(body):
+            reply = wire.read_reply(body)
+            if isinstance(reply, wire.ChatCompletion):
                 return wire.completions_of(reply, id, samples_of(sent_as), self._served)
-            text = self._served.printable(json.dumps(body, ensure_ascii=False))
-            return Failure(id, "garbled_reply", f"no chat completion but {text}")
-        stated = body.get("error") if isinstance(body, dict) else None
-        stated = stated if isinstance(stated, dict) else {"message": body}
-        if status in (401, 402, 403) or stated.get("code") in wire.NO_MONEY:
+            if reply is None:
+                text = self._served.printable(json.dumps(body, ensure_ascii=False))
+                return Failure(id, "garbled_reply", f"no chat completion but {text}")
+            status, stated = reply
+        if status in (401, 402, 403) or str(stated.get("code")) in wire.NO_MONEY:
             # The account's, not the request's: it may have been mended since.
-            detail = self._served.printable(str(stated.get("message")))
+            detail = self._served.printable(stated.get("message"))
             return _Again(id, "batch_error", f"{batch.batch_id}: HTTP {status}: {detail}")
         reason, detail = self._read_error(batch, line, id, status, stated)
         if reason in SERVER_FAILURES:

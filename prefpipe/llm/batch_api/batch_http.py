@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import itertools
-import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,17 +13,19 @@ from typing import Any, TypeVar
 import httpx2
 import openai
 
+from prefpipe.foreign_json import read_json
 from prefpipe.llm import SERVER_FAILURES, wire
 from prefpipe.llm.batch_api.batch_record import Batch
 from prefpipe.llm.wire import ServedModel, Stop
 
 T = TypeVar("T")
 ENDPOINT = "/v1/chat/completions"
+_NAME = re.compile(r"[!-~]+")  # an id or a state: shown to a person, part of a path
 
 
 def answered(shown: dict[str, Any]) -> int:
     """Requests of a batch that have an answer, by the API's own count."""
-    return int((shown.get("request_counts") or {}).get("completed") or 0)
+    return wire.count_in(shown.get("request_counts"), "completed")
 
 
 class BatchApi:
@@ -31,7 +33,7 @@ class BatchApi:
 
     def __init__(self, served: ServedModel, settle_seconds: float) -> None:
         """settle_seconds: after which a batch that was created is in the server's list of batches."""
-        served.check_base_urls()
+        served.check()
         url, *others = served.base_urls
         if others:
             raise Stop(f"the batch engine talks to one server; found {len(others) + 1} base URLs")
@@ -83,7 +85,7 @@ class BatchApi:
         for pause in (0.0, self._settle_seconds):
             time.sleep(pause)
             for other in self._list():
-                name = (other.get("metadata") or {}).get("prefpipe")
+                name = wire.part(other, "metadata", dict).get("prefpipe")
                 if name == batch.name or other.get("input_file_id") == batch.file_id:
                     return other["id"]
         return None
@@ -94,10 +96,11 @@ class BatchApi:
         while True:
             page = functools.partial(self._batches.list, limit=100, **after)
             listed = self._retry(lambda page=page: self._object(page(), "data"))
-            yield from listed["data"]
-            if not listed.get("has_more") or not listed["data"]:
+            shown = [batch for batch in listed["data"] if wire.part(batch, "id", str)]
+            yield from shown
+            if not listed.get("has_more") or not shown:
                 return
-            after = {"after": listed["data"][-1]["id"]}
+            after = {"after": shown[-1]["id"]}
 
     def retrieve(self, batch_id: str) -> dict[str, Any]:
         """The batch as the API shows it."""
@@ -129,9 +132,9 @@ class BatchApi:
         os.replace(temporary, path)
 
     def _object(self, response: Any, needed: str = "id") -> dict[str, Any]:
-        with contextlib.suppress(ValueError):
-            reply = json.loads(response.text)
-            if isinstance(reply, dict) and needed in reply:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            found = (reply := read_json(response.content))[needed]
+            if isinstance(found, list) if needed == "data" else _NAME.fullmatch(found):
                 return reply
         raise _Garbled(self._served.printable(response.text))
 
@@ -151,7 +154,8 @@ class BatchApi:
                     raise Stop(f"{self._name}: {detail}") from None
             except _Garbled as error:
                 detail = f"a reply that is none: {error}"
-            except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            except (openai.APIConnectionError, httpx2.HTTPError, ValueError, LookupError) as error:
+                # the last two: an id that no path can have, a charset that is none
                 cause = error.__cause__ or error
                 detail = served.printable(f"{type(cause).__name__}: {cause}")
             if tries > served.max_retries or (after or 0) > wire.LONGEST_RETRY_AFTER_SECONDS:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from prefpipe.files import DataError, open_alone
-from prefpipe.llm import Request
+from prefpipe.foreign_json import read_json
+from prefpipe.llm import Request, wire
 from prefpipe.llm.costs import Price, estimate_prompt_tokens, find_price
 
 RECORD = "batches.jsonl"
@@ -181,22 +182,33 @@ class BatchRecord:
 
     def index_answers(self, batch: Batch) -> int:
         """Find the batch's answers in its files; returns the number of lines that are none."""
-        wanted, garbled, paid = set(batch.ids), 0, 0
+        lines, garbled, paid = {id: line for line, id in enumerate(batch.ids)}, 0, 0
         batch.answers.clear()
         batch.used.clear()
         for kind in ("output", "errors"):
             path = self.path(kind, batch)
             for offset, line in _lines(path) if path.exists() else ():
                 answer = _parse_answer(line)
-                if answer is None or answer["custom_id"] not in wanted:
+                if answer is None or answer["custom_id"] not in lines:
                     garbled += bool(line.strip())
                 elif answer["custom_id"] not in batch.answers:
                     batch.answers[answer["custom_id"]] = (path.name, offset)
-                    paid += (answer.get("response") or {}).get("status_code") == 200
-                    batch.used.append(_usage(answer))
+                    response = wire.part(answer, "response", dict)
+                    if wire.count_in(response, "status_code") == 200:
+                        paid += 1
+                        line_sent = lines[answer["custom_id"]]
+                        batch.used.append(self._used(batch, line_sent, response.get("body")))
         # The API's own count tells lost answers from lines that never were any.
         batch.is_incomplete = batch.done > paid if batch.done else bool(garbled)
         return garbled
+
+    def _used(self, batch: Batch, line: int, body: Any) -> tuple[int, int]:
+        """Prompt and new tokens of an answer; the most there can be where it does not state them."""
+        if isinstance(reply := wire.read_reply(body), tuple):
+            return 0, 0
+        if reply and reply.prompt_tokens and reply.new_tokens:
+            return reply.prompt_tokens, reply.new_tokens
+        return most_tokens(self.sent(batch, line))
 
     def sent(self, batch: Batch, line: int) -> dict[str, Any]:
         """The body of a request as it was sent."""
@@ -244,24 +256,15 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def _line(path: Path, offset: int) -> dict[str, Any]:
     with open(path, "rb") as file:
         file.seek(offset)
-        return json.loads(file.readline())
+        return read_json(file.readline())
 
 
 def _parse_answer(line: bytes) -> dict[str, Any] | None:
     """A line of an output or error file; None where it is not one."""
-    with contextlib.suppress(ValueError, RecursionError):
-        match json.loads(line):
+    with contextlib.suppress(ValueError):
+        match read_json(line):
             case {"custom_id": str(), "response": {"status_code": int()}} as answer:
                 return answer
             case {"custom_id": str(), "error": dict()} as answer:
                 return answer
     return None
-
-
-def _usage(answer: dict[str, Any]) -> tuple[int, int]:
-    """Prompt and new tokens; zeros where the answer says nothing of it."""
-    try:
-        used = answer["response"]["body"]["usage"]
-        return int(used["prompt_tokens"]), int(used["completion_tokens"])
-    except (KeyError, TypeError, ValueError):
-        return 0, 0

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from prefpipe import draws
-from prefpipe.llm import Request, Result
+from prefpipe.llm import Request, Result, wire
 from prefpipe.llm.batch_api.batch_answers import Answers, Missing
 from prefpipe.llm.batch_api.batch_http import BatchApi, answered
 from prefpipe.llm.batch_api.batch_record import ENDED, Batch, BatchRecord, hash_of
@@ -87,17 +87,18 @@ class BatchSession:
             batch.done = answered(shown)
             if batch.status not in ENDED:
                 return before != (batch.status, batch.done)
-            errors = (shown.get("errors") or {}).get("data") or []
+            errors = wire.part(wire.part(shown, "errors", dict), "data", list)
+            errors = [error for error in errors if isinstance(error, dict)]
             self._record.note("ended", batch, status=batch.status, done=batch.done, errors=errors)
             _say(f"{batch.batch_id}: {batch.status}, {batch.done:,} of {batch.requests:,} answered")
         self._download(batch, shown)
         return True
 
     def _download(self, batch: Batch, shown: dict[str, Any]) -> None:
-        files = {"output": shown.get("output_file_id"), "errors": shown.get("error_file_id")}
+        files = {"output": "output_file_id", "errors": "error_file_id"}
         for attempt in range(_READS):
-            for kind, file_id in files.items():
-                if file_id:
+            for kind, name in files.items():
+                if file_id := wire.part(shown, name, str):
                     self._api.content(file_id, self._record.path(kind, batch))
             if not (garbled := self._record.index_answers(batch)):
                 break
@@ -136,7 +137,7 @@ class BatchSession:
         if batch.status != "failed" or batch.answers:
             self._full_queue = 0
             return
-        if any(1 <= (error.get("line") or 0) <= batch.requests for error in batch.errors):
+        if any(1 <= wire.count_in(error, "line") <= batch.requests for error in batch.errors):
             return
         first = batch.errors[0] if batch.errors else {}
         said = self._served.printable(f"{first.get('code')}: {first.get('message')}")

@@ -12,7 +12,6 @@ Each generate() has an event loop in a thread of its own: the caller's thread pu
 import asyncio
 import contextlib
 import itertools
-import json
 import queue
 import threading
 from collections import deque
@@ -24,12 +23,15 @@ import aiohttp
 import httpx2
 import openai
 
+from prefpipe.foreign_json import read_json
 from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, wire
 from prefpipe.llm.costs import Spending, estimate_prompt_tokens
 from prefpipe.llm.server.limits import Budget, Endpoint, Endpoints, network_reason
 from prefpipe.llm.wire import ChatCompletion, ServedModel, Stop
 
 _DRAIN_SECONDS = 30.0
+_LOST = (TimeoutError, openai.APIConnectionError, aiohttp.ClientError, LookupError, UnicodeError)
+"""The last two: of a reply whose charset is none."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,11 @@ class _Trouble(NamedTuple):
 class ServerEngine:
     """Many requests in flight at once; memory is bounded by requests_in_flight.
 
-    A request is sent again only on 408, 409, 429, 5xx, a timeout or a lost connection, max_retries
-    times at most, with growing random pauses or the Retry-After that the server states; then it is
-    a Failure, as are other 4xx at once. What no later request can pass either (wrong key, unknown
-    model, no money, no server at any base URL, a refused option) ends generate() with SystemExit
-    and a sentence, after the requests in flight have come back.
+    A request is sent again only on 408, 409, 429, 5xx, a garbled reply, a timeout or a lost
+    connection, max_retries times at most, with growing random pauses or the Retry-After that the
+    server states; then it is a Failure, as are other 4xx at once. What no later request can pass
+    either (wrong key, unknown model, no money, no server at any base URL, a refused option) ends
+    generate() with SystemExit and a sentence, after the requests in flight have come back.
 
     Failure reasons: SERVER_FAILURES, bad_request, prompt_too_long, garbled_reply, too_few_choices,
     refused, content_filter.
@@ -67,7 +69,7 @@ class ServerEngine:
 
     def __init__(self, served: ServedModel, options: ServerOptions | None = None) -> None:
         """served.base_urls: each serves the same model; load goes to the least busy that answers."""
-        served.check_base_urls()
+        served.check()
         self.served = served
         self.options = options or ServerOptions()
         self._spending = Spending(served.model)
@@ -185,21 +187,19 @@ class ServerSession:
         self._start()
 
     async def _complete(self, request: Request) -> Result:
-        """All samples of the request; choices that a server leaves out are asked for again."""
+        """All samples of the request; choices that are missing or no texts are asked for again."""
         completions: list[Completion] = []
         missing = request.samples
         while missing:
             reply = await self._ask(request, missing)
-            if isinstance(reply, ChatCompletion):
-                reply = wire.completions_of(reply, request.id, missing, self._served)
             if isinstance(reply, Failure):
                 return reply
             completions += reply
             missing = missing[len(reply) :]
         return completions
 
-    async def _ask(self, request: Request, samples: Sequence[int]) -> ChatCompletion | Failure:
-        """One reply, however many tries it takes."""
+    async def _ask(self, request: Request, samples: Sequence[int]) -> Result:
+        """The texts of one reply, however many tries it takes."""
         body = wire.request_body(self._served, request, samples, self._limit_field)
         tokens = 0
         if self._options.tokens_per_minute:
@@ -216,16 +216,20 @@ class ServerSession:
             # 2) Ask it, once.
             reply = await self._send(endpoint, body)
             if isinstance(reply, ChatCompletion):
-                self._tokens_budget.give(tokens - reply.prompt_tokens - reply.new_tokens)
+                if reply.prompt_tokens and reply.new_tokens:  # else the estimate stands
+                    self._tokens_budget.give(tokens - reply.prompt_tokens - reply.new_tokens)
                 self._spending.add(reply.prompt_tokens, reply.new_tokens)
-                return reply
+                result = wire.completions_of(reply, request.id, samples, self._served)
+                if not isinstance(result, Failure):
+                    return result
+                reply = _Trouble(result.reason, result.detail)
             # 3) Give up, or see to it that the next try may pass.
             if reply.reason == "renamed":
                 continue
             if reply.reason == "no_connection":
                 self._endpoints.lost_connection(endpoint, reply.detail)
                 continue
-            if reply.reason not in SERVER_FAILURES:
+            if reply.reason not in (*SERVER_FAILURES, "garbled_reply"):
                 return Failure(request.id, reply.reason, reply.detail)
             tries += 1
             if tries > self._served.max_retries:
@@ -243,7 +247,7 @@ class ServerSession:
                 response = await endpoint.client.post(
                     "/chat/completions", cast_to=httpx2.Response, body=body
                 )
-        except (TimeoutError, openai.APIConnectionError, aiohttp.ClientError) as error:
+        except _LOST as error:
             reason, detail = network_reason(error)
             return _Trouble(reason, self._served.printable(detail))
         except openai.APIStatusError as error:
@@ -256,14 +260,16 @@ class ServerSession:
             self._in_flight.discard(task)
         self._endpoints.connected(endpoint)
         try:
-            reply = wire.read_reply(json.loads(response.content))
-        except (ValueError, RecursionError):
+            reply = wire.read_reply(read_json(response.content))
+        except ValueError:
             reply = None
+        if isinstance(reply, tuple):
+            return _Trouble(*wire.read_error(*reply, body, endpoint.name, self._served))
         if reply:
             return reply
         kind = response.headers.get("content-type", "no content type")
-        text = self._served.printable(response.text)
-        return _Trouble("garbled_reply", f"no chat completion but {kind}: {text}")
+        text = f"{kind}: {response.content[:3000].decode(errors='replace')}"
+        return _Trouble("garbled_reply", f"no chat completion but {self._served.printable(text)}")
 
     def _renames_limit(self, error: openai.APIStatusError, body: dict[str, Any]) -> bool:
         """Newer OpenAI models call max_tokens max_completion_tokens, and say so in a 400."""
