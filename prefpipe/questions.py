@@ -22,6 +22,7 @@ BLOCK = 64
 """Questions in a block that callers make."""
 
 _WORD = re.compile(r"[^\W_]+")
+_MARKS = re.compile(r"([\W\uff9e\uff9f]{64})")  # no accent is in \w
 _SPACE = ord(" ")
 # ASCII: letters in lower case and digits stay, all else is a space; other bytes stay as they are.
 _WORD_BYTES = bytes(
@@ -74,4 +75,9 @@ def plain_texts(questions: Sequence[str]) -> list[bytes]:
 
 
 def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
+    return nfkc(text).casefold()
+
+
+def nfkc(text: str) -> str:
+    """Unicode's form NFKC; 64 marks in a row are apart, since putting n in order takes n^2 steps."""
+    return "".join(unicodedata.normalize("NFKC", part) for part in _MARKS.split(text))

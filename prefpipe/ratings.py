@@ -25,7 +25,7 @@ Ratings = list[float | None]
 # A line of nothing but `Text 2`, `Rating: 4`, or both, in any markdown. A line of a reason that goes
 # on ("Text 2 says more") is neither.
 _RATING_LINE = re.compile(
-    r"[^\w\n]*(?:(?:output\s+for\s+)?text\s*#?\s*(?P<number>\d{1,4})\b[^\w\n]*)?"
+    r"[^\w\n]*(?:(?:output\s+for\s+)?text\s*(?:#\s*)?(?P<number>\d{1,4})\b[^\w\n]*)?"
     r"(?:(?:rating|score)\b[*_`\s]*(?:\([^)\n]*\)[*_`\s]*)?(?:[:：=][*_`\s]*(?P<value>.*)|(?P<bare>\d.*)))?",
     re.IGNORECASE,
 )
@@ -33,7 +33,7 @@ _RATING_LINE = re.compile(
 _RATING = re.compile(
     r"\[?(?P<rating>-?\d{1,9}(?:\.\d{1,9})?)\]?"
     r"(?:\s*(?:/|out\s+of)\s*(?P<scale>\d{1,9})\b)?"
-    r"(?:[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]+\s*[^\d\s].*)"
+    r"(?:[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]\s*[^\d\s].*)"
 )
 _NOT_APPLICABLE = re.compile(r"\[?(?:n\s*/\s*a|not applicable)\b(?!\s*/).*", re.IGNORECASE)
 _TEXT_KEY = re.compile(r"text[_ ]?(\d{1,4})", re.IGNORECASE)

@@ -22,6 +22,7 @@ ASKED_AGAIN = {
 
 _JSON_START = re.compile(r'\[\s*\{\s*"|\{\s*"')
 _DECODER = json.JSONDecoder()
+_MOST_IN_VAIN = 3_000_000  # characters of broken objects, each start read to its fault
 
 
 def texts_as_json(item: Item) -> str:
@@ -65,12 +66,17 @@ def english_item(item: Item, reply: Completion, *, template: str | None = None) 
 def embedded_json(text: str) -> list[Any]:
     """The JSON objects (and lists of them) inside a text, in order, with `...` for each string:
     what a translation must keep."""
-    values, at = [], 0
+    values, at, in_vain = [], 0, 0
     while start := _JSON_START.search(text, at):
         try:
             value, at = _DECODER.raw_decode(text, start.start())
-        except (ValueError, RecursionError):
+        except json.JSONDecodeError as error:
             at = start.start() + 1
+            in_vain += error.pos - at + error.pos // 100  # which its line number costs
+            if in_vain > _MOST_IN_VAIN:
+                break
+        except (ValueError, RecursionError):  # a number, or a depth, that nobody translates
+            break
         else:
             values.append(_without_strings(value))
     return values

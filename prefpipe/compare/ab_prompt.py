@@ -26,7 +26,7 @@ from prefpipe.rows import Message, as_turns
 LABELS = ("A", "B")
 
 # A marker of the format, with the backslashes that already stand before it.
-_MARKER = re.compile(r"\\*(?:\[CONTEXT\]|\[RESPONSE [AB]\]|<turn> (?:user|assistant))")
+_MARKER = re.compile(r"(?<!\\)\\*(?:\[CONTEXT\]|\[RESPONSE [AB]\]|<turn> (?:user|assistant))")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,11 @@ Another part is a line of `parts` in score_answer, and its field in rows.ScorePa
 import functools
 import keyword
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prefpipe.questions import nfkc
 from prefpipe.rows import ScoreParts
 
 ABSTENTIONS = (
@@ -120,8 +120,7 @@ def extract_keywords(query: str, context: str, most: int) -> list[str]:
 
 def split_words(text: str) -> list[str]:
     """The words of a text in lower case, identifiers split: readLine and read_line give read, line."""
-    plain = unicodedata.normalize("NFKC", text)
-    return [word.casefold() for word in _WORD.findall(_CAMEL.sub(" ", plain))]
+    return [word.casefold() for word in _WORD.findall(_CAMEL.sub(" ", nfkc(text)))]
 
 
 def _is_keyword(word: str) -> bool:
@@ -141,9 +140,10 @@ def stop_words() -> frozenset[str]:
 def is_abstention(text: str, phrases: Sequence[str] = ABSTENTIONS) -> bool:
     """Whether the text begins by saying that it does not know; case and apostrophes do not matter."""
     plain = _plain(text)
-    while opening := _OPENING.match(plain):
-        plain = plain[opening.end() :]
-    return any(plain.startswith(_plain(phrase)) for phrase in phrases)
+    at = 0
+    while opening := _OPENING.match(plain, at):
+        at = opening.end()
+    return any(plain.startswith(_plain(phrase), at) for phrase in phrases)
 
 
 def _plain(text: str) -> str:
