@@ -21,27 +21,3 @@ from prefpipe.files.records import (
 )
 from prefpipe.files.resume import RowLog
 from prefpipe.files.run import Run, StageFacts
-
-__all__ = [
-    "ENDINGS",
-    "SPLITS",
-    "Aligned",
-    "DataError",
-    "Places",
-    "RowLog",
-    "Run",
-    "StageFacts",
-    "data_files",
-    "difference",
-    "fingerprint",
-    "hash_path",
-    "library_versions",
-    "matching",
-    "open_alone",
-    "parse_row",
-    "read_records",
-    "read_rows",
-    "write_json",
-    "write_rows",
-    "write_text",
-]

@@ -22,17 +22,3 @@ from prefpipe.settings.engines import (
 )
 from prefpipe.settings.stage import NoEffectOnRows, Stage
 from prefpipe.settings.training import PreferenceStage, PreferenceTrainingStage, TrainingStage
-
-__all__ = [
-    "Account",
-    "EngineStage",
-    "ModelStage",
-    "NoEffectOnRows",
-    "PreferenceStage",
-    "PreferenceTrainingStage",
-    "SamplingStage",
-    "ServerStage",
-    "Stage",
-    "TrainingStage",
-    "local_folders",
-]
