@@ -27,11 +27,11 @@ SERVED = ServedModel(["http://127.0.0.1:9/v1"], "m", SecretStr("sk-secret"))
 ASKED = Request("7", ({"role": "user", "content": "问"},), (2, 3), 9, temperature=0.5, top_k=5)
 
 
-def reply(*choices: dict[str, Any], **rest: Any) -> Any:
+def reply(*choices: Any, **rest: Any) -> Any:
     return {"choices": list(choices), **rest}
 
 
-def choice(content: Any, finish_reason: str = "stop", **rest: Any) -> dict[str, Any]:
+def choice(content: Any, finish_reason: Any = "stop", **rest: Any) -> dict[str, Any]:
     return {"message": {"content": content}, "finish_reason": finish_reason, **rest}
 
 
