@@ -196,10 +196,11 @@ class Run(AbstractContextManager["Run"]):
         base = self._log_base
         # the name behind "partial": an output called x.judge.jsonl has a log of its own beside x.jsonl's
         path = base.with_name(f".{base.name}.partial{'.' if name else ''}{name}.jsonl")
-        for old in (f".{base.name}.{name}.partial.jsonl", f".{base.name}.partial.jsonl"):
-            if name and base.with_name(old).exists():
+        names = (f".{base.name}.{name}.partial.jsonl", f".{base.name}.partial.jsonl")
+        for old in {base.with_name(n) for n in names if name} - {log.path for log in self._logs}:
+            if old.exists():
                 raise DataError(
-                    f"{base.with_name(old)}: a stopped run of another version of prefpipe; finish it "
+                    f"{old}: a stopped run of another version of prefpipe; finish it "
                     "with that one, or delete the file and start anew"
                 )
         log = RowLog(path, row_type, self.mark)
