@@ -64,9 +64,10 @@ def options_of(stage: str) -> set[str]:
 # ---- who imports whom
 
 FLOORS = [  # a module imports from its own room and from rooms above it in this list, from none below
-    "rows ranges reasons draws screen foreign_json",
+    "rows words ranges reasons draws screen foreign_json",
     "files languages questions",
-    "templates near_duplicates verdicts formats",
+    "templates shingles verdicts formats",
+    "near_duplicates",
     "chat judge judgment_pairs rating_prompts",
     "ratings translations",
     "ratings_report",

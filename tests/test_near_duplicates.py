@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 import tracemalloc
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefpipe.near_duplicates import EarlierDocuments, NearDuplicates, jaccard, shingles
+from prefpipe.near_duplicates import EarlierDocuments, NearDuplicates
 from prefpipe.rag.documents import to_documents
 from prefpipe.rows import Document, Entry
+from prefpipe.shingles import jaccard, shingles
 
 # ---- questions
 
@@ -95,6 +97,44 @@ def test_a_lookup_finds_what_comparing_all_sketches_finds():
             max(jaccard(shingles(text), other) for other in sketches) >= threshold for text in asked
         ]
         assert [text in duplicates for text in asked] == found and 10 < sum(found) < 95
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([17, 120, 300]))
+def test_with_one_beginning_a_lookup_finds_what_comparing_all_sketches_finds(seed, common):
+    """Short and long texts behind it; some are near by the beginning alone, some by their own words."""
+    rng = random.Random(seed)
+    beginning = random_text(common, rng)
+    held_out = [f"{beginning} {random_text(rng.randrange(1, 200), rng)}" for _ in range(60)]
+    asked = [f"{beginning} {random_text(rng.randrange(1, 200), rng)}" for _ in range(30)]
+    asked += [
+        f"{beginning} {changed(text[len(beginning) :], share, rng)}"
+        for text in held_out[:30]
+        for share in (0.02, 0.1)
+    ]
+    sketches = [shingles(text) for text in held_out]
+    for threshold in (0.5, 0.8):
+        found = NearDuplicates(held_out, threshold).find(asked)
+        closest = [max(jaccard(shingles(text), other) for other in sketches) for text in asked]
+        # who is near by the beginning alone is compared with the nearest of such, not with all
+        sure = [v >= threshold for v in closest]
+        missed = [v for v, f, wanted in zip(closest, found, sure, strict=True) if wanted and not f]
+        assert all(v < threshold + 0.05 for v in missed) and len(missed) <= 3
+        assert not any(f and not wanted for f, wanted in zip(found, sure, strict=True))
+
+
+def test_questions_with_one_beginning_cost_no_more_the_more_they_are():
+    rng = random.Random(3)
+    beginning = random_text(300, rng)
+
+    def seconds(count: int) -> float:
+        texts = [f"{beginning} {random_text(60, rng)}" for _ in range(2 * count)]
+        started = time.process_time()
+        NearDuplicates(texts[:count]).find(texts[count:])
+        return time.process_time() - started
+
+    seconds(100)
+    assert seconds(2000) < 8 * seconds(500) + 0.2  # four times as many; comparing all takes 16
 
 
 def test_equal_questions_are_duplicates_at_any_threshold_and_others_are_none():

@@ -18,7 +18,6 @@ from prefpipe.rag.pairs import (
     keywords_of,
     score_candidates,
 )
-from prefpipe.rag.score import ABSTENTIONS
 from prefpipe.rows import Completion, Entry, RagPair, Reject, Retrieved
 
 RULES = PairRules(
@@ -27,7 +26,7 @@ RULES = PairRules(
     weight_length=0.05,
     free_characters=600,
     full_characters=1800,
-    abstentions=ABSTENTIONS,
+    abstentions=(),
     answer_threshold=0.0,
     keywords=[],
     max_keywords=8,

@@ -195,19 +195,17 @@ def test_a_name_that_is_no_file_is_one_of_the_hub(tmp_path, monkeypatch):
     """Also one that ends in .1, as the published recipe's data does."""
     asked = []
 
-    class Streamed(list):
-        def take(self, count):
-            return self[:count]
-
-    def load_dataset(name, **options):
-        asked.append((name, options))
-        return Streamed(raw(k) for k in range(5))
+    def load_dataset(name, config, **options):
+        asked.append((name, config, options))
+        return [raw(k) for k in range(5)]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["train", "test"])
     name = "Skywork/Skywork-Reward-Preference-80K-v0.1"
     main(Settings(input=name, validation_input="", output=tmp_path / "items", limit=3))
     assert ledger(tmp_path / "items" / META)["read"] == 3
-    assert asked == [(name, {"split": "train", "streaming": True})] * 2  # a pass for the split
+    options = {"split": "train", "streaming": True, "revision": None}
+    assert asked == [(name, None, options)] * 2  # a pass for the split
 
 
 @pytest.mark.parametrize("name", ["raw.jsonl", "some/raw.parquet", "./raw", "/a/b", "a/b/c"])
@@ -223,7 +221,7 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, name):
     [
         (b"", "no row to read"),
         (b'{"prompt": "p", "chosen": "c"}\n', "not one of 1 rows could be used ({'bad_row': 1})"),
-        (b'[{"prompt": "p"}]\n', "raw.jsonl:1: found a JSON array, wanted one object a line"),
+        (b'[{"prompt": "p"}\n', "raw.jsonl: begins as a JSON array, and is none"),
         ('{"prompt": "ä"}\n'.encode("latin-1"), "raw.jsonl:1: byte 12 is not UTF-8"),
         (b'{"id": "a", "prompt": "p", "chosen": "c", "rejected": "r"}\n' * 2, "raw.jsonl:2: id 'a' stands"),
     ],

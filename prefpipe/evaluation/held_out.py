@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from prefpipe.files import DataError, Places, Run, data_files, parse_row, read_records
+from prefpipe.files import DataError, Named, Places, Run, data_files, parse_row
 from prefpipe.formats import FORMATS
 from prefpipe.formats.reading import Format, to_question
 from prefpipe.judge import build_item
@@ -92,7 +92,7 @@ def _rows(
     read = partial(parse_row, row_type=Item) if own else FORMATS[measured.name].read
     places = Places()
     for file in data_files(measured.path) if own else [measured.path]:
-        for place, record in read_records(file, run.facts.limit):
+        for place, record in Named(str(file)).records(run.facts.limit):
             try:
                 if isinstance(record, ValueError):
                     raise record

@@ -1,7 +1,5 @@
 """How much of a benchmark was trained on: word n-grams that its questions share with training texts."""
 
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +9,9 @@ import numpy as np
 from prefpipe import formats
 from prefpipe.evaluation import held_out
 from prefpipe.evaluation.held_out import Measured
-from prefpipe.files import DataError, Run, read_records
+from prefpipe.files import DataError, Named, Run
 from prefpipe.rows import Question, answer_of, flatten_turns
-
-_WORD = re.compile(r"\w+")
+from prefpipe.words import split_words
 
 
 class Overlap:
@@ -58,7 +55,7 @@ class Overlap:
         }
 
     def _ngrams(self, text: str) -> set[int]:
-        words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+        words = split_words(text)
         if len(words) < self._n:
             return {hash(" ".join(words))} if words else set()
         return {hash(" ".join(words[k : k + self._n])) for k in range(len(words) - self._n + 1)}
@@ -78,7 +75,7 @@ def overlaps(run: Run, sets: Iterable[Measured], trained_on: Sequence[Path]) -> 
 
 def _training_texts(paths: Iterable[Path]) -> Iterator[str]:
     for path in paths:
-        for place, record in read_records(path):
+        for place, record in Named(str(path)).records():
             row = formats.read_preference(record, "sky")
             if isinstance(row, ValueError):
                 raise DataError(f"{place}: {row}")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefpipe.files import Places, Run, read_records
+from prefpipe.files import Named, Places, Run
 from prefpipe.formats.reading import id_field, read_turns, source_field
 from prefpipe.rows import Prompt, Reject
 
@@ -38,7 +38,7 @@ def read_prompts(
     Raises DataError, with both places, where two rows have the same id."""
     places = Places()
     for path in paths:
-        for place, record in read_records(path, limit):
+        for place, record in Named(str(path)).records(limit):
             try:
                 row = read_prompt(record)
             except ValueError as error:

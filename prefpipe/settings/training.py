@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 import config
+from prefpipe.files import Named
 from prefpipe.formats import PairFormat
 from prefpipe.ranges import AboveZero, AtLeastTwo, PartialShare, Positive, Share, Weight
 from prefpipe.settings.stage import NoEffectOnRows, Stage
@@ -203,7 +204,7 @@ class PreferenceStage(Stage):
     def raw_files(self) -> list[Path]:
         """What the run depends on, where it is a file or folder here."""
         names = filter(None, (self.input, self.validation_input))
-        return [path for path in map(Path, names) if path.exists()]
+        return [path for name in names for path in Named(name).paths()]
 
 
 class PreferenceTrainingStage(PreferenceStage, TrainingStage):

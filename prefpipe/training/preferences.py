@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefpipe import formats
-from prefpipe.files import DataError, Places, Run
-from prefpipe.formats.reading import read_named
+from prefpipe.files import DataError, Named, Places, Run
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import in_blocks, splits
 from prefpipe.rows import Preference, Reject, Split, flatten_turns
@@ -120,7 +119,7 @@ class RawPreferences:
     def _records(self, names: Iterable[str]) -> Iterator[tuple[str, str, Any]]:
         """(file, place, record) of these files, one after another."""
         for name in filter(None, names):
-            for place, record in read_named(name, self.limit):
+            for place, record in Named(name).records(self.limit):
                 yield name, place, record
 
     def _row(self, record: Any) -> Preference | ValueError:
