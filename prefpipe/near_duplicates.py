@@ -5,6 +5,7 @@ Two texts are compared by their shingles (prefpipe/shingles.py).
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -24,60 +25,58 @@ _KEPT_OF_DOCUMENT = 32
 _OWNER_BITS = np.uint64(26)
 _OWNER = np.uint64((1 << 26) - 1)
 _NO_KEY = (1 << 64) - 1  # no shingle has this hash, or is not looked at if it has
-_MANY = 16  # questions that share a hash, which then tells little
+_MANY = 16  # questions that share a hash, which then tells nothing of them
 
 
 class NearDuplicates:
     """Finds whether a question is nearly one of those given: jaccard(shingles) >= threshold.
 
-    Prefix filter (Chaudhuri et al. 2006; Bayardo et al. 2007): with both sets in one order, two that
-    share the threshold's part cannot differ in all of their first few. So only these of each sketch
-    are kept as keys to look up, and jaccard is asked of what they find. The order is that of the
-    hashes, but those that many questions share (of one system prompt, one template) come last: who is
-    near by words of its own is found by these, and there are few to compare.
+    What more than 16 of them share (a system prompt, a template) is left out of the comparison: two
+    questions behind one long beginning are not the same question. It counts where a question has
+    nothing else, that is, where the question itself is given so often.
 
-    Who is near by the common beginning alone would be compared with all that have it. Of such a hash
-    the questions are kept as keys that have least beside common ones: the nearest, if any is near.
-    In memory are 2 kB a long question, and at a threshold of 0.8 another 0.4 kB.
+    Prefix filter (Chaudhuri et al. 2006; Bayardo et al. 2007): with both sets in one order, here that
+    of the hashes, two that share the threshold's part cannot differ in all of their first few. So
+    only these of each sketch are kept as keys to look up, and jaccard is asked of what they find. In
+    memory are 2 kB a long question, and at a threshold of 0.8 another 0.4 kB.
     """
 
     def __init__(self, questions: Iterable[str], threshold: float = 0.8) -> None:
         self._threshold = threshold
-        self._sketches = [
+        self._given = [
             sketch.tobytes()
             for block in in_blocks(questions)
             for sketch in sketches(plain_texts(block), KEPT)
         ]
         self._common = self._common_hashes()
-        keys = array("Q")
-        owners_of: dict[int, list[tuple[int, int]]] = {}
-        for owner, sketch in enumerate(map(self._sketch, range(len(self._sketches)))):
-            first, common = self._prefix(sketch)
+        keys, common_keys = array("Q"), Counter[int]()
+        self._has_own = bytearray(len(self._given))
+        for owner in range(len(self._given)):
+            sketch = np.frombuffer(self._given[owner], np.uint64)
+            own = self._own(sketch)
+            self._has_own[owner] = len(own) > 0
+            first = self._prefix(own if len(own) else sketch)
+            if not len(own):  # as many as share these hashes are all nearly alike: some will do
+                first = first[[common_keys[key] < _MANY for key in first.tolist()]]
+                common_keys.update(first.tolist())
             keys.frombytes((first & ~_OWNER | np.uint64(owner)).tobytes())
-            own = len(sketch) - int(self._is_common(sketch).sum()) if len(common) else 0
-            for value in common.tolist():
-                owners_of.setdefault(value, []).append((own, owner))
-        for value, owners in owners_of.items():
-            keys.extend(value & ~int(_OWNER) | owner for _, owner in sorted(owners)[:_MANY])
         keys.append(_NO_KEY)  # so that a search ends within them
         self._keys = np.frombuffer(keys, np.uint64)
         self._keys.sort()
         self._sieve = _Sieve(self._keys)
 
-    def _sketch(self, owner: int) -> np.ndarray:
-        return np.frombuffer(self._sketches[owner], np.uint64)
-
     def _common_hashes(self) -> np.ndarray:
         """Those of more than _MANY questions, sorted."""
-        hashes = np.frombuffer(b"".join(self._sketches), np.uint64).copy()
+        hashes = np.frombuffer(b"".join(self._given), np.uint64).copy()
         hashes.sort()
         return unique(hashes[_MANY:][hashes[_MANY:] == hashes[:-_MANY]])
 
-    def _is_common(self, hashes: np.ndarray) -> np.ndarray:
+    def _own(self, sketch: np.ndarray) -> np.ndarray:
+        """The hashes that are not common."""
         if not len(self._common):
-            return np.zeros(len(hashes), dtype=bool)
-        at = np.minimum(self._common.searchsorted(hashes), len(self._common) - 1)
-        return self._common[at] == hashes
+            return sketch
+        at = np.minimum(self._common.searchsorted(sketch), len(self._common) - 1)
+        return sketch[self._common[at] != sketch]
 
     def __contains__(self, question: str) -> bool:
         return self.find([question])[0]
@@ -103,7 +102,9 @@ class NearDuplicates:
 
     def _is_near(self, text: bytes) -> bool:
         sketch = next(sketches([text], KEPT))
-        hashes = np.concatenate(self._prefix(sketch)) & ~_OWNER
+        own = self._own(sketch)
+        firsts = [self._prefix(sketch), self._prefix(own)] if len(own) else [self._prefix(sketch)]
+        hashes = unique(np.concatenate(firsts) & ~_OWNER)
         starts = self._keys.searchsorted(hashes)
         ends = self._keys.searchsorted(hashes | _OWNER, side="right")
         has = (starts < ends).nonzero()[0]
@@ -113,17 +114,21 @@ class NearDuplicates:
             for key in self._keys[start:end]
             if key != _NO_KEY
         )
-        return any(jaccard(sketch, self._sketch(owner)) >= self._threshold for owner in owners)
+        return any(self._similarity(sketch, own, owner) >= self._threshold for owner in owners)
 
-    def _prefix(self, sketch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The first hashes of a sketch in the order: its own, and of the common ones those behind.
+    def _similarity(self, sketch: np.ndarray, own: np.ndarray, owner: int) -> float:
+        given = np.frombuffer(self._given[owner], np.uint64)
+        if not self._has_own[owner]:
+            return jaccard(sketch, given)
+        # a full sketch says nothing of what comes behind its last hash
+        reach = min((s[-1] for s in (sketch, given) if len(s) == KEPT), default=_NO_KEY)
+        mine, other = (part[part <= reach] for part in (own, self._own(given)))
+        return jaccard(mine, other) if len(mine) and len(other) else 0.0
 
-        So many that one who has threshold * size of the sketch has one of them.
-        """
-        size = len(sketch) - max(1, math.ceil(self._threshold * len(sketch) - 1e-6)) + 1
-        is_common = self._is_common(sketch)
-        own = sketch[~is_common][:size]
-        return own, sketch[is_common][: size - len(own)]
+    def _prefix(self, sketch: np.ndarray) -> np.ndarray:
+        """The first hashes: one who has threshold * size of the sketch has one of them."""
+        size = len(sketch)
+        return sketch[: size - max(1, math.ceil(self._threshold * size - 1e-6)) + 1]
 
 
 class _Sieve:
