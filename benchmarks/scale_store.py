@@ -67,6 +67,9 @@ class SyntheticEmbedder:
             vectors = _unit(vectors + 0.8 * _unit(np.stack(noise)))
         return vectors.astype(np.float32) @ self._into
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        return 0
+
     def windows(self, texts: Sequence[str]) -> list[list[str]]:
         return [[text] for text in texts]
 

@@ -27,6 +27,9 @@ class WordEmbedder:
         vectors = np.stack([sum_of_words(text) for text in texts])
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        return sum(len(text.split()) > 50 for text in texts)
+
     def windows(self, texts: Sequence[str]) -> list[list[str]]:
         parts = [text.split() for text in texts]
         return [

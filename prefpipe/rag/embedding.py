@@ -40,6 +40,10 @@ class Embedder(Protocol):
         """(N, dimension) float32."""
         ...
 
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many of the texts have more than max_tokens."""
+        ...
+
     def windows(self, texts: Sequence[str]) -> list[list[str]]:
         """Each text in parts of which a document's vector is made whole; the text, where that fits."""
         ...
@@ -86,6 +90,9 @@ class SentenceEmbedder:
         vectors = np.asarray(vectors, dtype=np.float32).reshape(len(texts), self.dimension)
         check_finite(vectors, texts, self.name)
         return vectors
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        return sum(len(of_text) > 1 for of_text in self.windows(texts))
 
     def windows(self, texts: Sequence[str]) -> list[list[str]]:
         if self.max_tokens is None:
@@ -216,8 +223,7 @@ class DocumentVectors:
             vectors = self._embedder.embed([d.text for d in new], "document")
             self._cache.add([d.content_hash for d in new], vectors)
         if self._waiting:
-            windows = self._embedder.windows([d.text for d in self._waiting])
-            self.cut += sum(len(of_text) > 1 for of_text in windows)
+            self.cut += self._embedder.count_cut([d.text for d in self._waiting])
         self._waiting.clear()
 
     def __len__(self) -> int:

@@ -113,6 +113,8 @@ class ScoredQuery:
     """The score of each candidate, and what it is made of."""
     random_cosine: float | None
     """Of the context and a document that was not retrieved; None: there is none."""
+    windows: int
+    """In which the context was embedded; 1: the embedding model reads it whole."""
 
 
 def score_block(
@@ -126,17 +128,17 @@ def score_block(
     cosines = iter(measure_cosines(answered, store, embedder, seed=rules.seed))
     for query in block:
         if isinstance(query, AnsweredQuery):
-            own, random_cosine = next(cosines)
-            yield ScoredQuery(query, score_candidates(query, own, rules), random_cosine)
+            own, *others = next(cosines)
+            yield ScoredQuery(query, score_candidates(query, own, rules), *others)
         else:
             yield query
 
 
 def measure_cosines(
     queries: Sequence[AnsweredQuery], store: VectorStore, embedder: Embedder, *, seed: int
-) -> list[tuple[list[float], float | None]]:
+) -> list[tuple[list[float], float | None, int]]:
     """Cosines of each query's context with its candidates, and with a document that it did not get,
-    drawn from the seed (None: there is none). All texts are embedded in one call; what is longer than
+    drawn from the seed (None: there is none); the context's windows. All texts are embedded in one call; what is longer than
     the embedder reads is so in windows, and each of an answer's counts with the nearest of the
     context's: an answer may be about the last of several documents."""
     retrieved = [query.retrieved for query in queries]
@@ -166,7 +168,7 @@ def measure_cosines(
             for candidate in query.candidates
         ]
         random_cosine = None if other is None else float((context @ vector_of[other]).max())
-        cosines.append((own, random_cosine))
+        cosines.append((own, random_cosine, len(context)))
     return cosines
 
 
