@@ -26,16 +26,19 @@ from prefpipe.compare import openers
 from prefpipe.compare.matches import Contest
 from prefpipe.compare.rankings import By, Totals, to_ranking
 from prefpipe.compare.tournament import Tournament, competitors
+from prefpipe.formats import prompts
 from prefpipe.ranges import Positive
 from prefpipe.rows import Message, Preference, Ranking, Reject, Responses, as_turns
 from prefpipe.screen import progress
-from prefpipe.settings import EngineStage, NoEffectOnRows, local_folders
+from prefpipe.settings import EngineStage, NoEffectOnRows, PairColumns, local_folders
 from prefpipe.templates import template_files
 
 
-class Settings(EngineStage, env_prefix="RANK_", cli_shortcuts={"score-temperature": "temperature"}):
+class Settings(
+    PairColumns, EngineStage, env_prefix="RANK_", cli_shortcuts={"score-temperature": "temperature"}
+):
     input: Path = config.RESPONSES
-    """Responses rows, JSONL or Parquet."""
+    """Responses rows, or a published format with several answers to a prompt (--format)."""
     output: Path = config.RANKING
     """Folder of rankings.jsonl and preferences.jsonl."""
     by: By = "reward"
@@ -71,7 +74,8 @@ def main(s: Settings, ranker: openers.Ranker | None = None) -> None:
         log = run.open_log(Ranking)
         unranked = rank_what_is_left(s, run, log, ranker)
         totals = Totals()
-        for row in run.read(s.input, Responses):
+        read = prompts.read_responses(s.input, s.limit, s.how_read(), say=True)
+        for row in prompts.accepted(run, read):
             unusable = why_not(row) or unranked.get(row.id)
             if unusable:
                 run.emit(unusable)
@@ -87,7 +91,9 @@ def rank_what_is_left(
     s: Settings, run: files.Run, log: files.RowLog[Ranking], ranker: openers.Ranker | None
 ) -> dict[str, Reject]:
     """Rank, window by window, what the log lacks. Returns by id why others could not be ranked."""
-    left = [row for row in run.peek(s.input, Responses) if not (row.id in log or why_not(row))]
+    rows = (row for _, row in prompts.read_responses(s.input, s.limit, s.how_read()))
+    usable = (row for row in rows if isinstance(row, Responses) and not why_not(row))
+    left = [row for row in usable if row.id not in log]
     unranked: dict[str, Reject] = {}
     if not left:
         return unranked

@@ -27,6 +27,7 @@ import config
 from prefpipe import files, screen
 from prefpipe.ranges import Weight
 from prefpipe.settings import PreferenceTrainingStage, local_folders
+from prefpipe.training import preferences
 
 if TYPE_CHECKING:
     from trl.trainer.reward_config import RewardConfig
@@ -61,6 +62,7 @@ def main(s: Settings) -> None:
         if run.finished:
             s.check_weights()
             return
+        preferences.check(s.raw_preferences(), run, drop_ties=s.ties == "drop")
         report = train(s, run)
         from prefpipe.training.held_out_report import summary_lines
 
@@ -74,7 +76,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
     from prefpipe.models.classifiers import head_name, load_classifier
     from prefpipe.models.loading import max_positions
-    from prefpipe.training import preferences, saving
+    from prefpipe.training import saving
     from prefpipe.training.checkpoints import fit, open_checkpoints
     from prefpipe.training.record import record
     from prefpipe.training.reward import PrefixSharedRewardTrainer, tokenize_pair

@@ -222,7 +222,8 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, name):
     ("content", "said"),
     [
         (b"", "no row to read"),
-        (b'{"prompt": "p", "chosen": "c"}\n', "not one of 1 rows could be used ({'bad_row': 1})"),
+        (b'{"prompt": "p", "chosen": "c"}\n', "not one of 1 rows could be used ({'bad_row': 1}); first: raw.jsonl:1: rejected: missing; "
+         "found prompt, chosen; name yours with --rejected-column; each with its reason in"),
         (b'[{"prompt": "p"}]\n', "raw.jsonl:1: found a JSON array, wanted one object a line"),
         ('{"prompt": "ä"}\n'.encode("latin-1"), "raw.jsonl:1: byte 12 is not UTF-8"),
         (b'{"id": "a", "prompt": "p", "chosen": "c", "rejected": "r"}\n' * 2, "raw.jsonl:2: id 'a' stands"),
@@ -242,10 +243,11 @@ def test_strict_stops_at_the_first_bad_row_with_its_line_and_field(tmp_path):
     write_jsonl(tmp_path / "raw.jsonl", [raw(0), raw(1, margin="wide"), raw(2)])
     result = run_stage(
         "preprocess_dataset", "--input", "raw.jsonl", "--validation-input", "", "--strict",
-        "--output", "items", cwd=tmp_path,
+        "--output", "items", "--format", "skywork", cwd=tmp_path,
     )  # fmt: skip
     assert sentence(result) == (
-        "preprocess_dataset: raw.jsonl:2: margin: found 'wide', wanted a number >= 0"
+        "preprocess_dataset: raw.jsonl:2: margin: found 'wide', wanted a number >= 0 "
+        "(--margin-column None: no margins)"
     )
     assert not list((tmp_path / "items").glob("*"))
 
@@ -273,5 +275,6 @@ def test_every_format_of_pairs_is_read(tmp_path):
 
 
 def test_a_format_that_is_none_is_refused_with_those_that_are(tmp_path):
-    result = run_stage("preprocess_dataset", "--format", "skywork", cwd=tmp_path)
-    assert "'sky', 'llmbar', 'autoj', 'rewardbench' or 'judgebench'" in sentence(result)
+    result = run_stage("preprocess_dataset", "--format", "skywrok", cwd=tmp_path)
+    assert "setting format (from the command line): found 'skywrok'" in sentence(result)
+    assert "'skywork'" in sentence(result) and "'hh-rlhf'" in sentence(result)

@@ -1,0 +1,114 @@
+"""What every stage takes that reads prompts or preferences of others: the format, and which column is what."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from prefpipe.formats import PairFormat, PromptFormat
+from prefpipe.formats.opening import HowRead
+from prefpipe.rated_pairs import HowPaired
+from prefpipe.settings.stage import Stage
+
+OWN = "auto"
+"""Of a column: the one that the format says. None: none is read."""
+_FIELDS = {
+    "prompt_column": "prompt", "system_column": "system", "id_column": "id",
+    "source_column": "source", "chosen_column": "chosen", "rejected_column": "rejected",
+    "answer_columns": "answers", "label_column": "label", "labels": "labels",
+    "strength_column": "strength", "score_columns": "scores", "lower_wins": "lower_wins",
+    "candidates_column": "candidates", "candidate_text": "text", "candidate_score": "score",
+    "candidate_pairs": "pairs", "margin_column": "margin", "tie_column": "tie",
+}  # fmt: skip
+"""Setting -> field of Layout."""
+
+
+class PromptColumns(Stage):
+    """What every stage takes that reads prompts. A column is a name or a path: `answers[0].text`."""
+
+    format: PromptFormat = "auto"
+    """How a row is read; auto: recognised by the columns of the first rows, and said."""
+    prompt_column: str | None = OWN
+    """Text or turns."""
+    system_column: str | None = OWN
+    """The system prompt."""
+    id_column: str | None = OWN
+    """None: ids are made of the content, which is the way out where they repeat."""
+    source_column: str | None = OWN
+    """Where a row comes from."""
+
+    def how_read(self, *, prompts: bool = False) -> HowRead:
+        """How the rows of its files are read. SystemExit where columns contradict each other."""
+        columns: dict[str, Any] = {}
+        for setting, field in _FIELDS.items():
+            value = getattr(self, setting, OWN)
+            if value == OWN or value == type(self).model_fields[setting].default:
+                continue
+            columns[field] = tuple(value) if isinstance(value, list) else value
+        for field in ("prompt", "system"):
+            if field in columns:
+                columns[field] = (columns[field],) if columns[field] else ()
+        if "scores" in columns:
+            columns["scores"] = (columns["scores"],)
+        if "labels" in columns:
+            columns["labels"] = tuple(label.lower() for label in columns["labels"])
+        if columns.keys() & {"label", "strength"}:
+            columns.setdefault("scores", ())
+        if self.format == OWN and (problem := _contradiction(columns)):
+            raise SystemExit(f"{self.stage_name()}: {problem}")
+        return HowRead(self.format, columns, self.seed, prompts)
+
+
+class PairColumns(PromptColumns):
+    """What every stage takes that reads preferences: what is compared, and what says which is better."""
+
+    format: PairFormat = "auto"
+    """How a row is read; auto: recognised by the columns of the first rows, and said."""
+    chosen_column: str = OWN
+    """The better answer."""
+    rejected_column: str = OWN
+    """The worse answer."""
+    answer_columns: list[str] = Field(default=[], max_length=2)
+    """Two answers in any order, in place of chosen and rejected; say which is better with one of
+    label_column, strength_column and score_columns."""
+    label_column: str = OWN
+    """What says which of answer_columns is better."""
+    labels: list[str] = []
+    """Its values: where the first answer is better, where the second is, then those of ties."""
+    strength_column: str = OWN
+    """A number: below 0 the first of answer_columns is better, above it the second; how far, the margin."""
+    score_columns: list[str] = Field(default=[], max_length=2)
+    """Scores of both answers, in their order: equal ones are a tie, the difference is the margin."""
+    lower_wins: bool = False
+    """Scores are ranks."""
+    candidates_column: str = OWN
+    """A list of answers, in place of two."""
+    candidate_text: str = OWN
+    """In each of candidates_column: the answer's text."""
+    candidate_score: str = OWN
+    """In each of candidates_column: its score, or with lower_wins its rank."""
+    candidate_pairs: HowPaired = "best-vs-worst"
+    """Which candidates become a pair: the best one and the worst or a lower one that is drawn; or
+    any two, a pair each."""
+    margin_column: str | None = OWN
+    """How much better chosen is."""
+    tie_column: str | None = OWN
+    """Whether neither is better."""
+
+
+def _contradiction(columns: Mapping[str, Any]) -> str | None:
+    """What is missing among columns that a person has named, where no format adds to them."""
+    answers = columns.get("answers")
+    by = columns.keys() & {"label", "strength"} or columns.get("scores")
+    if answers and (len(answers) != 2 or not by):
+        return (
+            "answer_columns: wanted two, and label_column, strength_column or score_columns to say "
+            "which is better"
+        )
+    if columns.keys() & {"label", "strength"} and not answers:
+        return (
+            "label_column, strength_column: say which of two answers is better: name answer_columns"
+        )
+    if "label" in columns and len(columns.get("labels", ())) < 2:
+        return "label_column: say with --labels what it holds where the first is better, where the second"
+    return None
