@@ -29,7 +29,9 @@ TEXTS = {
 @pytest.mark.parametrize("name", MARKUPS)
 def test_the_turns_of_a_marked_text_are_those_that_were_marked(name):
     text = TEXTS[name]
-    assert markup_of(text) == name
+    assert markup_of(text) == (
+        name if name != "nemo" else None
+    )  # found by its mark, not its beginning
     assert [(t["role"], t["content"]) for t in split_turns(text, name, "x")] == TURNS
 
 

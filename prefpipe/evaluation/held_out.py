@@ -1,5 +1,6 @@
 """What is measured: held-out rows of ours and of published benchmarks, as items and as questions."""
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -40,9 +41,9 @@ def parse_benchmarks(entries: Iterable[str]) -> dict[str, Path]:
     for entry in entries:
         name, _, path = entry.partition("=")
         if name not in (AUTO, *FORMATS) or not path:
-            raise SystemExit(
-                f"--benchmark {entry}: wanted name=path, name one of: {', '.join((AUTO, *FORMATS))}"
-            )
+            near = difflib.get_close_matches(name, FORMATS, n=1)
+            which = f"; near: {near[0]}" if near else ", as --help lists them for --format"
+            raise SystemExit(f"--benchmark {entry}: wanted name=path, name a format{which}")
         if name in paths:
             raise SystemExit(f"--benchmark {entry}: {name} is given twice; run the stage for each")
         paths[name] = Path(path)

@@ -11,19 +11,24 @@ class Markup(NamedTuple):
     """How turns are marked in a text."""
 
     begins: str
-    """A pattern that such a text begins with: what makes it one."""
+    """A pattern that such a text begins with, white space aside."""
     turn: re.Pattern[str]
     """Where a turn begins; the group is its role."""
     ends: tuple[str, ...]
     """What stands behind a turn's text and is no part of it."""
+    holds: str = ""
+    """What else must stand in it: the first mark alone may be a person's own words."""
 
 
 _EOS = ("</s>", "<|endoftext|>")
 MARKUPS: dict[str, Markup] = {
     "human": Markup(
-        r"Human: ?(?s:.*?)\n\nAssistant:",
-        re.compile(r"(?:\A|(?<=\n\n))\s*(Human|Assistant):[ ]?"),
+        r"Human:",
+        re.compile(
+            r"\n\n(Human|Assistant):[ ]?"
+        ),  # begins with plain text, so that it is found fast
         _EOS,
+        "\n\nAssistant:",
     ),
     "hashes": Markup(
         r"### ?(?:Human|User|Instruction|System)\s*:",
@@ -56,9 +61,7 @@ MARKUPS: dict[str, Markup] = {
         r"(?!)", re.compile(r"\s*<extra_id_[01]>(User|Assistant|System)\n"), ("<extra_id_1>",)
     ),
     "vicuna": Markup(
-        r"USER: ?(?s:.*?)\sASSISTANT:",
-        re.compile(r"(?:\A|\s|</s>)(USER|ASSISTANT):\s?"),
-        ("</s>",),
+        r"USER:", re.compile(r"(?:\A|\s|</s>)(USER|ASSISTANT):\s?"), ("</s>",), " ASSISTANT:"
     ),
 }
 _ROLES = ROLES | {
@@ -67,21 +70,27 @@ _ROLES = ROLES | {
 _BEGINS = re.compile(
     r"\s*(?:" + "|".join(f"(?P<{name}>{m.begins})" for name, m in MARKUPS.items()) + ")"
 )
-_FIRST = frozenset("HU#<[ \n\t\r")
+SUSPECT = frozenset("HU#<[{ \n\t\r")
+"""First characters of texts that may be marked, or hold turns; of any other nothing more is asked."""
+NEMO = "<extra_id_1>"
+"""The one mark that a text need not begin with."""
 _LLAMA2_SYSTEM = re.compile(r"\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*(.*)", re.DOTALL)
 
 
 def markup_of(text: str) -> str | None:
     """The name of the markup that the text begins with; None: it is plain text."""
-    if text[:1] in _FIRST and (found := _BEGINS.match(text)):  # for most texts no pattern is tried
-        return found.lastgroup
-    return "nemo" if "<extra_id_1>" in text else None
+    if text[:1] in SUSPECT and (found := _BEGINS.match(text)):  # for most texts no pattern is tried
+        name = found.lastgroup or ""
+        return name if MARKUPS[name].holds in text else None
+    return None
 
 
 def split_turns(text: str, name: str, where: str) -> list[Message]:
     """The turns of a text in that markup; a last one of the assistant's that is empty, as a prompt
     ends with, is none. Raises ValueError."""
     markup = MARKUPS[name]
+    if name == "human":
+        text = f"\n\n{text.lstrip()}"
     before, *parts = markup.turn.split(text)
     turns = [Message(role="user", content=before.strip())] if before.strip() else []
     for role, content in zip(parts[::2], parts[1::2], strict=True):

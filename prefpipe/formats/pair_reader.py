@@ -1,6 +1,6 @@
 """Records of a set whose columns a Layout names -> Preferences, and the prompts that they answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from prefpipe.formats.compared import (
@@ -24,9 +24,10 @@ from prefpipe.formats.layout import (
     source_of,
     value_at,
 )
-from prefpipe.formats.markup import markup_of, split_turns, without_end
+from prefpipe.formats.markup import NEMO, SUSPECT, markup_of, split_turns, without_end
 from prefpipe.formats.turns import (
-    Unusable,
+    asked_turns,
+    earlier_turns,
     holds_turns,
     is_empty,
     is_missing,
@@ -70,16 +71,12 @@ class PairReader:
             self._repeats(prompt, good, bad)
             tie, margin = own_tie(layout, record), own_margin(layout, record)
             return [self._row(record, prompt, Compared(good, bad, ("", ""), tie, margin))]
-        own, markup = self._prompt(record)
-        found = compared(layout, record, self.guard, self._seed)
-        if pairs := [self._pair(record, own, markup, pair) for pair in found]:
-            return pairs
-        raise ValueError(f"{layout.candidates}: found no answer to compare")
+        return [self._row(record, *pair) for pair in self._pairs(record)]
 
     def question(self, record: Any) -> str:
         """The question that its pairs ask, as one text. Raises as read does."""
         prompt = self._plain_prompt(record)
-        return flatten_turns(self.read(record)[0].prompt) if prompt is None else prompt
+        return flatten_turns(self._pairs(record)[0][0]) if prompt is None else prompt
 
     def prompt(self, record: Any) -> Prompt:
         """What its answers answer; of a conversation, the turns up to the user's last one.
@@ -92,9 +89,9 @@ class PairReader:
         name, value = first_at(record, self.layout.conversation)
         if not is_empty(value):
             turns = as_turns(self._side(record, value, name, None))
-            prompt = _earlier_turns(prompt, _asked(turns, name), (), (name, name))
+            prompt = earlier_turns(prompt, asked_turns(turns, name), (), (name, name))
         elif markup and isinstance(prompt, list):
-            prompt = _asked(prompt, self._prompt_name)
+            prompt = asked_turns(prompt, self._prompt_name)
         if prompt is None:
             raise missing(record, self._prompt_name, "--prompt-column")
         if not isinstance(prompt, str) and prompt[-1]["role"] != "user":
@@ -131,15 +128,13 @@ class PairReader:
         if type(record) is not dict or not self.guard.harmless.issuperset(record):
             return None
         layout = self.layout
-        texts = (
-            record.get(self._prompt_name),
-            record.get(layout.chosen),
-            record.get(layout.rejected),
-        )
-        for text in texts:
-            if type(text) is not str or markup_of(text) or holds_turns(text):
+        prompt, good = record.get(self._prompt_name), record.get(layout.chosen)
+        for text in (prompt, good, record.get(layout.rejected)):
+            if type(text) is not str:
                 return None
-        return texts[0]
+            if text[:1] in SUSPECT and (markup_of(text) or holds_turns(text)):
+                return None
+        return None if NEMO in prompt else prompt
 
     # -- the prompt
 
@@ -155,7 +150,7 @@ class PairReader:
             return read_turns(value, name), None
         if self.layout.input and not is_missing(more := value_at(record, self.layout.input)):
             value = f"{value}\n{read_text(more, self.layout.input)}"
-        if markup := markup_of(value):
+        if markup := markup_of(value) or ("nemo" if NEMO in value else None):
             return split_turns(value, markup, name), markup
         return (read_turns(value, name) if holds_turns(value) else value), None
 
@@ -179,9 +174,17 @@ class PairReader:
 
     # -- the pair
 
+    def _pairs(self, record: Any) -> list[tuple[Side, Compared]]:
+        """What each pair of the record answers, and its answers as texts."""
+        own, markup = self._prompt(record)
+        found = compared(self.layout, record, self.guard, self._seed)
+        if pairs := [self._pair(record, own, markup, pair) for pair in found]:
+            return pairs
+        raise ValueError(f"{self.layout.candidates}: found no answer to compare")
+
     def _pair(
         self, record: Record, prompt: Side | None, markup: str | None, found: Compared
-    ) -> Preference:
+    ) -> tuple[Side, Compared]:
         layout, (first, second) = self.layout, found.names
         good = self._side(record, found.better, first, prompt)
         bad = self._side(record, found.worse, second, prompt)
@@ -196,7 +199,7 @@ class PairReader:
                 f"{second}: found another form than {first}; wanted both text or both turns"
             )
         else:
-            before = _earlier_turns(prompt, good[:-1], bad[:-1], found.names)
+            before = earlier_turns(prompt, good[:-1], bad[:-1], found.names)
             for name, last in ((first, good[-1]), (second, bad[-1])):
                 if last["role"] != "assistant":
                     raise ValueError(
@@ -217,8 +220,7 @@ class PairReader:
         if layout.begins:
             start = read_text(must(record, layout.begins, "--format"), layout.begins)
             good, bad = start + good, start + bad
-        before = self._with_system(record, before)
-        return self._row(record, before, found._replace(better=good, worse=bad))
+        return self._with_system(record, before), found._replace(better=good, worse=bad)
 
     def _side(self, record: Record, value: Any, name: str, prompt: Side | None) -> Side:
         """An answer: its text, or turns that end with it."""
@@ -288,56 +290,3 @@ def _common_beginning(first: str, second: str) -> tuple[str, str, str]:
     at = next((k for k, (a, b) in both if a != b), min(len(first), len(second)))
     at -= first[:at].endswith(" ")
     return first[:at], first[at:], second[at:]
-
-
-def _earlier_turns(
-    prompt: Side | None,
-    first: Sequence[Message],
-    second: Sequence[Message],
-    names: tuple[str, str],
-) -> list[Message] | None:
-    """The turns before the answer, of the prompt's own column and of those before either answer.
-
-    Where both are there, the one is among the other: the fuller one counts, for it has a system turn
-    or earlier turns that the other lacks.
-    """
-    inner = list(first or second)
-    if first and second and first != second and _bare(first) != _bare(second):
-        raise Unusable(
-            "turns_differ", f"{names[1]}: its earlier turns differ from those of {names[0]}"
-        )
-    if not prompt:
-        if not inner:
-            raise ValueError(
-                f"{names[0]}: found one turn, wanted the prompt's turns before the answer"
-            )
-        return inner
-    own = as_turns(prompt)
-    if not inner or own == inner:
-        return own
-    if _is_among(own, inner):
-        return inner
-    if _is_among(inner, own):
-        return own
-    shown = [flatten_turns(turns)[:60] for turns in (inner, own)]
-    raise ValueError(
-        f"{names[0]}: its earlier turns are not the prompt's: {shown[0]!r} against {shown[1]!r}"
-    )
-
-
-def _asked(turns: list[Message], where: str) -> list[Message]:
-    """The turns up to the user's last one."""
-    users = [k for k, turn in enumerate(turns) if turn["role"] == "user"]
-    if not users:
-        raise ValueError(f"{where}: found no turn of the user's")
-    return turns[: users[-1] + 1]
-
-
-def _bare(turns: Sequence[Message]) -> list[tuple[str, str]]:
-    return [(turn["role"], turn["content"].strip()) for turn in turns]
-
-
-def _is_among(few: Sequence[Message], many: Sequence[Message]) -> bool:
-    """All turns of the one stand in the other, in this order, white space around them aside."""
-    rest = iter(_bare(many))
-    return all(turn in rest for turn in _bare(few))

@@ -7,13 +7,23 @@ was found and what was wanted.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prefpipe.files import ENDINGS, DataError, read_records
 from prefpipe.formats.compared import Record, own_id, own_margin, own_tie
+from prefpipe.formats.guard import Guard
 from prefpipe.formats.layout import Layout, hash_of, source_of
-from prefpipe.formats.turns import read_turns
-from prefpipe.rows import Message, Preference, Question, ScoredQuestion, answer_of
+from prefpipe.formats.turns import is_missing, read_turns
+from prefpipe.rows import (
+    Message,
+    Preference,
+    Prompt,
+    Question,
+    Responses,
+    ScoredQuestion,
+    answer_of,
+    flatten_turns,
+)
 
 _OWN = Layout()
 Verdicts = Sequence[tuple[bool | None, bool | None]]
@@ -46,6 +56,51 @@ class Format:
     """The leaderboard's score of a judge."""
     published_of_scores: Callable[[Sequence[ScoredQuestion]], dict[str, Any]] | None = None
     """The leaderboard's score of a model that scores responses."""
+
+
+class Reader(Protocol):
+    """What reads the records of one file."""
+
+    guard: Guard
+
+    def read(self, record: Any) -> list[Preference]: ...
+    def question(self, record: Any) -> str: ...
+    def prompt(self, record: Any) -> Prompt: ...
+    def responses(self, record: Any) -> Responses: ...
+    def has_id(self, record: Mapping[str, Any]) -> bool: ...
+
+
+class RecordReader:
+    """Reads by a format's own function."""
+
+    def __init__(self, form: Format) -> None:
+        self._read = form.read
+        self.guard = Guard(set())
+
+    def read(self, record: Any) -> list[Preference]:
+        """One pair a record. Raises ValueError."""
+        row = self._read(record) if self._read else None
+        if not isinstance(row, Preference):
+            raise ValueError("the row: found more than two answers, wanted a pair")
+        return [row]
+
+    def question(self, record: Any) -> str:
+        """The question that the pair asks."""
+        return flatten_turns(self.read(record)[0].prompt)
+
+    def prompt(self, record: Any) -> Prompt:
+        """What the answers answer."""
+        (row,) = self.read(record)
+        return Prompt(id=row.id, prompt=row.prompt, source=row.source)
+
+    def responses(self, record: Any) -> Responses:
+        """The prompt with both answers."""
+        (row,) = self.read(record)
+        answers = [answer_of(row.chosen), answer_of(row.rejected)]
+        return Responses(id=row.id, prompt=row.prompt, responses=answers, source=row.source)
+
+    def has_id(self, record: Mapping[str, Any]) -> bool:
+        return not is_missing(record.get("id"))
 
 
 def read_named(name: str, limit: int | None = None) -> Iterator[tuple[str, Any]]:

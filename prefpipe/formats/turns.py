@@ -6,11 +6,11 @@ turn: what was compared was more than its text, so the row is left out by that n
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefpipe.foreign_json import read_json
-from prefpipe.rows import Message
+from prefpipe.rows import Message, as_turns, flatten_turns
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -158,3 +158,59 @@ def read_text(value: Any, where: str) -> str:
             raise not_text(f"{where}[{number}]", repr(part)[:60])
         texts.append(part["text"])
     return "".join(texts)
+
+
+# ---- the turns before an answer ------------------------------------------------------------------
+
+
+def earlier_turns(
+    prompt: str | list[Message] | None,
+    first: Sequence[Message],
+    second: Sequence[Message],
+    names: tuple[str, str],
+) -> list[Message] | None:
+    """The turns before the answer, of the prompt's own column and of those before either answer.
+
+    Where both are there, the one is among the other: the fuller one counts, for it has a system turn
+    or earlier turns that the other lacks.
+    """
+    inner = list(first or second)
+    if first and second and first != second and _bare(first) != _bare(second):
+        raise Unusable(
+            "turns_differ", f"{names[1]}: its earlier turns differ from those of {names[0]}"
+        )
+    if not prompt:
+        if not inner:
+            raise ValueError(
+                f"{names[0]}: found one turn, wanted the prompt's turns before the answer"
+            )
+        return inner
+    own = as_turns(prompt)
+    if not inner or own == inner:
+        return own
+    if _is_among(own, inner):
+        return inner
+    if _is_among(inner, own):
+        return own
+    shown = [flatten_turns(turns)[:60] for turns in (inner, own)]
+    raise ValueError(
+        f"{names[0]}: its earlier turns are not the prompt's: {shown[0]!r} against {shown[1]!r}"
+    )
+
+
+def asked_turns(turns: list[Message], where: str) -> list[Message]:
+    """The turns up to the user's last one."""
+    users = [k for k, turn in enumerate(turns) if turn["role"] == "user"]
+    if not users:
+        raise ValueError(f"{where}: found no turn of the user's")
+    return turns[: users[-1] + 1]
+
+
+def _bare(turns: Sequence[Message]) -> list[tuple[str, str]]:
+    return [(turn["role"], turn["content"].strip()) for turn in turns]
+
+
+def _is_among(few: Sequence[Message], many: Sequence[Message]) -> bool:
+    """All turns of the one stand in the other, in this order, white space around them aside."""
+    rest = iter(_bare(many))
+    return all(turn in rest for turn in _bare(few))
