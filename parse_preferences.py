@@ -145,7 +145,7 @@ def build_pairs(
 
 def to_row(
     mix: AnnotationMix,
-    pair: ratings.Pair,
+    pair: rated_pairs.Pair,
     means: dict[int, float],
     by_aspect: dict[str, ratings.Ratings],
     how: rated_pairs.HowPaired,

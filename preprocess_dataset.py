@@ -16,6 +16,7 @@ from pathlib import Path
 
 import config
 from prefpipe import files, judge, templates
+from prefpipe.formats.opening import NO_IDS
 from prefpipe.rows import Item, Reject
 from prefpipe.settings import PreferenceStage
 from prefpipe.training.preferences import Placed
@@ -34,7 +35,7 @@ def to_item(placed: Placed, ids: files.Places, *, seed: int, template: str | Non
     if leaking := placed.reject():
         return leaking
     if placed.has_id:
-        ids.check(row.id, place)
+        ids.check(row.id, place, NO_IDS)
     elif first := ids.seen_at(row.id, place):  # its id was made of its content
         return Reject(id=row.id, reason="duplicate_row", detail=f"{place}: equal to {first}")
     return judge.build_item(row, split=placed.split, seed=seed, template=template)

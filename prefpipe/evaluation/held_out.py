@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from prefpipe.files import DataError, Places, Run, data_files, parse_row, read_records
 from prefpipe.formats import FORMATS
-from prefpipe.formats.opening import AUTO, HowRead, OpenFile
+from prefpipe.formats.opening import AUTO, NO_IDS, HowRead, OpenFile
 from prefpipe.formats.reading import Format, to_question
 from prefpipe.judge import build_item
 from prefpipe.rows import Item, Preference, Question, Reject, Row
@@ -35,17 +35,17 @@ class Measured(NamedTuple):
         )
 
 
-def parse_benchmarks(entries: Iterable[str]) -> dict[str, Path]:
-    """name=path, each name once. SystemExit where one is not."""
+def parse_benchmarks(entries: Iterable[str], setting: str = "--benchmark") -> dict[str, Path]:
+    """name=path, each name once. SystemExit, naming the setting, where one is not."""
     paths: dict[str, Path] = {}
     for entry in entries:
         name, _, path = entry.partition("=")
         if name not in (AUTO, *FORMATS) or not path:
             near = difflib.get_close_matches(name, FORMATS, n=1)
             which = f"; near: {near[0]}" if near else ", as --help lists them for --format"
-            raise SystemExit(f"--benchmark {entry}: wanted name=path, name a format{which}")
+            raise SystemExit(f"{setting} {entry}: wanted name=path, name a format{which}")
         if name in paths:
-            raise SystemExit(f"--benchmark {entry}: {name} is given twice; run the stage for each")
+            raise SystemExit(f"{setting} {entry}: {name} is given twice; run the stage for each")
         paths[name] = Path(path)
     return paths
 
@@ -108,7 +108,7 @@ def rows_of(
     places = Places()
     for place, row in _read(measured, limit):
         if not isinstance(row, ValueError):
-            places.check(row.id, place)
+            places.check(row.id, place, NO_IDS)
         yield place, row
 
 

@@ -83,7 +83,7 @@ def overlaps(run: Run, sets: Iterable[Measured], trained_on: Sequence[Path]) -> 
 def benchmark_questions(entries: Sequence[str], how: HowRead) -> dict[str, str]:
     """The questions of benchmarks that are given as name=path. Raises DataError for a row that is none."""
     asked = {}
-    for name, path in held_out.parse_benchmarks(entries).items():
+    for name, path in held_out.parse_benchmarks(entries, "--not-in").items():
         for place, row in held_out.rows_of(Measured("reward", name, path, how), None):
             if isinstance(row, ValueError):
                 raise DataError(f"{place}: {row}")

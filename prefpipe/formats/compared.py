@@ -30,8 +30,8 @@ class Compared(NamedTuple):
     better: Any
     worse: Any
     names: tuple[str, str]
-    tie: bool
-    margin: float | None
+    tie: bool = False
+    margin: float | None = None
     suffix: str = ""
     """What tells the pairs of one record apart, behind its id."""
 
@@ -45,10 +45,8 @@ def compared(layout: Layout, record: Record, guard: Guard, seed: int) -> Iterato
     if layout.answers:
         texts = [must(record, path, "--answer-columns") for path in layout.answers]
         side, distance = _winner(layout, record)
-        step = -1 if side == 1 else 1
         margin = distance if margin is None else margin
-        first, second = texts[::step]
-        yield Compared(first, second, layout.answers[::step], tie or side < 0, margin)
+        yield _in_order(side, texts, layout.answers)._replace(tie=tie or side < 0, margin=margin)
         return
     good = must(record, layout.chosen, "--chosen-column")
     bad = must(record, layout.rejected, "--rejected-column")
@@ -61,6 +59,12 @@ def compared(layout: Layout, record: Record, guard: Guard, seed: int) -> Iterato
             margin = abs(ahead)
         tie = tie or not ahead
     yield Compared(good, bad, (layout.chosen, layout.rejected), tie, margin)
+
+
+def _in_order(side: int, texts: Sequence[Any], names: tuple[str, str]) -> Compared:
+    """The better one first, which side says: 1 is the second."""
+    (a, b), (first, second) = texts, names
+    return Compared(b, a, (second, first)) if side == 1 else Compared(a, b, names)
 
 
 def own_tie(layout: Layout, record: Record) -> bool:
@@ -126,10 +130,8 @@ def _of_candidates(layout: Layout, record: Record, path: str, seed: int) -> Iter
         other = must(record, layout.against, "--answer-columns")
         for k, (one, text) in enumerate(zip(listed, texts, strict=True)):
             side, margin = _leaning(layout, one, layout.strength or "")
-            step = -1 if side == 1 else 1
-            first, second = (other, text)[::step]
-            names = (layout.against, f"{path}[{k}]")[::step]
-            yield Compared(first, second, names, side < 0, margin, f":{k}")
+            pair = _in_order(side, (other, text), (layout.against, f"{path}[{k}]"))
+            yield pair._replace(tie=side < 0, margin=margin, suffix=f":{k}")
         return
     scored = list_at(record, layout.candidate_scores) if layout.candidate_scores else listed
     scores: dict[int, float] = {}

@@ -17,6 +17,8 @@ from prefpipe.rows import Preference
 AUTO = "auto"
 FIRST = 32
 """Rows by which a file's format is recognised."""
+NO_IDS = " (--id-column None makes them of the content)"
+"""The way out where the ids of a published set repeat."""
 _COMPARED = {"prompt", "chosen", "rejected", "answers", "label", "strength", "scores", "candidates"}
 
 

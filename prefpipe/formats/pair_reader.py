@@ -134,6 +134,7 @@ class PairReader:
                 return None
             if text[:1] in SUSPECT and (markup_of(text) or holds_turns(text)):
                 return None
+        assert isinstance(prompt, str)
         return None if NEMO in prompt else prompt
 
     # -- the prompt

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from prefpipe.files import Places, Run, data_files, read_records
 from prefpipe.files.records import typed_rows
-from prefpipe.formats.opening import AUTO, HowRead, OpenFile
+from prefpipe.formats.opening import AUTO, NO_IDS, HowRead, OpenFile
 from prefpipe.rows import Prompt, Reject, Responses, as_turns
 
 P = TypeVar("P", Prompt, Responses)
@@ -68,7 +68,7 @@ def _row(
     except ValueError as error:
         return error
     if file.reader.has_id(record):
-        places.check(row.id, place)
+        places.check(row.id, place, NO_IDS)
     elif first := places.seen_at(row.id, place):
         return Reject(id=row.id, reason="duplicate_row", detail=f"{place}: as {first}")
     return row

@@ -12,15 +12,6 @@ from prefpipe.settings.stage import Stage
 
 OWN = "auto"
 """Of a column: the one that the format says. None: none is read."""
-_FIELDS = {
-    "prompt_column": "prompt", "system_column": "system", "id_column": "id",
-    "source_column": "source", "chosen_column": "chosen", "rejected_column": "rejected",
-    "answer_columns": "answers", "label_column": "label", "labels": "labels",
-    "strength_column": "strength", "score_columns": "scores", "lower_wins": "lower_wins",
-    "candidates_column": "candidates", "candidate_text": "text", "candidate_score": "score",
-    "candidate_pairs": "pairs", "margin_column": "margin", "tie_column": "tie",
-}  # fmt: skip
-"""Setting -> field of Layout."""
 
 
 class PromptColumns(Stage):
@@ -39,24 +30,22 @@ class PromptColumns(Stage):
 
     def how_read(self, *, prompts: bool = False) -> HowRead:
         """How the rows of its files are read. SystemExit where columns contradict each other."""
-        columns: dict[str, Any] = {}
-        for setting, field in _FIELDS.items():
-            value = getattr(self, setting, OWN)
-            if value == OWN or value == type(self).model_fields[setting].default:
-                continue
-            columns[field] = tuple(value) if isinstance(value, list) else value
-        for field in ("prompt", "system"):
-            if field in columns:
-                columns[field] = (columns[field],) if columns[field] else ()
-        if "scores" in columns:
-            columns["scores"] = (columns["scores"],)
-        if "labels" in columns:
-            columns["labels"] = tuple(label.lower() for label in columns["labels"])
-        if columns.keys() & {"label", "strength"}:
-            columns.setdefault("scores", ())
+        given = {
+            name: value for name, value in self._columns().items() if value not in (OWN, [], False)
+        }
+        columns = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         if self.format == OWN and (problem := _contradiction(columns)):
             raise SystemExit(f"{self.stage_name()}: {problem}")
         return HowRead(self.format, columns, self.seed, prompts)
+
+    def _columns(self) -> dict[str, Any]:
+        """The fields of Layout that these settings fill."""
+        return {
+            "prompt": _several(self.prompt_column),
+            "system": _several(self.system_column),
+            "id": self.id_column,
+            "source": self.source_column,
+        }
 
 
 class PairColumns(PromptColumns):
@@ -94,6 +83,31 @@ class PairColumns(PromptColumns):
     """How much better chosen is."""
     tie_column: str | None = OWN
     """Whether neither is better."""
+
+    def _columns(self) -> dict[str, Any]:
+        is_said = self.label_column != OWN or self.strength_column != OWN
+        scores = (tuple(self.score_columns),) if self.score_columns else () if is_said else OWN
+        return super()._columns() | {
+            "chosen": self.chosen_column,
+            "rejected": self.rejected_column,
+            "answers": self.answer_columns,
+            "label": self.label_column,
+            "labels": [label.lower() for label in self.labels],
+            "strength": self.strength_column,
+            "scores": scores,
+            "lower_wins": self.lower_wins,
+            "candidates": self.candidates_column,
+            "text": self.candidate_text,
+            "score": self.candidate_score,
+            "pairs": OWN if self.candidate_pairs == "best-vs-worst" else self.candidate_pairs,
+            "margin": self.margin_column,
+            "tie": self.tie_column,
+        }
+
+
+def _several(column: str | None) -> Any:
+    """A field of Layout that takes several names."""
+    return column if column == OWN else (column,) if column else ()
 
 
 def _contradiction(columns: Mapping[str, Any]) -> str | None:

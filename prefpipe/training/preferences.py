@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefpipe.evaluation.overlap import Overlap, benchmark_questions
 from prefpipe.files import DataError, Places, Run
-from prefpipe.formats.opening import HowRead, OpenFile, say
+from prefpipe.formats.opening import NO_IDS, HowRead, OpenFile, say
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import in_blocks, splits
 from prefpipe.rows import Preference, Reject, Split, answer_of, flatten_turns
@@ -225,7 +225,7 @@ def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: boo
     for placed in raw.read(run, first="validation"):
         row = placed.row
         if placed.has_id:
-            places[placed.file].check(row.id, placed.place)
+            places[placed.file].check(row.id, placed.place, NO_IDS)
         left_out = why_left_out(placed, drop_ties=drop_ties)
         pair, tokens_cut = (left_out, 0) if left_out else tokenize(row)
         if not isinstance(pair, Reject) and (pair.digest, row.tie) in seen:
