@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from prefpipe.formats.layout import margin_of, root, value_at
+from prefpipe.formats.layout import number, root, value_at
 from prefpipe.formats.pair_reader import PairReader
 from prefpipe.formats.reading import Format, Reader, RecordReader
 from prefpipe.formats.turns import Unusable, is_empty, is_missing
@@ -106,12 +106,12 @@ def margin_in(form: Format, rows: Rows) -> str | None:
     read, which is said."""
     name = form.layout.margin if form.layout else None
     found = [row[name] for row in rows if name and not is_missing(row.get(name))]
-    return name if not found or any(map(_is_margin, found)) else None
+    return name if not found or any(map(_is_number, found)) else None
 
 
-def _is_margin(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     try:
-        return margin_of(value, "margin") is not None
+        return number(value, "margin") is not None
     except ValueError:
         return False
 

@@ -155,6 +155,8 @@ class TrainingPairs:
     held_out: list[Preference] = field(default_factory=list)
     """The rows of validation, in its order."""
     prompts_cut: int = 0
+    margins: list[float] = field(default_factory=list)
+    """Those of the pairs that have one."""
 
     def counts(self) -> dict[str, int]:
         return {
@@ -163,6 +165,7 @@ class TrainingPairs:
             "train ties": sum(pair.tie for pair in self.train),
             "validation ties": sum(pair.tie for pair in self.validation),
             "prompts cut from the left": self.prompts_cut,
+            "pairs with a margin": len(self.margins),
         }
 
 
@@ -236,6 +239,7 @@ def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: boo
         seen.add((pair.digest, row.tie))
         run.keep()
         pairs.prompts_cut += tokens_cut > 0
+        pairs.margins += [] if row.margin is None else [row.margin]
         if placed.split == "train":
             pairs.train.append(pair)
         else:
