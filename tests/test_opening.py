@@ -258,3 +258,103 @@ def test_a_margin_in_words_is_not_read_and_that_is_said(tmp_path):
     assert row.margin is None and "not read: margin (1 rows; --margin-column)" in file.lines()[1]
     _, (error,) = opened(tmp_path, [record], HowRead("skywork"))
     assert "margin: found 'much better', wanted a number >= 0" in str(error)
+
+
+# ---- invented rows in the schemas of published sets, where they are at hand
+
+AUTO_READ = {
+    # file -> (read as, pairs that say GOOD is better than BAD, ties, rows left out), with no option
+    "alpacafarm.jsonl": ("alpacafarm", 5, 0, 0),
+    "arena_100k.parquet": ("arena", 3, 2, 0),
+    "argilla_dpo_mix_7k.parquet": ("distilabel", 6, 0, 0),
+    "argilla_intel_orca.parquet": ("intel-orca", 5, 0, 0),
+    "argilla_math_preference.parquet": ("argilla-math", 5, 0, 0),
+    "autoj_pairwise.jsonl": ("autoj", 4, 1, 0),
+    "axolotl_field_messages.jsonl": ("messages-ranking", 6, 0, 0),
+    "chatml_text.jsonl": ("skywork", 5, 0, 0),
+    "codeultrafeedback_binarized.parquet": ("codeultrafeedback-binarized", 5, 0, 0),
+    "conj_raw.jsonl": ("sharegpt-ranking", 5, 0, 0),
+    "conj_sky_saved.parquet": ("conj", 5, 0, 0),
+    "content_parts.jsonl": ("skywork", 5, 0, 0),
+    "distilabel_output.jsonl": ("distilabel-ratings", 5, 0, 0),
+    "dpo_zh_en_emoji.jsonl": ("dpo-zh-en-emoji", 5, 0, 0),
+    "equal_scores.jsonl": ("ultrafeedback-binarized", 0, 5, 0),
+    "full_hh_rlhf.parquet": ("hh-rlhf", 6, 0, 0),
+    "gutenberg_dpo.parquet": ("skywork", 5, 0, 0),
+    "helpsteer2_preference.jsonl": ("helpsteer2", 4, 1, 0),
+    "hh_rlhf.jsonl": ("hh-rlhf", 6, 0, 0),
+    "hh_rlhf_cn.jsonl": ("messages-ranking", 5, 0, 0),
+    "human_like_dpo.parquet": ("skywork", 5, 0, 0),
+    "id_as_float.jsonl": ("skywork", 5, 0, 0),
+    "images_beside_text.parquet": ("skywork", 0, 0, 5),
+    "infgrad_inf_orm.parquet": ("inf-orm", 5, 0, 0),
+    "infinity_preference.parquet": ("skywork", 5, 0, 0),
+    "intel_orca_dpo_pairs.jsonl": ("orca", 5, 0, 0),
+    "judgebench_gpt.jsonl": ("judgebench", 5, 0, 0),
+    "judgelm.jsonl": ("judgelm", 5, 0, 0),
+    "llamafactory_alpaca_ranking.jsonl": ("alpaca-ranking", 5, 0, 0),
+    "llamafactory_sharegpt_ranking.jsonl": ("sharegpt-ranking", 5, 0, 0),
+    "llmbar.csv": ("llmbar", 5, 0, 0),
+    "llmbar.jsonl": ("llmbar", 5, 0, 0),
+    "margin_words.jsonl": ("skywork", 5, 0, 0),
+    "nectar_ranked_dpo.parquet": ("hh-rlhf", 5, 0, 0),
+    "none_values.jsonl": ("skywork", 3, 0, 2),  # an empty answer is a fault that others name
+    "oasst1_pairwise.parquet": ("skywork", 6, 0, 0),
+    "olmo2_mix.parquet": ("distilabel", 5, 0, 0),
+    "openai_dpo.jsonl": ("openai-dpo", 5, 0, 0),
+    "openbmb_ultrafeedback.jsonl": ("ultrafeedback", 5, 0, 0),
+    "orpo_dpo_mix_40k.parquet": ("skywork", 6, 0, 0),
+    "pku_saferlhf.jsonl": ("pku-saferlhf", 5, 0, 0),
+    "ppe_human.parquet": ("ppe", 4, 1, 0),
+    "preference_test_sets.parquet": ("skywork", 6, 0, 0),
+    "prometheus_preference.jsonl": ("prometheus-preference", 5, 0, 0),
+    "py_dpo.parquet": ("skywork", 5, 0, 0),
+    "rewardbench_filtered.parquet": ("rewardbench", 5, 0, 0),
+    "rlaif_v_raw.parquet": ("orca", 0, 0, 5),
+    "rlhflow_pairpm.parquet": ("rlhflow-pair", 5, 0, 0),
+    "rlhflow_standard.parquet": ("rlhflow", 6, 0, 0),
+    "sharegpt_both_sides.jsonl": ("skywork", 5, 0, 0),
+    "shp.parquet": ("shp", 5, 0, 0),
+    "skywork_v02.parquet": ("skywork", 6, 0, 0),
+    "source_as_list.jsonl": ("skywork", 5, 0, 0),
+    "stack_exchange_paired.jsonl": ("stack-exchange", 5, 0, 0),
+    "stringified_turns.jsonl": ("skywork", 5, 0, 0),
+    "summarize_from_feedback.jsonl": ("summarize", 5, 0, 0),
+    "system_column_turns.jsonl": ("skywork", 5, 0, 0),
+    "thinking_key.jsonl": ("skywork", 0, 0, 5),
+    "tie_as_number.jsonl": ("skywork", 3, 2, 0),
+    "tool_calls.jsonl": ("skywork", 0, 0, 5),
+    "tool_calls_with_text.jsonl": ("skywork", 0, 0, 5),
+    "tool_in_the_middle.jsonl": ("skywork", 0, 0, 5),
+    "trl_hh_explicit.parquet": ("skywork", 6, 0, 0),
+    "trl_implicit_text.jsonl": ("skywork", 0, 0, 5),
+    "trl_lib_ultrafeedback_binarized.parquet": ("ultrafeedback-binarized", 4, 1, 0),
+    "trl_rlaif_v.parquet": ("skywork", 0, 0, 5),
+    "truthy_dpo.parquet": ("skywork", 5, 0, 0),
+    "tulu3_duplicate_id.parquet": ("skywork", 5, 0, 0),
+    "tulu3_mixture.parquet": ("skywork", 7, 0, 0),
+    "two_assistant_turns.jsonl": ("skywork", 0, 0, 5),
+    "ultrafeedback_binarized.parquet": ("ultrafeedback-binarized", 4, 1, 0),
+}
+NOT_SHOWN = {"openbmb_ultrafeedback.jsonl"}  # a system prompt a completion is none of the pair's
+at_hand = pytest.mark.skipif(not CASES.is_dir(), reason="set PREFPIPE_FORMAT_CASES to their folder")
+
+
+@at_hand
+@pytest.mark.parametrize("name", AUTO_READ)
+def test_a_set_at_hand_is_read_as_it_is_meant_with_no_option(name):
+    file = OpenFile(str(CASES / name), HowRead(), None)
+    read = [(record, file.pairs(record)) for _, record in file.records()]
+    pairs = [(record, row) for record, rows in read if isinstance(rows, list) for row in rows]
+    right = [
+        not row.tie
+        and str(row.chosen).strip().startswith("GOOD")
+        and not str(row.rejected).startswith("GOOD")
+        for _, row in pairs
+    ]
+    ties = sum(row.tie for _, row in pairs)
+    assert (name_of(file), sum(right), ties, len(read) - len(pairs)) == AUTO_READ[name]
+    assert sum(right) + ties == len(pairs), "a pair is read the wrong way"
+    for record, row in pairs:  # a marked system prompt or earlier turn is not lost
+        for mark in {"SYS", "CTX"} if name not in NOT_SHOWN else ():
+            assert (mark in str(record)) <= (mark in str(row.prompt)), mark

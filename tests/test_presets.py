@@ -8,6 +8,7 @@ import pytest
 from prefpipe.formats import FORMATS, presets
 from prefpipe.formats.opening import HowRead
 from prefpipe.rows import as_turns
+from tests.examples import ROOT
 
 Q, GOOD, BAD = "How many legs has a spider?", "Eight.", "Six."
 
@@ -309,3 +310,8 @@ def test_a_new_preset_is_a_table():
 
 def test_every_preset_says_what_it_is():
     assert all(form.about for form in FORMATS.values())
+
+
+def test_the_readme_has_the_table_of_formats():
+    table = presets.table(FORMATS)
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8"), "python -m prefpipe.formats"

@@ -177,6 +177,10 @@ class PairReader:
 
     def _pairs(self, record: Any) -> list[tuple[Side, Compared]]:
         """What each pair of the record answers, and its answers as texts."""
+        if self.layout.transcripts:
+            texts = [value_at(record, name) for name in (self._prompt_name, self.layout.chosen)]
+            if not any(isinstance(text, str) and markup_of(text) == "human" for text in texts):
+                raise ValueError("prompt, chosen: wanted a transcript (Human: .. Assistant: ..)")
         own, markup = self._prompt(record)
         found = compared(self.layout, record, self.guard, self._seed)
         if pairs := [self._pair(record, own, markup, pair) for pair in found]:
@@ -187,8 +191,10 @@ class PairReader:
         self, record: Record, prompt: Side | None, markup: str | None, found: Compared
     ) -> tuple[Side, Compared]:
         layout, (first, second) = self.layout, found.names
-        good = self._side(record, found.better, first, prompt)
-        bad = self._side(record, found.worse, second, prompt)
+        good, bad = (
+            self._side(record, value, name, prompt)
+            for value, name in ((found.better, first), (found.worse, second))
+        )
         before = prompt
         if isinstance(good, str) and isinstance(bad, str):
             if markup:
@@ -237,10 +243,6 @@ class PairReader:
             asked = [turn["content"] for turn in turns if turn["role"] == "user"]
             if isinstance(prompt, str) and prompt.strip() not in ("", *asked):
                 return value  # an answer that happens to be a dialogue
-        elif layout.transcripts and not isinstance(prompt, list):
-            raise ValueError(
-                f"{name}: found {value[:60]!r}, wanted a transcript (Human: Assistant:)"
-            )
         else:
             return value
         if layout.turn and (judged := number(value_at(record, layout.turn), layout.turn)):

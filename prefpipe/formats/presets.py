@@ -1,7 +1,8 @@
-"""The tables of presets.toml as formats."""
+"""The tables of presets.toml as formats. `python -m prefpipe.formats` prints README's table."""
 
 import dataclasses
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,16 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_frozen, value))
     return None if value == "" else value
+
+
+def table(formats: Mapping[str, Format]) -> str:
+    """The table of these formats in Markdown, a line a format; other names of it behind the first."""
+    names: dict[int, list[str]] = {}
+    for name, form in formats.items():
+        names.setdefault(id(form), []).append(name)
+    lines = ["| --format | set |", "|---|---|"]
+    for several in names.values():
+        first, *also = (f"`{name}`" for name in several)
+        shown = f"{first} ({', '.join(also)})" if also else first
+        lines.append(f"| {shown} | {formats[several[0]].about} |")
+    return "\n".join(lines)
