@@ -36,11 +36,11 @@ from prefpipe.evaluation.tables import tables
 from prefpipe.judge import Showing
 from prefpipe.llm.replies import Replies
 from prefpipe.rows import EvaluatedJudgment, PairScore, Reject, ScoredQuestion
-from prefpipe.settings import EngineStage, local_folders
+from prefpipe.settings import EngineStage, PairColumns, local_folders
 from prefpipe.templates import template_files
 
 
-class Settings(EngineStage, env_prefix="ACCURACY_"):
+class Settings(PairColumns, EngineStage, env_prefix="ACCURACY_"):
     base: str = config.BASE_MODEL
     """The judge before training: a folder or a hub name."""
     tuned: str = str(config.TUNED_JUDGE)
@@ -57,7 +57,7 @@ class Settings(EngineStage, env_prefix="ACCURACY_"):
     """The pairwise model of --kind pairwise: a folder or a hub name."""
     benchmark: list[str] = []
     """More sets, each as name=path; name is the format, as of preprocess_dataset.py, or one with
-    more than two responses: rewardbench2, best_of_n."""
+    more than two responses: rewardbench2, best_of_n; auto: as format and the columns say."""
     trained_on: list[str] = []
     """Preference files that a model was trained on: how much of each set stands in them is shown."""
     template: str | None = None
@@ -105,7 +105,8 @@ def what_is_measured(s: Settings) -> list[Measured]:
         sets = {VALIDATION: s.items, **sets}
     if not sets:
         raise SystemExit("accuracy: nothing to measure on: set --items or --benchmark")
-    return [Measured(kind, name, path) for kind in s.kind for name, path in sets.items()]
+    how = s.how_read()
+    return [Measured(kind, name, path, how) for kind in s.kind for name, path in sets.items()]
 
 
 def inputs_of(s: Settings, measured: Sequence[Measured], pairs: Path | None) -> list[Path]:

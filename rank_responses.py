@@ -25,16 +25,19 @@ from prefpipe.compare import openers
 from prefpipe.compare.matches import Contest
 from prefpipe.compare.rankings import By, Totals, to_ranking
 from prefpipe.compare.tournament import Tournament, competitors
+from prefpipe.formats import prompts
 from prefpipe.ranges import Positive
 from prefpipe.rows import Message, Preference, Ranking, Reject, Responses, as_turns
 from prefpipe.screen import progress
-from prefpipe.settings import EngineStage, NoEffectOnRows, local_folders
+from prefpipe.settings import EngineStage, NoEffectOnRows, PairColumns, local_folders
 from prefpipe.templates import template_files
 
 
-class Settings(EngineStage, env_prefix="RANK_", cli_shortcuts={"score-temperature": "temperature"}):
+class Settings(
+    PairColumns, EngineStage, env_prefix="RANK_", cli_shortcuts={"score-temperature": "temperature"}
+):
     input: Path = config.RESPONSES
-    """Responses rows, JSONL or Parquet."""
+    """Responses rows, or a published format with several answers to a prompt (--format)."""
     output: Path = config.RANKING
     """Folder of rankings.jsonl and preferences.jsonl."""
     by: By = "reward"
@@ -72,7 +75,8 @@ def main(
         log, unranked = run.open_log(Ranking), run.open_log(Reject, "unranked")
         rank_windows(s, run, log, unranked, ranker or open_ranker(s, run, judge))
         totals = Totals()
-        for row in run.read(s.input, Responses):
+        read = prompts.read_responses(s.input, s.limit, s.how_read(), say=True)
+        for row in prompts.accepted(run, read):
             if unusable := why_not(row):
                 run.emit(unusable)
             elif row.id in unranked:
@@ -93,7 +97,8 @@ def rank_windows(
     rank: openers.Ranker,
 ) -> None:
     """Rank what the logs lack; a row that could not be ranked stands in unranked."""
-    rows = [row for row in run.peek(s.input, Responses) if not why_not(row)]
+    read = (row for _, row in prompts.read_responses(s.input, s.limit, s.how_read()))
+    rows = [row for row in read if isinstance(row, Responses) and not why_not(row)]
     how = None if s.by == "reward" else s.tournament
     # a judge's replies are kept one by one, and a server wants all that can be asked at once
     size = max(1, len(rows)) if s.by == "judge" else s.prompts_at_once

@@ -8,6 +8,8 @@ table of data/README.md.
 REASONS: dict[str, str] = {
     # a row that was read
     "bad_row": "The row could not be read: the detail names the field, what was found and what was expected.",
+    "turns_differ": "The two sides differ before their last answers: no one prompt leads to both.",
+    "unlabelled": "Nothing says which answer is better.",
     "duplicate_row": "The same row stands earlier in the input, and neither has an id of its own.",
     "duplicate_pair": "The same pair, token for token, stands earlier in the input.",
     "tie": "Neither side is better: there is nothing to learn which one is.",
@@ -15,6 +17,7 @@ REASONS: dict[str, str] = {
     "empty_answer": "An answer is empty.",
     "equal_answers": "The answers are the same text, white space aside.",
     "near_duplicate_of_validation": "A question that is held out is nearly the same; trained on, it would flatter the result.",
+    "in_benchmark": "It shares eight words in a row with a question of a benchmark that --not-in names.",
     "beyond_max_rows": "More rows than max_rows asks for.",
     # tokens
     "too_long": "More tokens (or characters) than the setting that is named allows.",
@@ -71,7 +74,7 @@ REASONS: dict[str, str] = {
     # a translation
     "not_json": "The reply is no JSON object.",
     "wrong_keys": "The reply has other keys than the texts that were to be translated.",
-    "not_text": "A value of the reply is no text.",
+    "not_text": "What must be text is something else, or more: null, an image, a call of a tool, thinking kept apart.",
     "empty_text": "A text was translated into nothing.",
     "truncated": "The translation was cut at its token limit.",
     "json_changed": "JSON inside a text has other keys or values than before.",

@@ -1,15 +1,16 @@
 """How much of a benchmark was trained on: word n-grams that its questions share with training texts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prefpipe import formats
 from prefpipe.evaluation import held_out
 from prefpipe.evaluation.held_out import Measured
-from prefpipe.files import DataError, Named, Run
+from prefpipe.files import DataError, Run
+from prefpipe.formats.opening import HowRead, OpenFile
 from prefpipe.rows import Question, answer_of, flatten_turns
 from prefpipe.words import split_words
 
@@ -38,6 +39,10 @@ class Overlap:
         for gram in self._ngrams(text):
             for id in self._grams.get(gram, ()):
                 self._found[id].add(gram)
+
+    def shares(self, texts: Iterable[str]) -> bool:
+        """Whether one of these texts would make a question count as seen."""
+        return any(gram in self._grams for text in texts for gram in self._ngrams(text))
 
     def report(self, shown: int = 5) -> dict[str, Any]:
         """seen: share of questions with an n-gram in the training texts; mostly_seen: with half of
@@ -73,10 +78,27 @@ def overlaps(run: Run, sets: Iterable[Measured], trained_on: Sequence[Path]) -> 
     return by_set
 
 
-def _training_texts(paths: Iterable[Path]) -> Iterator[str]:
-    for path in paths:
-        for place, record in Named(str(path)).records():
-            row = formats.read_preference(record, "sky")
+def benchmark_questions(entries: Sequence[str], how: HowRead) -> dict[str, str]:
+    """The questions of benchmarks that are given as name=path. Raises DataError for a row that is none."""
+    asked, how = {}, replace(how, part={})  # a split is of the data that is trained on
+    for name, path in held_out.parse_benchmarks(entries, "--not-in").items():
+        for place, row in held_out.rows_of(Measured("reward", name, path, how), None):
             if isinstance(row, ValueError):
                 raise DataError(f"{place}: {row}")
-            yield from (flatten_turns(row.prompt), answer_of(row.chosen), answer_of(row.rejected))
+            asked[f"{name}:{row.id}"] = flatten_turns(held_out.prompt_of(row))
+    return asked
+
+
+def _training_texts(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        file = OpenFile(str(path), HowRead(), None)
+        for place, record in file.records():
+            rows = file.pairs(record)
+            if isinstance(rows, ValueError):
+                raise DataError(f"{place}: {rows}")
+            for row in rows:
+                yield from (
+                    flatten_turns(row.prompt),
+                    answer_of(row.chosen),
+                    answer_of(row.rejected),
+                )
