@@ -4,6 +4,7 @@ Of several splits one is read: the one asked for, else the one that is for train
 split is trained on by nobody who did not ask for it.
 """
 
+import functools
 import glob
 import sys
 from collections.abc import Iterator, Sequence
@@ -98,11 +99,17 @@ class Named(NamedTuple):
                 others = [name for name in splits if name != names[0]]
                 if others and not self.split:
                     also = ", ".join(others)
-                    print(f"{self.name}: reads {names[0]}, not {also} (--split)", file=sys.stderr)
+                    _say(f"{self.name}: reads {names[0]}, not {also} (--split)")
                 return names[0]
             if self.split:
                 break
         raise DataError(f"{self.name}: the splits are {', '.join(splits)}; choose with --split")
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Once, however often the data is read."""
+    print(line, file=sys.stderr)
 
 
 def _matching(pattern: str) -> list[Path]:

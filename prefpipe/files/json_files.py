@@ -22,8 +22,11 @@ def read_json(path: Path) -> Iterator[tuple[str, Any]]:
     elif first.lstrip().startswith("{"):
         try:
             value = from_json(first)
+            _refuse_columns(path, value)
             if any(isinstance(value.get(key), list) for key in _WRAPPERS):
                 rows = _rows_of_objects(path)
+        except DataError:
+            raise
         except ValueError as error:
             # cut at the end of the line, so it goes on behind it
             rows = _rows_of_objects(path) if "EOF" in str(error) else None
@@ -55,14 +58,10 @@ def _rows_of_objects(path: Path) -> list[Any] | None:
         rows.append(row)
         at += len(text[at : at + 1 << 12]) - len(text[at : at + 1 << 12].lstrip())
     if len(rows) == 1 and isinstance(rows[0], dict):
+        _refuse_columns(path, rows[0])
         inner = [rows[0][key] for key in _WRAPPERS if isinstance(rows[0].get(key), list)]
         if len(inner) == 1 and all(isinstance(row, dict) for row in inner[0]):
             return inner[0]
-        if len(rows[0]) > 1 and all(isinstance(column, dict) for column in rows[0].values()):
-            raise DataError(
-                f"{path}: found an object of columns, as pandas writes it; "
-                'to_json(path, orient="records", lines=True) writes rows'
-            )
     return rows
 
 
@@ -74,3 +73,13 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         except ValueError as error:
             where = str(error).replace("at line 1 column", "at column")
             yield f"{name}:{number}", ValueError(f"not JSON: {where}")
+
+
+def _refuse_columns(path: Path, value: Any) -> None:
+    """Raise DataError for an object of columns, {"prompt": {"0": ..., "1": ...}, ...}."""
+    columns = value.values() if isinstance(value, dict) else ()
+    if columns and all(isinstance(c, dict) and c and all(map(str.isdigit, c)) for c in columns):
+        raise DataError(
+            f"{path}: found an object of columns, as pandas writes it; "
+            'to_json(path, orient="records", lines=True) writes rows'
+        )
