@@ -292,8 +292,6 @@ ZYGOTE = """
 import os, sys
 import openai
 import annotate_preferences as stage, prefpipe.llm.batch_api.batch_engine
-from prefpipe.llm.wire import certificates
-certificates()
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

@@ -64,7 +64,7 @@ def options_of(stage: str) -> set[str]:
 # ---- who imports whom
 
 FLOORS = [  # a module imports from its own room and from rooms above it in this list, from none below
-    "rows ranges reasons draws screen foreign_json",
+    "rows ranges reasons draws screen foreign_json thoughts opinions",
     "files languages questions",
     "templates near_duplicates verdicts formats",
     "chat judge judgment_pairs rating_prompts",

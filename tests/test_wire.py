@@ -15,7 +15,6 @@ from prefpipe.llm.wire import (
     ServedModel,
     Stop,
     completions_of,
-    printable_url,
     read_error,
     read_reply,
     request_body,
@@ -202,7 +201,6 @@ def test_what_is_printed_has_no_control_characters_and_no_half_characters():
 def test_what_is_printed_is_one_short_line_without_a_password():
     assert SERVED.printable("a\n  sk-secret b") == "a *** b"
     assert len(SERVED.printable("x" * 999)) == 300
-    assert printable_url("https://user:word@host:8000/v1?key=1") == "https://host:8000/v1"
 
 
 def test_pauses_double_up_to_a_minute_and_differ():
