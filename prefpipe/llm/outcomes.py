@@ -4,7 +4,7 @@ A server has many words for a wrong setting, and none of them has to be known: w
 requests fail alike, or none at all has passed, the rows are not to blame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from prefpipe.llm import MANY, SERVER_FAILURES, Failure
 
@@ -46,11 +46,11 @@ class Outcomes:
                 f"the first {len(failures)} requests all failed alike {_shown(failures)}; {_ADVICE}"
             )
 
-    def end(self) -> None:
-        """Behind the last result."""
+    def end(self, asked_again: Container[str] = ()) -> None:
+        """Behind the last result. asked_again: reasons of failures that another try may not have."""
         reasons = {failure.reason for failure in self._failures}
         is_alike = len(reasons) == 1 and all(
-            r in _OF_ALL or r.startswith("batch_") for r in reasons
+            r not in asked_again and (r in _OF_ALL or r.startswith("batch_")) for r in reasons
         )
         if self.nothing_passed and is_alike and not self._leaves_out:
             raise SystemExit(

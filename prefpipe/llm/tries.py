@@ -49,7 +49,8 @@ class Tries(Generic[R]):
 
         for number, replies in enumerate(self._tries):
             what = f"asking again ({number})" if number else "translating"
-            replies.collect(open_engine, what, fault_of=fault_of, is_first=not number)
+            options = {"fault_of": fault_of, "asked_again": self._asked_again}
+            replies.collect(open_engine, what, is_first=not number, **options)
         results = map(self.of, self._rows())
         failed = [r for r in results if isinstance(r, Reject) and r.reason in SERVER_FAILURES]
         if failed and not self._run.facts.leave_out_failing:

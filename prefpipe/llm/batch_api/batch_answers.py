@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, wire
+from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, error_replies, wire
 from prefpipe.llm.batch_api.batch_record import Batch, BatchRecord, request_hash, samples_of
 from prefpipe.llm.wire import ServedModel
 
@@ -100,7 +100,7 @@ class Answers:
                 text = self._served.printable(json.dumps(body, ensure_ascii=False))
                 return Failure(id, "garbled_reply", f"no chat completion but {text}")
             status, stated = reply
-        if status in (401, 402, 403) or str(stated.get("code")) in wire.NO_MONEY:
+        if status in (401, 402, 403) or str(stated.get("code")) in error_replies.NO_MONEY:
             # The account's, not the request's: it may have been mended since.
             detail = self._served.printable(stated.get("message"))
             return _Again(id, "batch_error", f"{batch.batch_id}: HTTP {status}: {detail}")
@@ -126,4 +126,6 @@ class Answers:
         self, batch: Batch, line: int, id: str, status: int, error: dict[str, Any]
     ) -> tuple[str, str]:
         where = f"batch {batch.batch_id}, request {id!r}"
-        return wire.read_error(status, error, self._record.sent(batch, line), where, self._served)
+        return error_replies.read_error(
+            status, error, self._record.sent(batch, line), where, self._served
+        )

@@ -14,7 +14,7 @@ import httpx2
 import openai
 
 from prefpipe.foreign_json import read_json
-from prefpipe.llm import SERVER_FAILURES, wire
+from prefpipe.llm import SERVER_FAILURES, error_replies, wire
 from prefpipe.llm.batch_api.batch_record import Batch
 from prefpipe.llm.environment import route_to
 from prefpipe.llm.http_clients import BadReply, Client, Elsewhere, bounded
@@ -167,7 +167,7 @@ class BatchApi:
                 if error.status_code == 404 and missing:
                     raise (FileGone if of_file else Stop)(f"{self._name}: {missing}") from None
                 body = {"model": served.model}
-                reason, detail, after = wire.read_status(error, body, self._name, served)
+                reason, detail, after = error_replies.read_status(error, body, self._name, served)
                 if reason not in SERVER_FAILURES:
                     raise Stop(f"{self._name}: {detail}") from None
             except Elsewhere as error:

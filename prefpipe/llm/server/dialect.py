@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 
-from prefpipe.llm import Request, wire
+from prefpipe.llm import Request, error_replies, wire
 from prefpipe.llm.costs import estimate_prompt_tokens
 from prefpipe.llm.wire import ServedModel
 
@@ -48,11 +48,11 @@ class Dialect:
         """Leave out of what is dispensable what the error names; else n; else all of it. Servers
         have many words for a refused option, and some none, so a try tells."""
         said = error.message
-        if error.status_code not in (400, 422) or wire.is_too_long(said):
+        if error.status_code not in (400, 422) or error_replies.is_too_long(said):
             return False
         left = wire.dispensable(body, self._served) - self._taken
         stated = error.body if isinstance(error.body, dict) else {}
-        refused = wire.refused_options(stated, body, said)
+        refused = error_replies.refused_options(stated, body, said)
         if self._in_vain >= _TRIED_IN_VAIN or refused - left:
             return False
         named = {name for name in left if re.search(rf"\b{name}\b", said)}

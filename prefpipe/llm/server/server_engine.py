@@ -25,7 +25,15 @@ import httpx2
 import openai
 
 from prefpipe.foreign_json import read_json
-from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, wire
+from prefpipe.llm import (
+    SERVER_FAILURES,
+    Completion,
+    Failure,
+    Request,
+    Result,
+    error_replies,
+    wire,
+)
 from prefpipe.llm.costs import Spending, estimate_prompt_tokens
 from prefpipe.llm.http_clients import BadReply, Elsewhere
 from prefpipe.llm.server.dialect import Dialect
@@ -274,7 +282,7 @@ class ServerSession:
             self._endpoints.connected(endpoint)
             if self._dialect.adapts(error, body):
                 return _Trouble("adapted")
-            return _Trouble(*wire.read_status(error, body, endpoint.name, self._served))
+            return _Trouble(*error_replies.read_status(error, body, endpoint.name, self._served))
         finally:
             endpoint.in_flight -= 1
             self._in_flight.discard(task)
@@ -284,7 +292,7 @@ class ServerSession:
         except ValueError:
             reply = None
         if isinstance(reply, tuple):
-            return _Trouble(*wire.read_error(*reply, body, endpoint.name, self._served))
+            return _Trouble(*error_replies.read_error(*reply, body, endpoint.name, self._served))
         if reply:
             return reply
         kind = response.headers.get("content-type", "no content type")
