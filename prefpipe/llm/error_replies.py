@@ -24,6 +24,7 @@ _TOO_LONG = re.compile(
     r"|(?:max(?:imum)?|longest) (?:model|sequence|input|prompt).?len",
     re.I | re.S,
 )
+_LIMITS = {"max_tokens", "max_completion_tokens"}
 _TOO_LONG_CODES = (
     "context_length_exceeded",
     "exceed_context_size_error",
@@ -61,10 +62,13 @@ def read_error(
     if too_long and status in (400, 413, 422, 500):
         return "prompt_too_long", detail
     if status in (400, 422) and (refused := refused_options(error, body, detail)):
-        names = " ".join(sorted(refused))
         raise Stop(
-            f"{where} refuses {', '.join(sorted(refused))}: {detail[:150]}; give it another value, or "
-            f"leave it out with --leave-out-options {names}: the server's own value is taken then"
+            f"{where} refuses {', '.join(sorted(refused))}: {detail[:120]}; give it another value"
+            + (
+                ""
+                if refused & _LIMITS
+                else ", or have the server take its own: --leave-out-options"
+            )
         )
     if status == 429:
         return "rate_limited", detail

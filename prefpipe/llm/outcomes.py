@@ -42,6 +42,11 @@ class Outcomes:
         if reasons <= SERVER_FAILURES:
             raise SystemExit(passes_later(failures, "in a row"))
         if self.nothing_passed and len(reasons) == 1:
+            if reasons == {UNUSABLE}:
+                raise SystemExit(
+                    f"not one of the first {len(failures)} replies can be used {_shown(failures)}; they "
+                    "are kept and not paid again; the same command asks for the rest all the same"
+                )
             raise SystemExit(
                 f"the first {len(failures)} requests all failed alike {_shown(failures)}; {_ADVICE}"
             )
@@ -58,7 +63,7 @@ class Outcomes:
             )
 
 
-_ADVICE = "mend what it names (an option: --leave-out-options); the same command asks again"
+_ADVICE = "mend what it names, or see --leave-out-options; the same command asks again"
 
 
 def passes_later(failures: Sequence[Failure], how: str = "") -> str:

@@ -12,7 +12,7 @@ from prefpipe.llm import Request
 from prefpipe.llm.responders import EngineKind
 from prefpipe.ranges import AboveZero, NotNegative, Positive, Temperature, TopK, TopP
 from prefpipe.rows import Message, as_turns
-from prefpipe.settings.stage import NoEffectOnRows, Stage
+from prefpipe.settings.stage import NoEffectOnRows, Stage, check_dotenv
 
 if TYPE_CHECKING:
     from prefpipe.llm import Engine
@@ -41,6 +41,10 @@ class Account(BaseSettings):
     api_key: SecretStr | None = None
     base_url: str | None = None
     """One base URL, or several with commas between them."""
+
+    def __init__(self, **values: Any) -> None:
+        check_dotenv(Path(".env"))
+        super().__init__(**values)
 
     def base_urls(self) -> list[str]:
         """Where to ask: with a key alone it is OpenAI itself; none: no server is configured."""

@@ -116,7 +116,7 @@ class Stage(BaseSettings):
     @classmethod
     def from_command_line(cls, arguments: list[str] | None = None) -> Self:
         """The settings of this run. Exits with a sentence where one is wrong or misspelt."""
-        _check_dotenv(Path(".env"))
+        check_dotenv(Path(".env"))
         cls._refuse_misspelt_variables()
         given = sys.argv[1:] if arguments is None else arguments
         description = inspect.getdoc(sys.modules[cls.__module__]) or ""
@@ -208,7 +208,7 @@ class Stage(BaseSettings):
         return "config.py or the script"
 
 
-def _check_dotenv(path: Path) -> None:
+def check_dotenv(path: Path) -> None:
     """Exit with a sentence where .env is no UTF-8 text; editors on Windows write UTF-16."""
     try:
         path.read_bytes().decode("utf-8-sig")
