@@ -129,7 +129,7 @@ def test_ids_come_out_as_they_went_in():
     with Server(lambda body, sample: f"Text 1\nRating: 3\n{rate(body, sample)}") as server:
         main(settings(rows, server))
     assert [(r.id, r.aspect) for r in answered()] == [(p.id, p.aspect) for p in rows]
-    assert [r.text[17:] for r in answered()] == [f"\nRatings of: {p.prompt}" for p in rows]
+    assert [r.text[17:] for r in answered()] == [f"Ratings of: {p.prompt}" for p in rows]
 
 
 def test_a_doubled_prompt_is_an_error_with_both_lines_before_anything_is_paid():

@@ -22,6 +22,7 @@ from prefpipe.llm.wire import ServedModel, Stop
 
 T = TypeVar("T")
 ENDPOINT = "/v1/chat/completions"
+_LONGEST_SECRET = 2000
 _NAME = re.compile(r"[!-~]+")  # an id or a state: shown to a person, part of a path
 
 
@@ -130,24 +131,30 @@ class BatchApi:
                 self._client.files.with_streaming_response.content(file_id) as response,
                 open(temporary, "wb") as file,
             ):
-                for part in bounded(response, most_bytes, self._served.timeout_seconds):
+                parts = bounded(response, most_bytes, self._served.timeout_seconds)
+                for part in self._without_secrets(parts):
                     file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
             with open(temporary, "rb") as file:
                 # A gateway's page must not make paid answers unreadable for good.
                 if not any(line.startswith(b"{") for line in file):
                     raise _Garbled(f"file {file_id} has no line of JSON")
-            with open(temporary, "rb") as file, open(cleaned, "wb") as clean:
-                for line in file:
-                    text = line.decode(errors="surrogateescape")
-                    safe = self._served.without_secrets(text)
-                    clean.write(safe.encode(errors="surrogateescape"))
-                clean.flush()
-                os.fsync(clean.fileno())
 
-        cleaned = path.with_suffix(".clean.tmp")
-        self._retry(call, f"file {file_id} is there no more", of_file=True)
-        temporary.unlink()
-        os.replace(cleaned, path)
+        try:
+            self._retry(call, f"file {file_id} is there no more", of_file=True)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _without_secrets(self, parts: Iterator[bytes]) -> Iterator[bytes]:
+        """The same bytes without secrets, also where one goes over the end of a part."""
+        kept = ""
+        for part in parts:
+            kept = self._served.without_secrets(kept + part.decode("latin-1"))
+            yield kept[:-_LONGEST_SECRET].encode("latin-1")
+            kept = kept[-_LONGEST_SECRET:]
+        yield kept.encode("latin-1")
 
     def _object(self, response: Any, needed: str = "id") -> dict[str, Any]:
         with contextlib.suppress(ValueError, TypeError, KeyError):

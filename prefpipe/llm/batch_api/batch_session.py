@@ -22,6 +22,7 @@ from prefpipe.llm.wire import ServedModel, Stop
 
 _LOOKS = 20  # at a batch in a state that the API does not have, before it is given up
 _LOOKS_FOR_FILE = 5  # after which a file that is not there is held to be gone
+_FILE_BYTES = 10_000_000  # of a file of answers, beside what its requests may come to
 _READS = 3  # times an output file is fetched where it has lines that are no answers
 _QUEUE_PAUSES = 8  # times in a row that the account's queue may be full with no batch of ours in it
 
@@ -124,10 +125,9 @@ class BatchSession:
         is_answered = batch.done or batch.status == "completed"
         if is_answered and not any(wire.part(shown, name, str) for name in files.values()):
             raise FileGone("it names no file of its answers")
-        # Generous: a token has fewer than 10 characters, and JSON writes one in 12 bytes at most.
-        most_bytes = (
-            10_000_000 + 200 * (batch.prompt_tokens + batch.new_tokens) + 4000 * batch.requests
-        )
+        # Generous: a token has some 5 characters, and JSON writes one in 6 bytes at most.
+        tokens = batch.prompt_tokens + batch.new_tokens
+        most_bytes = _FILE_BYTES + 5000 * batch.requests + 100 * tokens
         for attempt in range(_READS):
             for kind, name in files.items():
                 if file_id := wire.part(shown, name, str):
