@@ -1,7 +1,7 @@
 """An OpenAI chat completion over the wire: the request, the reply, and which texts are in it."""
 
+import functools
 import itertools
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -73,14 +73,10 @@ class ServedModel:
     def without_secrets(self, text: str) -> str:
         """The text without the key, as it was sent or quoted, and without the base URLs' secrets:
         servers echo them."""
-        secrets = [
-            self.key() if self.api_key else "",
-            *(secret for url in self.base_urls for secret in secrets_of(url)),
-        ]
-        for secret in secrets:
-            for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]):
-                text = text.replace(form, "***") if len(secret) >= _SHORTEST_SECRET else text
-        return text
+        secrets = [self.key() if self.api_key else ""]
+        secrets += [secret for url in self.base_urls for secret in secrets_of(url)]
+        pattern = _any_of(tuple(s for s in secrets if len(s) >= _SHORTEST_SECRET))
+        return pattern.sub("***", text) if pattern else text
 
     def printable(self, said: object) -> str:
         """At most 300 characters on one line, without control characters and secrets."""
@@ -92,6 +88,20 @@ class ServedModel:
         """A doubling pause, random so that requests that failed together come back apart."""
         seconds = self.first_backoff_seconds * 2.0 ** min(failures, 30)
         return min(seconds, _LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1.0)
+
+
+@functools.cache
+def _any_of(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Finds each secret, its signs escaped as JSON, Python, HTML or a URL does, also several times."""
+
+    def forms(sign: str) -> str:
+        escaped = (
+            rf"\\*{re.escape(sign)}|&\#?\w{{1,6}};|\\+[ux][0-9a-fA-F]{{2,4}}|%[0-9a-fA-F]{{2}}"
+        )
+        return sign if sign.isalnum() else r"\\+" if sign == "\\" else f"(?:{escaped})"
+
+    patterns = ["".join(map(forms, secret)) for secret in secrets]
+    return re.compile("|".join(patterns)) if patterns else None
 
 
 def request_body(

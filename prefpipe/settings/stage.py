@@ -36,7 +36,7 @@ NoEffectOnRows = Annotated[T, _NO_EFFECT]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PASSWORD = re.compile(
     r"(?<=://)[^/@\s'\"]*(?=@)"
-    r"|(?<=[?&])(?P<name>\w*(?:key|token|secret|passw|sig|auth|code)\w*=)[^&\s'\"#]+",
+    r"|(?<=[?&])(?P<name>[\w.-]*(?:key|token|secret|passw|sig|auth|code)[\w.-]*=)[^&\s'\"#]+",
     re.IGNORECASE,
 )
 """In a URL: user and password, and what its query calls a secret."""
