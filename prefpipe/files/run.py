@@ -34,6 +34,8 @@ class StageFacts:
     limit: int | None
     overwrite: bool
     strict: bool
+    leave_out_failing: bool = False
+    """Rows that a server fails on are left out (of stages that ask one)."""
 
 
 class Run(AbstractContextManager["Run"]):
