@@ -172,7 +172,7 @@ def test_a_lora_adapter_reloads_to_the_same_scores(settings, merge):
 
 def test_an_adapter_without_the_head_gives_random_scores(base, tmp_path):
     """What the check is for: the same adapter loaded twice, its head drawn anew each time."""
-    model, tokenizer, _ = load_classifier(base)
+    model, tokenizer, *_ = load_classifier(base, new_head=True)
     adapter = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
     adapter.save_pretrained(tmp_path / "adapter")
     assert not any("score.weight" in n for n in load_file(tmp_path / "adapter/adapter_model.safetensors"))  # fmt: skip
@@ -180,7 +180,7 @@ def test_an_adapter_without_the_head_gives_random_scores(base, tmp_path):
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        loaded, tokenizer, causal = load_classifier(tmp_path / "adapter")
+        loaded, tokenizer, causal, _ = load_classifier(tmp_path / "adapter")
         found += RewardModel(loaded, tokenizer, own, causal).score([("Q", ["a response"])])
     assert abs(found[0][0] - found[1][0]) > 1e-3
     with pytest.raises(RuntimeError, match="not saved whole, its head perhaps"):
