@@ -69,8 +69,8 @@ def completion_ids(tokenizer: "Tokenizer", text: str) -> list[int]:
     whole = _apply(tokenizer, [*_ASKED, *hidden])
     # Where the template drops an answer's thoughts, or the model opened them itself, the answer
     # stands as it was written.
-    mark = frame.opening.split()[0] if frame.opening.strip() else frame.opening
-    if not whole.startswith(frame.lead) or (mark and answer.startswith(mark)):
+    opens_itself = frame.opening.strip() and answer.startswith(frame.opening.split()[0])
+    if not whole.startswith(frame.lead) or opens_itself:
         whole = frame.lead + answer + frame.close
     end = end_of_turn_id(tokenizer)
     own = _behind(tokenizer, frame.lead, whole, names)

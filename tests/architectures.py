@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers as hf
 from datasets import Dataset
-from peft import get_peft_model, LoraConfig
+from peft import LoraConfig, get_peft_model
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_config import RewardConfig
@@ -34,10 +34,9 @@ from prefpipe.compare.ab_model import PairwiseModel
 from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local.local_engine import open_local
-from prefpipe.models import sharing
 from prefpipe.models.adapters import new_modules
 from prefpipe.models.classifiers import load_classifier
-from prefpipe.models.loading import load_both
+from prefpipe.models.loading import load_both, max_positions
 from prefpipe.rows import Message, Preference
 from prefpipe.training import ab, reward
 from prefpipe.training.ab import PrefixSharedPairwiseTrainer
@@ -242,7 +241,17 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         ENCODER | {"pad_token_id": 0, "attention_window": [8, 8], "type_vocab_size": 1},
     ),
 }  # fmt: skip
-SHORT = ("qwen3", "llama 4", "gemma 2", "mixtral", "lfm 2", "gpt-oss", "mamba", "deberta v2", "mpnet")
+SHORT = (
+    "qwen3",
+    "llama 4",
+    "gemma 2",
+    "mixtral",
+    "lfm 2",
+    "gpt-oss",
+    "mamba",
+    "deberta v2",
+    "mpnet",
+)
 """What CI looks at: an architecture of each kind of difference."""
 
 ASKED: list[list[Message]] = [
@@ -262,7 +271,9 @@ class Unequal(Exception):
     """Two numbers or texts that ought to be the same."""
 
 
-def require_equal(what: str, found: Sequence[float], want: Sequence[float], tolerance: float) -> None:
+def require_equal(
+    what: str, found: Sequence[float], want: Sequence[float], tolerance: float
+) -> None:
     off = max(abs(a - b) for a, b in zip(found, want, strict=True))
     if not off <= tolerance:
         raise Unequal(f"{what}: off by {off:.2g}")
@@ -278,7 +289,9 @@ def save_decoder(folder: Path, name: str, *, classifier: bool = False) -> None:
     # not the end of turn: transformers reads a score at the last token that is none
     tokenizer.pad_token = next(t for t in tokenizer.all_special_tokens if t != tokenizer.eos_token)
     config = getattr(hf, kind)(
-        vocab_size=-(-len(tokenizer) // 8) * 8, pad_token_id=tokenizer.pad_token_id, **special | values
+        vocab_size=-(-len(tokenizer) // 8) * 8,
+        pad_token_id=tokenizer.pad_token_id,
+        **special | values,
     )
     save(folder, config, tokenizer, classifier=classifier)
 
@@ -290,7 +303,9 @@ def save_encoder(folder: Path, name: str, *, classifier: bool) -> None:
     tokenizer = hf.BertTokenizer(vocab={word: k for k, word in enumerate(words)})
     if "type_vocab_size" in values:
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    save(folder, getattr(hf, kind)(vocab_size=len(words), **values), tokenizer, classifier=classifier)
+    save(
+        folder, getattr(hf, kind)(vocab_size=len(words), **values), tokenizer, classifier=classifier
+    )
 
 
 def save(folder: Path, config: Any, tokenizer: Any, *, classifier: bool) -> None:
@@ -365,7 +380,9 @@ def rewards(folder: Path) -> bool:
     for turns, scores in zip(ASKED, scorer.score((t, ANSWERS) for t in ASKED), strict=True):
         for answer, score in zip(ANSWERS, scores, strict=True):  # pyright: ignore[reportArgumentType]
             if scorer.is_causal:
-                inputs = {"input_ids": torch.tensor([template_ids(tokenizer, with_answer(turns, answer))])}
+                inputs = {
+                    "input_ids": torch.tensor([template_ids(tokenizer, with_answer(turns, answer))])
+                }
             else:
                 prompt = "\n".join(t["content"] for t in turns)
                 if len(turns) > 1:
@@ -380,7 +397,7 @@ def rewards(folder: Path) -> bool:
 
 def pairwise(folder: Path) -> bool:
     scorer = PairwiseModel.load(folder)
-    model, tokenizer = plain(folder, hf.AutoModelForCausalLM)
+    model, _ = plain(folder, hf.AutoModelForCausalLM)
     found, want = [], []
     for turns in ASKED:
         rows = scorer.tokenize(turns, ANSWERS, [(0, 1), (1, 0), (1, 2)]).rows  # pyright: ignore[reportAttributeAccessIssue]
@@ -391,6 +408,13 @@ def pairwise(folder: Path) -> bool:
             want += [logps[label].item() for label in scorer.tokenize.labels]
     require_equal("log p(A), log p(B)", found, want, 1e-3)
     return scorer.shares_prompts
+
+
+class StockDPOTrainer(DPOTrainer):
+    """TRL's, given the token ids that it would make of a conversation."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
 
 
 # ---- training ------------------------------------------------------------------------------------
@@ -439,7 +463,7 @@ def dpo_training(folder: Path) -> bool:
     found = losses(ours)
     stock = load_both(folder, for_training=True)[0]
     switch_off_dropout(stock)
-    theirs = DPOTrainer(
+    theirs = StockDPOTrainer(
         stock, args=arguments(DPOConfig, folder, len(data), **more),
         train_dataset=data.remove_columns("id"), processing_class=tokenizer,
     )  # fmt: skip
@@ -453,7 +477,7 @@ def reward_training(folder: Path, *, lora: bool = False) -> bool:
         return load_classifier(folder, for_training=True, new_head=True)[:3]
 
     model, tokenizer, causal = loaded()
-    reader = RewardTokenizer(tokenizer, RewardFormat(128, True, read_at="template_end"), causal)
+    reader = RewardTokenizer(tokenizer, RewardFormat(max_positions(model), True, read_at="template_end"), causal)
     pairs = kept([reward.tokenize_pair(row, reader, 0.0)[0] for row in preferences()])
     data = to_dataset(pairs, "tie")
     adapter = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", modules_to_save=new_modules(model)) if lora else None  # fmt: skip
@@ -471,7 +495,10 @@ def reward_training(folder: Path, *, lora: bool = False) -> bool:
         torch.manual_seed(1)
         stock = get_peft_model(stock, adapter)  # pyright: ignore[reportArgumentType]
     whole = [
-        {"chosen_ids": [*p.prompt_ids, *p.chosen_ids], "rejected_ids": [*p.prompt_ids, *p.rejected_ids]}
+        {
+            "chosen_ids": [*p.prompt_ids, *p.chosen_ids],
+            "rejected_ids": [*p.prompt_ids, *p.rejected_ids],
+        }
         for p in pairs
     ]
     theirs = RewardTrainer(
@@ -567,7 +594,11 @@ def rows_of(names: Sequence[str]) -> dict[str, dict[str, str]]:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = row_of(name, Path(folder))
-        print(f"{name:<20}", *(f"{column}: {value};" for column, value in rows[name].items()), flush=True)
+        print(
+            f"{name:<20}",
+            *(f"{column}: {value};" for column, value in rows[name].items()),
+            flush=True,
+        )
     return rows
 
 
@@ -584,7 +615,13 @@ def table(rows: dict[str, dict[str, str]]) -> str:
         ("Decoders", DECODERS, COLUMNS),
         ("Encoders", ENCODERS, ("reward", "reward training", "LoRA")),
     ):
-        lines += ["", f"## {title}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            f"| | {' | '.join(columns)} |",
+            "|---" * (len(columns) + 1) + "|",
+        ]
         for name in (n for n in members if n in rows):
             cells = (shown(rows[name].get(column, "-")) for column in columns)
             lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -603,12 +640,17 @@ chunks are 24 tokens there, and texts are longer."""
 
 def main(names: Sequence[str]) -> int:
     hf.logging.set_verbosity_error()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # a tiny model's step is too short to be shared out
     rows = rows_of(names or [*DECODERS, *ENCODERS])
     if not names:
         TABLE.parent.mkdir(exist_ok=True)
         TABLE.write_text(table(rows), encoding="utf-8")
-    bad = [f"{n}: {v}" for n, row in rows.items() for v in row.values() if v.startswith(("UNEQUAL", "FAILS"))]
+    bad = [
+        f"{n}: {v}"
+        for n, row in rows.items()
+        for v in row.values()
+        if v.startswith(("UNEQUAL", "FAILS"))
+    ]
     print(f"{len(bad)} of {sum(map(len, rows.values()))} cells differ", *bad, sep="\n")
     return bool(bad)
 

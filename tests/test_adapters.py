@@ -101,7 +101,9 @@ def test_an_adapter_without_a_head_is_no_reward_model(base, tmp_path):
     whole = adapter(tmp_path / "whole", model, lora(**config), base_model_name_or_path=str(base))
     assert load_classifier(whole)[0].config.num_labels == 1
     model = load_classifier(base, new_head=True)[0]
-    part = adapter(tmp_path / "part", model, lora(task_type=None), base_model_name_or_path=str(base))
+    part = adapter(
+        tmp_path / "part", model, lora(task_type=None), base_model_name_or_path=str(base)
+    )
     with pytest.raises(SystemExit, match=r"score\.weight are missing, and would be random"):
         load_classifier(part)
 

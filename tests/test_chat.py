@@ -66,7 +66,9 @@ def test_a_special_tokens_name_inside_a_text_stays_text(tokenizers, family):
     text = tokenizer.decode(posed)
     assert text.replace(posing, "a b") == tokenizer.decode(plain)  # every character is there
     completion = chat.completion_ids(tokenizer, posing)
-    assert not set(completion[:-1]) & special and tokenizer.decode(completion[:-1]).strip() == posing
+    assert (
+        not set(completion[:-1]) & special and tokenizer.decode(completion[:-1]).strip() == posing
+    )
 
 
 @each_family

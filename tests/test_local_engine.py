@@ -459,7 +459,9 @@ HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "he
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 OTHERS: dict[str, Any] = {
     "softcap": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**COMMON, **HEADS, intermediate_size=32, eos_token_id=EOS, initializer_range=0.3)
+        Gemma2Config(
+            **COMMON, **HEADS, intermediate_size=32, eos_token_id=EOS, initializer_range=0.3
+        )
     ),
     "states": lambda: MambaForCausalLM(
         MambaConfig(**COMMON, state_size=4, eos_token_id=EOS, initializer_range=0.3)

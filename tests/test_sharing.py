@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     Gemma3TextConfig,
     GptOssConfig,
@@ -14,7 +15,6 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 from prefpipe.models import sharing
 from prefpipe.models.sharing import self_check_tokens, shares, why_not_shared

@@ -22,7 +22,6 @@ from prefpipe.models.memory import free_bytes, position_bytes, run_batches
 from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Message
 
-
 MOST_OUTSIDE = 0.5
 """Mean probability on neither A nor B from which on a model is no pairwise model."""
 

@@ -17,7 +17,6 @@ from typing import ClassVar
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe import chat
-from prefpipe.chat import encode
 from prefpipe.compare.context import SavedFormat, Unscorable, cut_left
 from prefpipe.files import DataError
 from prefpipe.models.prefix_cache import common_tokens
@@ -96,6 +95,7 @@ class PairwiseTokenizer:
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.labels = label_ids(tokenizer)
+        # tokens from the label on
         self._behind = len(_answered(tokenizer, "x", LABELS[0])) - _place(tokenizer)
 
     def __call__(
@@ -136,15 +136,15 @@ class PairwiseTokenizer:
 
 def label_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     """The tokens A and B as they follow the rendered turn: where both conversations differ."""
+    chat.render(tokenizer, [Message(role="user", content="x")])  # an answer follows, or it raises
     place = _place(tokenizer)
     rows = [_answered(tokenizer, "x", label) for label in LABELS]
-    for label, row, other in zip(LABELS, rows, reversed(rows), strict=True):
-        if len(row) != len(other) or row[place + 1 :] != other[place + 1 :]:
-            tokens = tokenizer.convert_ids_to_tokens(encode(tokenizer, label))
-            raise DataError(
-                f"{tokenizer.name_or_path}: the label {label!r} must be one token, and is {tokens}; "
-                "take a model whose tokenizer has it as one"
-            )
+    if rows[0][place + 1 :] != rows[1][place + 1 :]:
+        a, b = (tokenizer.convert_ids_to_tokens(row[place : place + 3]) for row in rows)
+        raise DataError(
+            f"{tokenizer.name_or_path}: the labels A and B must be one token each, and stand in the "
+            f"conversation as {a} and {b}; take a model whose tokenizer has them as one"
+        )
     a, b = (row[place] for row in rows)
     return a, b
 

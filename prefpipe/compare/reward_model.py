@@ -192,13 +192,17 @@ class RewardModel:
         if self.shares_prompts:
             batches = trees.tree_batches(rows, self.max_batch_tokens)
             return run_batches(self._shared, rows, batches)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        unique = list(
+            dict.fromkeys(map(tuple, rows))
+        )  # equal texts get one score to the last digit
+        order = sorted(range(len(unique)), key=lambda i: len(unique[i]))
         if self.is_causal:  # without padding, which a state would carry on: rows of one length
-            same = (list(run) for _, run in groupby(order, key=lambda i: len(rows[i])))
-            batches = (b for run in same for b in self._batches(run, rows))
+            same = (list(run) for _, run in groupby(order, key=lambda i: len(unique[i])))
+            batches = (batch for run in same for batch in self._batches(run, unique))
         else:  # rows of about one length: little is spent on padding
-            batches = self._batches(order, rows)
-        return run_batches(self._padded, rows, batches)
+            batches = self._batches(order, unique)
+        scores = dict(zip(unique, run_batches(self._padded, unique, batches), strict=True))
+        return [scores[tuple(row)] for row in rows]
 
     def _batches(self, order: list[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         return trees.in_batches(order, self.max_batch_tokens, lambda i, _: len(rows[i]))

@@ -11,9 +11,7 @@ from prefpipe.models.model_files import read_json
 _OF_PEFT = "base_model.model."
 
 
-def put_on(
-    model: Any, folder: Path, *, merge: bool, for_training: bool
-) -> tuple[Any, set[str]]:
+def put_on(model: Any, folder: Path, *, merge: bool, for_training: bool) -> tuple[Any, set[str]]:
     """The model with the folder's adapter, and the names of the model's weights that it brings.
 
     merge: added into the weights, where its kind can be.
@@ -49,7 +47,9 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     """The shape of each weight of the adapter."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
-        raise SystemExit(f"model {folder}: adapter_model.safetensors is missing (no pickle is read)")
+        raise SystemExit(
+            f"model {folder}: adapter_model.safetensors is missing (no pickle is read)"
+        )
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
@@ -75,7 +75,9 @@ def new_modules(model: Any) -> list[str]:
         if name != model.base_model_prefix and any(True for _ in module.parameters())
     ]
     if not head:
-        raise SystemExit(f"{type(model).__name__}: no head found that an adapter could keep; use full")
+        raise SystemExit(
+            f"{type(model).__name__}: no head found that an adapter could keep; use full"
+        )
     has_pooler = isinstance(getattr(model.base_model, "pooler", None), nn.Module)
     return [*head, "pooler"] if has_pooler else head
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from prefpipe.chat import last_id
+from prefpipe.chat import end_of_turn_id, last_id
 from prefpipe.models.loading import bare_model, load_both
 from prefpipe.models.model_files import base_of, from_pretrained
 from prefpipe.templates import TemplateError, with_options
@@ -68,10 +68,10 @@ def use_own_pad_token(tokenizer: Tokenizer, model: PreTrainedModel) -> None:
     turn, that is one too early. Any other special token will do, since padding is masked; where the
     tokenizer has none, [PAD] is added.
     """
-    last = last_id(tokenizer)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == last:
+    ends = {None, last_id(tokenizer), end_of_turn_id(tokenizer)}
+    if tokenizer.pad_token_id in ends:
         known = [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
-        others = (t for t in known if t and tokenizer.convert_tokens_to_ids(t) != last)
+        others = (t for t in known if t and tokenizer.convert_tokens_to_ids(t) not in ends)
         tokenizer.pad_token = next(others, None) or "[PAD]"
         embeddings = model.get_input_embeddings().weight
         assert isinstance(embeddings, torch.Tensor)

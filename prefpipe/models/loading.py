@@ -78,7 +78,9 @@ def load_model(
         can = device == "cuda" and not is_quantized
         load_in_4bit = can and _is_tight(base, of, auto_class)
     if (load_in_4bit or is_quantized) and for_training and device != "cuda":
-        words = "its weights are 4-bit (or quantised otherwise) already, which" if is_quantized else ""
+        words = (
+            "its weights are 4-bit (or quantised otherwise) already, which" if is_quantized else ""
+        )
         raise SystemExit(
             f"{name}: {words or '4-bit weights'} cannot be trained on {device} (LoRA gradients would "
             "be 0 after the first evaluation); take full weights, or train on a CUDA GPU"
@@ -137,7 +139,7 @@ def _check_whole(model: Any, name: str | Path, missing: set[str], report: Any, h
 
 def _mend_generation_config(model: Any) -> None:
     """Make it one that can be saved: a temperature without do_sample is read, and then refused."""
-    own = bare_model(model).generation_config
+    own = getattr(bare_model(model), "generation_config", None)
     if own is None:
         return
     try:

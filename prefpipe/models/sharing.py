@@ -46,13 +46,18 @@ def why_not_shared(model: PreTrainedModel) -> str:
     config = model.config.get_text_config()
     if not getattr(model, "_supports_attention_backend", False):
         return "its attention cannot be given several texts in one row"
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
     if kinds:
         return f"layers of kind {', '.join(sorted(map(str, kinds)))} carry on or cut what they read"
     if depends_on_longest(config):
         return "its position encoding changes with the longest text of a row"
     lengths = named_lengths(config)
-    if unknown := [key for key in lengths if key not in _KNOWN_WINDOWS and lengths[key] > LONGEST_TRIED]:
+    if unknown := [
+        key for key in lengths if key not in _KNOWN_WINDOWS and lengths[key] > LONGEST_TRIED
+    ]:
         return f"its {unknown[0]} of {lengths[unknown[0]]} tokens is too long to be tried out"
     try:
         off = _difference(model, self_check_tokens(config))
@@ -77,7 +82,10 @@ def named_lengths(config: Any) -> dict[str, int]:
     return {
         key: value
         for key, value in config.to_dict().items()
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0 and _LENGTH.search(key)
+        if isinstance(value, int)
+        and not isinstance(value, bool)
+        and value > 0
+        and _LENGTH.search(key)
     }
 
 

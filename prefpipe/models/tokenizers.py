@@ -25,7 +25,9 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     source, options = (str(name), {}) if has_own else base_of(name)
     tokenizer = from_pretrained(_tokenizer_class(source), source, **options)
     if not tokenizer(_PROBE, add_special_tokens=False)["input_ids"]:
-        raise SystemExit(f"{name}: the tokenizer makes no token of a text: is tokenizer.json there?")
+        raise SystemExit(
+            f"{name}: the tokenizer makes no token of a text: is tokenizer.json there?"
+        )
     if tokenizer.pad_token is None:
         known, eos = tokenizer.get_vocab(), tokenizer.eos_token
         tokenizer.pad_token = next((t for t in _PAD_TOKENS if t in known and t != eos), eos)

@@ -184,7 +184,9 @@ class TrainingStage(ChatStage):
             "report_to": [],
         }
 
-    def adapter(self, model: Any, task_type: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig | None":
+    def adapter(
+        self, model: Any, task_type: Literal["CAUSAL_LM", "SEQ_CLS"]
+    ) -> "LoraConfig | None":
         """The LoRA configuration for this model, whose head is saved with it; None with --method full."""
         if self.method == "full":
             return None

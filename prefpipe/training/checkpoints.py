@@ -80,7 +80,9 @@ class Checkpoints:
                 continue
             if (path / _WHOLE).exists():  # else a kill left it
                 from_where = "the start" if newest is None else f"step {newest}"
-                words = f"{path}: not used ({problems[step]}); the training goes on from {from_where}"
+                words = (
+                    f"{path}: not used ({problems[step]}); the training goes on from {from_where}"
+                )
                 print(words, file=sys.stderr)
             remove(path)
         return None if newest is None else self.folder / f"checkpoint-{newest}"

@@ -21,7 +21,6 @@ from prefpipe.models.loading import bare_model
 from prefpipe.training.collator import PackCollator, run_packed
 from prefpipe.training.trainer import PairTrainer, Weight, padding_id
 
-
 _NO_PART_OF_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 """Fields of a configuration that change no number."""
 

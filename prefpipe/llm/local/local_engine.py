@@ -52,12 +52,16 @@ class LocalEngine:
         self.model, self.tokenizer = model, tokenizer
         bare = bare_model(model)
         if not is_causal(bare):
-            raise SystemExit(f"{tokenizer.name_or_path}: its tokens see later ones: it writes no text")
+            raise SystemExit(
+                f"{tokenizer.name_or_path}: its tokens see later ones: it writes no text"
+            )
         self.positions = max_positions(bare)
         self.end_ids = end_token_ids(model, tokenizer)
         self.is_plain = not (sharing.shares(model) and decodes(model))
         if self.is_plain:
-            bare.generation_config = GenerationConfig()  # what a Request leaves out is not taken there
+            bare.generation_config = (
+                GenerationConfig()
+            )  # what a Request leaves out is not taken there
             self.limits = Limits(1, max_samples, 1)
             return
         # a CPU is done with each of the smaller passes' tensors while they are in its caches
@@ -95,7 +99,9 @@ class LocalEngine:
         ends, most = sorted(self.end_ids), self.limits.samples
         for start in range(0, len(request.samples), most):
             part = request.samples[start : start + most]
-            job.done |= zip(part, plain.sample(self.model, request, job.ids, part, ends), strict=True)
+            job.done |= zip(
+                part, plain.sample(self.model, request, job.ids, part, ends), strict=True
+            )
         return [self._completion(job, sample) for sample in request.samples]
 
     def score(
@@ -157,7 +163,7 @@ class LocalEngine:
 
     def _plain_logps(self, item: Pack) -> list[Tensor]:
         ids = item.input_ids_T
-        rows = [torch.cat([ids[a : b], item.labels_T[b - 1 : b]]).tolist() for a, b in item.spans]
+        rows = [torch.cat([ids[a:b], item.labels_T[b - 1 : b]]).tolist() for a, b in item.spans]
         head = ids[: item.spans[0][0]].tolist() if item.spans else []
         return [plain.logps(self.model, [*head, row[0]], row[1:]) for row in rows]
 

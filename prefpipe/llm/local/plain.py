@@ -46,7 +46,11 @@ class _Draw(LogitsProcessor):
 
 @torch.inference_mode()
 def sample(
-    model: PreTrainedModel, request: Request, ids: Sequence[int], samples: Sequence[int], ends: list[int]
+    model: PreTrainedModel,
+    request: Request,
+    ids: Sequence[int],
+    samples: Sequence[int],
+    ends: list[int],
 ) -> list[list[int]]:
     """The new tokens of each sample, its end token included. In halves where memory is short."""
     model.eval()
