@@ -376,18 +376,17 @@ def scoring(folder: Path) -> bool:
 def rewards(folder: Path) -> bool:
     scorer = RewardModel.load(folder)
     model, tokenizer = plain(folder, hf.AutoModelForSequenceClassification)
+    tokenizer.chat_template = scorer.tokenizer.chat_template  # with the run's date
     found, want = [], []
-    for turns, scores in zip(ASKED, scorer.score((t, ANSWERS) for t in ASKED), strict=True):
-        for answer, score in zip(ANSWERS, scores, strict=True):  # pyright: ignore[reportArgumentType]
+    asked = ASKED if scorer.is_causal else [[{"role": "user", "content": "is two and two four"}]]
+    answers = ANSWERS if scorer.is_causal else ["yes", "the dog says no"]  # in 130 positions
+    for turns, scores in zip(asked, scorer.score((t, answers) for t in asked), strict=True):
+        for answer, score in zip(answers, scores, strict=True):  # pyright: ignore[reportArgumentType]
             if scorer.is_causal:
-                inputs = {
-                    "input_ids": torch.tensor([template_ids(tokenizer, with_answer(turns, answer))])
-                }
+                ids = template_ids(tokenizer, with_answer(turns, answer))
+                inputs = {"input_ids": torch.tensor([ids])}
             else:
-                prompt = "\n".join(t["content"] for t in turns)
-                if len(turns) > 1:
-                    continue  # how turns become one text is prefpipe's own affair
-                inputs = tokenizer(prompt, answer, return_tensors="pt")
+                inputs = tokenizer(turns[0]["content"], answer, return_tensors="pt")
             with torch.no_grad():
                 want.append(model(**inputs).logits[0, 0].item())
             found.append(score)
@@ -456,11 +455,12 @@ def dpo_training(folder: Path) -> bool:
     model, tokenizer = load_both(folder, for_training=True)
     tokenize = PairTokenizer(tokenizer, 1024)
     data = to_dataset(kept([tokenize(row) for row in preferences()]))
-    more = {"precompute_ref_log_probs": True, "disable_dropout": False}
+    more: dict[str, Any] = {"precompute_ref_log_probs": True, "disable_dropout": False}
     ours = PrefixSharedDPOTrainer(
         model, arguments(DPOConfig, folder, len(data), **more), data, processing_class=tokenizer
     )
     found = losses(ours)
+    more["router_aux_loss_coef"] = ours.args.router_aux_loss_coef  # TRL's fails for Doge
     stock = load_both(folder, for_training=True)[0]
     switch_off_dropout(stock)
     theirs = StockDPOTrainer(
@@ -477,7 +477,9 @@ def reward_training(folder: Path, *, lora: bool = False) -> bool:
         return load_classifier(folder, for_training=True, new_head=True)[:3]
 
     model, tokenizer, causal = loaded()
-    reader = RewardTokenizer(tokenizer, RewardFormat(max_positions(model), True, read_at="template_end"), causal)
+    reader = RewardTokenizer(
+        tokenizer, RewardFormat(max_positions(model), True, read_at="template_end"), causal
+    )
     pairs = kept([reward.tokenize_pair(row, reader, 0.0)[0] for row in preferences()])
     data = to_dataset(pairs, "tie")
     adapter = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", modules_to_save=new_modules(model)) if lora else None  # fmt: skip
@@ -538,7 +540,7 @@ def ab_training(folder: Path) -> bool:
     stock = load_both(folder, for_training=True)[0]
     switch_off_dropout(stock)
     theirs = SFTTrainer(
-        stock, args=arguments(SFTConfig, folder, len(rows), completion_only_loss=True),
+        stock, args=arguments(SFTConfig, folder, len(rows), completion_only_loss=True, router_aux_loss_coef=ours.args.router_aux_loss_coef),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
     )  # fmt: skip
     require_equal("losses", found, losses(theirs), 2e-4)

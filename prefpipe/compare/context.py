@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -53,9 +53,18 @@ class Unscorable:
 
 
 def cut_left(tokenizer: Tokenizer, text: str, tokens: int) -> str:
-    """The text without its first tokens; a character that was cut in two goes, too."""
-    ids = encode(tokenizer, text)[tokens:]
-    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).lstrip("\ufffd")
+    """The text without its first tokens; a character that was cut in two goes, too. Always shorter."""
+    if not tokenizer.is_fast:
+        ids = encode(tokenizer, text)[tokens:]
+        shorter = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).lstrip("\ufffd")
+    else:
+        # by places, not by decoding: what is decoded from inside a word ("##ing") is other text
+        options = {"split_special_tokens": True, "return_offsets_mapping": True, "verbose": False}
+        found: Any = tokenizer(text, add_special_tokens=False, **options)
+        places: list[tuple[int, int]] = found["offset_mapping"]
+        is_left = tokens < len(places)
+        shorter = text[max(places[tokens][0], places[tokens - 1][1]) :] if is_left else ""
+    return shorter if len(shorter) < len(text) else text[tokens:]
 
 
 def run_window(

@@ -56,7 +56,8 @@ def is_causal(model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        first, second = model.base_model(input_ids=ids).last_hidden_state[:, 0]
+        out: Any = model.base_model(input_ids=ids)  # a model may name no backbone: then its logits
+        first, second = getattr(out, "last_hidden_state", getattr(out, "logits", None))[:, 0]  # pyright: ignore[reportOptionalSubscript]
     model.train(was_training)
     return bool((first - second).abs().max() <= 1e-3 * first.abs().max())
 

@@ -243,12 +243,25 @@ class PairTrainer(Trainer):
 
 
 def _router_loss(model: Any, args: Any) -> bool:
-    """Whether TRL adds the load-balancing loss of a mixture of experts, as it does where it can."""
+    """Whether TRL adds the load-balancing loss of a mixture of experts, as it does where it can.
+
+    Where a model only seems to have one (Doge without experts), it is switched off in args.
+    """
     config = model.config.get_text_config()
     coefficient = getattr(args, "router_aux_loss_coef", 0.0)
     if coefficient is None:
         coefficient = getattr(config, "router_aux_loss_coef", 0.0)
-    return hasattr(config, "output_router_logits") and coefficient != 0.0
+    if not coefficient or not hasattr(config, "output_router_logits"):
+        return False
+    try:
+        with torch.no_grad():
+            ids = torch.tensor([[1, 2, 3]], device=model.device)
+            if model(input_ids=ids, output_router_logits=True).aux_loss is not None:
+                return True
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        pass
+    args.router_aux_loss_coef = 0.0
+    return False
 
 
 def _counts(batch: Mapping[str, Any]) -> Tensor:
