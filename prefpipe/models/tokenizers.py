@@ -38,7 +38,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _one_template(template: Any, name: str | Path) -> str | None:
-    """Of several templates the default, which is the one that is used: a saved model has it alone."""
+    """The default of several templates, which is the one that is used: a saved model has it alone."""
     if isinstance(template, dict):
         if "default" not in template:
             known = ", ".join(sorted(template))[:100]
