@@ -64,18 +64,15 @@ def main(s: Settings) -> None:
 
 def train(s: Settings, run: files.Run) -> dict[str, float]:
     screen.quiet_libraries()
-    from prefpipe.models.loading import load_model, load_tokenizer, max_positions
+    from prefpipe.models.loading import load_both, max_positions
     from prefpipe.training import saving
-    from prefpipe.training.checkpoints import fit, open_checkpoints
     from prefpipe.training.dpo import PrefixSharedDPOTrainer
     from prefpipe.training.record import record
     from prefpipe.training.tokenized_pairs import collect_judgment_pairs, to_dataset
 
     s.check()
-    stopped_at = open_checkpoints(s.output / "checkpoints", run.mark, s.overwrite)
-    tokenizer = load_tokenizer(s.model)
-    model = load_model(s.model, **s.load_options())
-    model.set_attn_implementation(s.attn_implementation)
+    checkpoints = s.open_checkpoints(run)
+    model, tokenizer = load_both(s.model, **s.load_options())
     limit = min(s.max_length, max_positions(model))
     pairs = collect_judgment_pairs(s.input, run, tokenizer, limit)
     if s.wants_best and not pairs["validation"]:
@@ -89,10 +86,10 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing,
         reference_cache=s.reference_cache,
-        peft_config=s.adapter("CAUSAL_LM"),
+        peft_config=s.adapter(model, "CAUSAL_LM"),
     )
     del model  # the trainer's from here on, which lets go of it
-    fit(trainer, s.output, run.stage, stopped_at, s.early_stopping)
+    checkpoints.fit(trainer, run.stage, s.early_stopping)
     results = last_numbers(trainer.state.log_history)
     checked = (validation or pairs["train"])[:CHECKED_PAIRS]
     _, difference = saving.save_and_reload(
@@ -126,7 +123,7 @@ def training_arguments(s: Settings, *, has_validation: bool) -> "DPOConfig":
         loss_weights=[1.0, s.sft_weight] if with_sft else [1.0],
         beta=s.beta,
         precompute_ref_log_probs=True,
-        disable_dropout=s.lora_dropout == 0,  # it would switch the adapter's off, too
+        disable_dropout=False,  # the trainer switches off all but the adapter's own
     )
 
 

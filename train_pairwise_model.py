@@ -65,23 +65,21 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from trl.trainer.sft_config import SFTConfig
 
     from prefpipe.compare.ab_model import PairwiseModel
-    from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, label_ids
-    from prefpipe.models.loading import load_model, load_tokenizer, max_positions
+    from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer
+    from prefpipe.models.loading import load_both, max_positions
     from prefpipe.training import saving
     from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
-    from prefpipe.training.checkpoints import fit, open_checkpoints
     from prefpipe.training.record import record
     from prefpipe.training.tokenized_pairs import to_dataset
 
     s.check()
-    tokenizer = load_tokenizer(s.model)
-    labels = label_ids(tokenizer)
-    stopped_at = open_checkpoints(s.output / "checkpoints", run.mark, s.overwrite)
+    checkpoints = s.open_checkpoints(run)
     transformers.set_seed(s.seed)
-    model = load_model(s.model, for_training=True, **s.load_options())
-    model.set_attn_implementation(s.attn_implementation)
+    model, tokenizer = load_both(s.model, **s.load_options())
     limit = min(s.max_length, max_positions(model))
-    tokenize = functools.partial(tokenize_pair, tokenize=PairwiseTokenizer(tokenizer, limit))
+    reader = PairwiseTokenizer(tokenizer, limit)
+    labels = reader.labels
+    tokenize = functools.partial(tokenize_pair, tokenize=reader)
     pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
     trainer = PrefixSharedPairwiseTrainer(
         model,
@@ -91,10 +89,10 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         processing_class=tokenizer,
         labels=labels,
         prefix_sharing=s.prefix_sharing,
-        peft_config=s.adapter("CAUSAL_LM"),
+        peft_config=s.adapter(model, "CAUSAL_LM"),
     )
     del model  # the trainer's from here on, which lets go of it
-    fit(trainer, s.output, run.stage, stopped_at, s.early_stopping)
+    checkpoints.fit(trainer, run.stage, s.early_stopping)
     checked = pairs.validation[:CHECKED_PAIRS]
     loaded, difference = saving.save_and_reload(
         trainer,
@@ -104,7 +102,9 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
             model, checked, lambda logits, _: logits[-1].float().log_softmax(-1)[[*labels]]
         ),
     )
-    report = evaluate(s, PairwiseModel(loaded, tokenizer, PairwiseFormat(limit)), pairs)
+    sharing = s.prefix_sharing
+    scorer = PairwiseModel(loaded, tokenizer, PairwiseFormat(limit), share_prompts=sharing)
+    report = evaluate(s, scorer, pairs)
     PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
     settings = s.model_dump(mode="json")
     record(run, trainer, "pairwise", settings, pairs.counts(), report, difference)

@@ -77,28 +77,25 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     import transformers
 
     from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
-    from prefpipe.models.classifiers import head_name, load_classifier
+    from prefpipe.models.classifiers import load_classifier
     from prefpipe.models.loading import max_positions
     from prefpipe.training import saving
-    from prefpipe.training.checkpoints import fit, open_checkpoints
     from prefpipe.training.record import record
     from prefpipe.training.reward import PrefixSharedRewardTrainer, tokenize_pair
     from prefpipe.training.tokenized_pairs import to_dataset
 
     s.check()
-    stopped_at = open_checkpoints(s.output / "checkpoints", run.mark, s.overwrite)
+    checkpoints = s.open_checkpoints(run)
     transformers.set_seed(s.seed)  # the head is new
-    model, tokenizer, is_causal = load_classifier(
-        s.model, chat_template=s.chat_template, for_training=True, **s.load_options()
+    model, tokenizer, is_causal, _ = load_classifier(
+        s.model, chat_template=s.chat_template, new_head=True, **s.load_options()
     )
-    own_format = RewardFormat(min(s.max_length, max_positions(model)), s.cut_prompt)
+    limit = min(s.max_length, max_positions(model))
+    own_format = RewardFormat(limit, s.cut_prompt, read_at="template_end")
     reader = RewardTokenizer(tokenizer, own_format, is_causal)
     margins = {"margin_weight": s.margin_weight, "margin_as": s.margin_as}
     tokenize = functools.partial(tokenize_pair, tokenize=reader, **margins)
     pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
-    if is_causal:
-        model.set_attn_implementation(s.attn_implementation)
-    head = [head_name(model)] if s.method == "lora" else None
     if has_margins := bool(s.margin_weight and pairs.margins):
         mean, n = sum(pairs.margins) / len(pairs.margins), len(pairs.margins)
         print(
@@ -113,10 +110,10 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing and is_causal,
         margin_as=s.margin_as,
-        peft_config=s.adapter("SEQ_CLS", head),
+        peft_config=s.adapter(model, "SEQ_CLS"),
     )
     del model  # the trainer's from here on, which lets go of it
-    fit(trainer, s.output, run.stage, stopped_at, s.early_stopping)
+    checkpoints.fit(trainer, run.stage, s.early_stopping)
     checked = pairs.validation[:CHECKED_PAIRS]
     loaded, difference = saving.save_and_reload(
         trainer,
@@ -125,7 +122,9 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         score=lambda model: saving.score_alone(model, checked, lambda score, _: score),
         load=lambda folder, **options: load_classifier(folder, **options)[0],
     )
-    report = evaluate(s, RewardModel(loaded, tokenizer, own_format, is_causal), pairs)
+    sharing = s.prefix_sharing
+    scorer = RewardModel(loaded, tokenizer, own_format, is_causal, share_prompts=sharing)
+    report = evaluate(s, scorer, pairs)
     dataclasses.replace(own_format, temperature=report["temperature"]).save(s.output)
     settings = s.model_dump(mode="json")
     record(run, trainer, "reward", settings, pairs.counts(), report, difference)
@@ -138,7 +137,7 @@ def training_arguments(s: Settings) -> "RewardConfig":
     return RewardConfig(
         **s.trainer_arguments(),
         center_rewards_coefficient=s.center_rewards or None,
-        disable_dropout=s.lora_dropout == 0,  # it would switch the adapter's off, too
+        disable_dropout=False,  # the trainer switches off all but the adapter's own
     )
 
 

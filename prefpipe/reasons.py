@@ -26,6 +26,7 @@ REASONS: dict[str, str] = {
     "completion_is_no_single_turn": "A side of the pair is anything but one turn of the assistant's.",
     "responses_too_long": "Both responses leave no room for what they answer.",
     "prompt_too_long": "The prompt and the tokens asked for are more than the model, or its server, takes.",
+    "template_refuses_turns": "The model's chat template does not take turns of these roles in this order.",
     "identical_after_tokenizing": "Two texts that differ are the same tokens.",
     # a request to a model
     "rate_limited": "The server refused for now, more often than max_retries allows.",

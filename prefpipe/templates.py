@@ -4,10 +4,12 @@ The question and the answers come first and the instruction last, so that the va
 share a prefix, which is computed once (prefpipe/models/trees.py).
 """
 
+import datetime
 import functools
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +209,48 @@ def escape_markers(text: str) -> str:
     "[Answer 2]\nx" becomes "\[Answer 2]\nx"; texts without a marker are unchanged.
     """
     return _MARKER.sub(r"\\\1", text) if "[" in text else text
+
+
+# ---- chat templates, which stand in a tokenizer's files
+
+_THINKING = re.compile(r"\{%- set enable_thinking = \w+ %\}\{\{ '' \}\}")
+_DATE_CODES = ("%d", "%m", "%b", "%B", "%Y", "%y", "%a", "%A", "%j", "%H", "%M", "%S")
+
+
+@dataclass
+class ChatOptions:
+    """What a run says to chat templates that ask; `use_chat_options` sets it, before tokenizers are loaded."""
+
+    enable_thinking: bool | None = None
+    """None: as the template has it."""
+    date: datetime.date = datetime.date(2024, 7, 26)
+    """The day that a template calls today: of a run that goes on tomorrow, too."""
+
+
+_options = ChatOptions()
+
+
+def use_chat_options(options: ChatOptions) -> None:
+    """Let the tokenizers that are loaded from here on have these options."""
+    global _options
+    _options = options
+
+
+def with_options(template: str, name: str) -> str:
+    """The template with the run's options written into it, so that a model that is trained with
+    them is saved with them. name: of its model, for messages.
+    """
+    thinking = _options.enable_thinking
+    if thinking is not None:
+        template = _THINKING.sub("", template)
+        if "enable_thinking" not in template:
+            raise TemplateError(
+                f"{name}: enable_thinking: the chat template has no such option; leave it out"
+            )
+        # behind an expression, since Jinja drops a line end behind a statement
+        template = f"{{%- set enable_thinking = {str(thinking).lower()} %}}{{{{ '' }}}}{template}"
+    if "strftime_now" in template and "macro strftime_now" not in template:
+        replaced = "".join(f" | replace('{c}', '{_options.date:{c}}')" for c in _DATE_CODES)
+        today = f"{{%- macro strftime_now(format) -%}}{{{{ format{replaced} }}}}{{%- endmacro %}}"
+        template = f"{today}{{{{ '' }}}}{template}"
+    return template

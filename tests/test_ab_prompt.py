@@ -2,7 +2,6 @@
 
 import pytest
 
-from prefpipe.chat import encode
 from prefpipe.compare.ab_prompt import (
     PairwiseTokenizer,
     escape,
@@ -27,9 +26,14 @@ MISTRAL = (
     "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
     "{% else %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
 )
-NO_ANSWER = (  # its generation prompt opens a thought that a rendered answer does not have
+OPENS = (  # its generation prompt opens a thought that a rendered answer does not have
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
+EMPTY = (  # a rendered answer has an empty thought that its generation prompt does not have
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PUBLISHED = (
     "\n{% for message in messages %}{% if loop.index0 % 2 == 0 %}\n\n<turn> user\n "
@@ -59,20 +63,32 @@ def test_the_token_behind_a_row_is_the_label(template):
     assert ids[: len(made.rows[0]) + 1] == [*made.rows[0], label_ids(tok)[0]]
 
 
+def test_the_label_stands_where_a_rendered_answer_stands_whatever_the_prompt_opens():
+    """R1's and Qwen3's templates: a thought is no place for a label."""
+    for template, last in ((OPENS, "assistant\n"), (EMPTY, "<think>\n\n</think>\n\n")):
+        tok = with_template(template)
+        made = PairwiseTokenizer(tok, 512)("Q", ["one", "two"], [(0, 1)])
+        assert not isinstance(made, Unscorable)
+        assert str(tok.decode(made.rows[0])).endswith(last)
+        assert tok.decode(list(label_ids(tok))) == "AB"
+
+
 def test_a_template_that_puts_something_else_there_is_refused():
+    wrong = tokenizer().chat_template.replace("{{ m.content }}", "{{ m.role }}")  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     with pytest.raises(TemplateError, match="does not lead to the assistant's answer"):
-        PairwiseTokenizer(with_template(NO_ANSWER), 512)
+        PairwiseTokenizer(with_template(wrong), 512)
 
 
-def test_a_label_of_several_tokens_is_refused_naming_tokenizer_and_tokens(monkeypatch):
-    tok = tokenizer()
+def test_labels_of_several_tokens_are_refused_naming_tokenizer_and_tokens():
+    tok = with_template(
+        tokenizer().chat_template.replace(
+            "{{ m.content }}", "{{ m.content }}{{ m.content if m.content|length == 1 }}"
+        )
+    )  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     tok.name_or_path = "some/model"
-    plain = encode
-    monkeypatch.setattr(
-        "prefpipe.compare.ab_prompt.encode",
-        lambda t, text: [9, 10] if text == "B" else plain(t, text),
-    )
-    with pytest.raises(DataError, match=r"some/model: the label 'B' must be one token, and is \["):
+    with pytest.raises(
+        DataError, match=r"some/model: the labels A and B must be one token each.*'A', 'A'"
+    ):
         label_ids(tok)
 
 

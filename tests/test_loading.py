@@ -1,17 +1,21 @@
 """Loading from folders that the tests write; nothing is fetched."""
 
 import json
+import shutil
 
 import pytest
 import tokenizers
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Qwen2ForCausalLM
 
 from prefpipe import chat
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local.local_engine import LocalEngine, open_local
-from prefpipe.models.loading import load_model, load_tokenizer
+from prefpipe.models.classifiers import load_classifier
+from prefpipe.models.loading import load_both, load_model, load_tokenizer, max_positions
 from prefpipe.rows import Message
 from tests.engine_models import make_model, make_tokenizer
 
@@ -165,7 +169,11 @@ def test_a_pad_token_is_one_the_vocabulary_has(tmp_path, folder):
 
 def test_a_sequence_classifier_loads_by_the_same_function(folder):
     model = load_model(
-        folder, device="cpu", auto_class=AutoModelForSequenceClassification, num_labels=1
+        folder,
+        device="cpu",
+        auto_class=AutoModelForSequenceClassification,
+        num_labels=1,
+        new_head=True,
     )
     assert isinstance(model.score, torch.nn.Linear) and model.score.out_features == 1
 
@@ -202,3 +210,146 @@ def test_a_narrow_qwen2_7b_in_4bit_gives_generates_greedy_tokens(tmp_path):
         pad_token_id=4,
     )[0, ids.shape[1] :]
     assert found.text == engine.tokenizer.decode(out, skip_special_tokens=True)
+
+
+# ---- whole or not at all
+
+
+def changed(folder, path, change):
+    """A copy of the folder with other weights; change: of name -> tensor."""
+    shutil.copytree(folder, path, dirs_exist_ok=True)
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def test_missing_weights_are_refused_by_name_and_not_drawn_at_random(folder, tmp_path):
+    renamed = changed(folder, tmp_path / "a", lambda w: {f"_orig_mod.{k}": v for k, v in w.items()})
+    with pytest.raises(SystemExit, match=r"weights .* more are missing.*it has _orig_mod\."):
+        load_model(renamed)
+    cut = changed(folder, tmp_path / "b", lambda w: {k: v for k, v in w.items() if ".1." not in k})
+    with pytest.raises(SystemExit, match=r"model\.layers\.1\..*would be random"):
+        load_model(cut)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_no_numbers_are_refused_by_name(folder, tmp_path, value):
+    def spoil(weights):
+        weights["model.layers.1.mlp.down_proj.weight"][0, 0] = value
+        return weights
+
+    with pytest.raises(SystemExit, match=r"layers\.1\.mlp\.down_proj\.weight have values that are"):
+        load_model(changed(folder, tmp_path, spoil))
+
+
+def test_a_tokenizer_with_more_tokens_than_there_are_embeddings_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match=r"tokens up to number \d+, the embeddings \d+ rows"):
+        load_both(tmp_path)
+
+
+def test_a_special_token_that_no_conversation_has_may_lie_beyond_the_embeddings(folder, tmp_path):
+    """Gemma 3's text models have one for images."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([tokenizers.AddedToken("<image>", special=True)], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_both(tmp_path)[0].config.vocab_size <= max(tokenizer.get_vocab().values())
+
+
+DAMAGE = {
+    "config.json": ["", "[1]", '{"model_type": "qwen2", "hidden_size": "x"}', "[" * 100_000],
+    "model.safetensors": ["", "x", "x" * 500],
+    "tokenizer.json": ["", "[1]", '{"model": {"type": "nope"}}'],
+    "tokenizer_config.json": ["", "[1]", "{'", "\xe4"],
+    "generation_config.json": ["[1]"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(k, v) for k in DAMAGE for v in DAMAGE[k]])
+def test_whatever_a_model_folder_holds_is_one_short_sentence(folder, tmp_path, name, text):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(SystemExit) as caught:
+        load_both(tmp_path)
+    sentence = str(caught.value)
+    assert str(tmp_path) in sentence and "\n" not in sentence
+    assert len(sentence.replace(str(tmp_path), "")) < 250
+
+
+def test_a_folder_without_its_tokenizers_file_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(SystemExit):
+        load_both(tmp_path)
+
+
+def test_a_gguf_file_is_named_as_such(tmp_path):
+    path = tmp_path / "model-Q4_K_M.gguf"
+    path.write_bytes(b"GGUF\3\0\0\0")
+    with pytest.raises(SystemExit, match=r"GGUF is llama\.cpp's format"):
+        load_model(path)
+    with pytest.raises(SystemExit, match=r"GGUF is llama\.cpp's format"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_generation_config_that_cannot_be_saved_is_mended(folder, tmp_path):
+    """Llama 2's: a temperature without do_sample."""
+    shutil.copytree(folder, tmp_path / "in", dirs_exist_ok=True)
+    own = {"temperature": 0.9, "top_p": 0.6, "do_sample": False, "eos_token_id": 0}
+    (tmp_path / "in" / "generation_config.json").write_text(json.dumps(own))
+    model = load_model(tmp_path / "in")
+    model.save_pretrained(tmp_path / "out")
+    assert load_model(tmp_path / "out").generation_config.temperature == 0.9
+
+
+def test_of_several_chat_templates_the_default_is_kept(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = make_tokenizer()
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = {"default": plain, "rag": "{{ messages }}"}
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.chat_template == plain
+    loaded.save_pretrained(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").chat_template == plain
+
+
+def test_a_classifier_with_two_labels_is_no_reward_model(folder, tmp_path):
+    config = make_model().config
+    config.num_labels = 2
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="a classifier with 2 labels; a reward model has one"):
+        load_classifier(tmp_path, new_head=True)
+
+
+def test_a_causal_model_without_a_head_is_no_reward_model_but_a_base_to_train(folder):
+    with pytest.raises(SystemExit, match=r"score\.weight are missing, and would be random"):
+        load_classifier(folder)
+    assert load_classifier(folder, new_head=True)[0].config.num_labels == 1
+
+
+@pytest.mark.parametrize("kind", ["roberta", "mpnet", "longformer", "bloom"])
+def test_positions_are_those_that_a_row_can_have(kind):
+    shape = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    configs = {
+        "roberta": transformers.RobertaConfig(**shape, max_position_embeddings=20, pad_token_id=1),
+        "mpnet": transformers.MPNetConfig(**shape, max_position_embeddings=20),
+        "longformer": transformers.LongformerConfig(
+            **shape, max_position_embeddings=20, pad_token_id=1, attention_window=[4]
+        ),
+        "bloom": transformers.BloomConfig(vocab_size=60, hidden_size=32, n_layer=1, n_head=2),
+    }
+    model = AutoModelForSequenceClassification.from_config(configs[kind]).eval()
+    limit = max_positions(model)
+    if kind == "bloom":  # no table: any length
+        assert limit > 100_000
+        return
+    with torch.no_grad():
+        model(torch.full((1, limit), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, limit + 1), 5))

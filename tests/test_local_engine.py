@@ -454,28 +454,62 @@ def test_a_prompt_of_one_token_gets_its_samples():
     assert [c.prompt_tokens for c in result] == [1, 1, 1]
 
 
-def test_a_model_with_other_attention_is_refused_by_a_sentence(tokenizer):
-    common: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
-    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    softcap = Gemma2Config(**common, **heads, intermediate_size=32, eos_token_id=EOS)
-    with pytest.raises(SystemExit, match=r"gemma2: .*softcap.*use engine server"):
-        LocalEngine(Gemma2ForCausalLM(softcap), tokenizer)
-    states = MambaConfig(**common, state_size=4, eos_token_id=EOS)
-    with pytest.raises(SystemExit, match=r"mamba: .*use engine server"):
-        LocalEngine(MambaForCausalLM(states), tokenizer)
-    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    with pytest.raises(SystemExit, match="batch mates"):
-        LocalEngine(make_model("llama_no_gqa", rope_parameters=rope), tokenizer)
+COMMON: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
+HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+OTHERS: dict[str, Any] = {
+    "softcap": lambda: Gemma2ForCausalLM(
+        Gemma2Config(
+            **COMMON, **HEADS, intermediate_size=32, eos_token_id=EOS, initializer_range=0.3
+        )
+    ),
+    "states": lambda: MambaForCausalLM(
+        MambaConfig(**COMMON, state_size=4, eos_token_id=EOS, initializer_range=0.3)
+    ),
+    "changes with the longest": lambda: make_model("llama_no_gqa", rope_parameters=DYNAMIC),
+}
 
 
-def test_a_model_that_does_not_call_the_engines_attention_is_refused(tokenizer, monkeypatch):
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_model_whose_texts_cannot_share_a_row_writes_what_generate_writes(kind, tokenizer, capfd):
+    model = OTHERS[kind]().eval()
+    engine = LocalEngine(model, tokenizer)
+    assert engine.is_plain and "each text is read by itself" in capfd.readouterr().err
+    for text in ("hello", "abc def gh"):
+        [[found]] = complete(engine, [ask("a", text, max_new_tokens=10)])
+        ids = torch.tensor([chat.prompt_ids(tokenizer, [{"role": "user", "content": text}])])
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=10,
+            eos_token_id=sorted(engine.end_ids), pad_token_id=4,
+        )[0, ids.shape[1] :]  # fmt: skip
+        assert found.text == tokenizer.decode(out, skip_special_tokens=True)
+        answer = "ab cd"
+        [[score]] = engine.score([([{"role": "user", "content": text}], [answer])])
+        own = chat.completion_ids(tokenizer, answer)
+        with torch.no_grad():
+            logps = model(torch.tensor([[*ids[0].tolist(), *own]])).logits[0].log_softmax(-1)
+        want = sum(logps[ids.shape[1] - 1 + i, t].item() for i, t in enumerate(own))
+        assert score.sum_logp == pytest.approx(want, abs=1e-4)
+
+
+def test_without_sharing_the_noise_and_so_the_texts_are_the_same(tokenizer, monkeypatch):
+    asked = [
+        ask(str(i), "hello you", samples=(0, 1, 2), max_new_tokens=12, temperature=1.0, top_k=20)
+        for i in range(3)
+    ]
+    shared = complete(LocalEngine(make_model(), tokenizer), asked)
+    monkeypatch.setattr("prefpipe.models.sharing.why_not_shared", lambda model: "a test")
+    alone = LocalEngine(make_model(), tokenizer)
+    assert alone.is_plain and complete(alone, asked) == shared
+
+
+def test_a_model_that_does_not_call_the_engines_attention_is_seen(tokenizer, monkeypatch):
     class Nothing(Decode):
         def attend(self, *args, **options):
             return 0 * super().attend(*args, **options)
 
     monkeypatch.setattr("prefpipe.llm.local.runner.Decode", Nothing)
-    with pytest.raises(SystemExit, match="logits are off by"):
-        LocalEngine(make_model(), tokenizer)
+    assert LocalEngine(make_model(), tokenizer).is_plain
 
 
 def test_short_prompts_before_long_ones_do_not_make_room_for_as_many_long_ones(model, tokenizer):

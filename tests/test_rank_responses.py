@@ -11,6 +11,7 @@ from prefpipe import llm
 from prefpipe.compare.matches import Contest, hold
 from prefpipe.compare.openers import by_reward
 from prefpipe.compare.rankings import to_ranking
+from prefpipe.models.classifiers import load_classifier
 from prefpipe.rows import Reject, Responses
 from rank_responses import Settings, main, to_contest, to_preference, why_not
 from tests.known_opinions import AnswerJudge, KnownRewards, by_quality, quality
@@ -213,12 +214,21 @@ def test_a_prompt_the_judge_cannot_read_is_left_out_by_its_reason(settings):
 
 
 @pytest.mark.parametrize("by", ["reward", "pairwise"])
-def test_a_folder_is_loaded_and_ranks(settings, tmp_path, by):
+def test_a_folder_is_loaded_and_ranks(settings, tmp_path, by, monkeypatch):
     base = save_base(tmp_path / "base")
+    monkeypatch.setattr("prefpipe.compare.ab_model.MOST_OUTSIDE", 1.0)  # it answers anything
+    if by == "reward":
+        load_classifier(base, new_head=True)[0].save_pretrained(base)
     s = settings(by=by, reward_model=str(base), pairwise_model=str(base))
     rank = rank_responses.open_ranker(s, s.open_run(inputs=[s.input], outputs={}, home=s.output))
     (standing,) = rank({"q": Contest("Q", ["one", "two"], [0, 1])}, "knockout").values()
     assert not isinstance(standing, Reject) and sorted(standing.order) == [0, 1]
+
+
+def test_a_model_that_answers_neither_a_nor_b_is_refused(settings, tmp_path):
+    s = settings(by="pairwise", pairwise_model=str(save_base(tmp_path / "base")))
+    with pytest.raises(SystemExit, match=r"\d+% of its probability is on neither A nor B"):
+        rank_responses.open_ranker(s)({"q": Contest("Q", ["one", "two"], [0, 1])}, "knockout")
 
 
 @pytest.mark.parametrize("prompt", ["", " \n", [{"role": "user", "content": " "}]])

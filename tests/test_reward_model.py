@@ -158,3 +158,11 @@ def test_an_encoder_reads_prompt_and_response_as_a_pair_and_batches_change_nothi
                     assert score == pytest.approx(alone, abs=1e-4)
     made = scorable(scorer.tokenize(prompts[1], responses))
     assert made.tokens_cut > 0 and max(map(len, made.completions)) <= 40
+
+
+@pytest.mark.parametrize("prompt", ["unbelievable " * 30, "a" * 300, "what is it " * 40])
+def test_an_encoders_long_prompt_is_cut_to_what_fits(prompt):
+    """Pieces of words, decoded and read again, would be more tokens than before."""
+    tokenize = RewardTokenizer(bert_tokenizer(), RewardFormat(40, True), False)
+    made = scorable(tokenize(prompt, ["yes", "no it is not"]))
+    assert made.tokens_cut > 0 and 30 <= max(map(len, made.completions)) <= 40

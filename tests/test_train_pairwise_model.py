@@ -2,13 +2,13 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefpipe.compare import ab_prompt
 from prefpipe.compare.ab_model import PairwiseModel
 from prefpipe.files import DataError
 from prefpipe.models.loading import load_tokenizer
@@ -127,6 +127,7 @@ def test_a_checkpoint_of_the_format_is_loaded_by_path_without_our_own_file(base)
     model = PairwiseModel.load(base, max_length=300)
     assert (model.temperature, model.tokenize.max_length) == (1.0, 300)
     assert PairwiseModel.load(base, temperature=2.0).temperature == 2.0
+    model.is_trusted = True  # it answers anything
     (found,) = model.compare([("Q", ["one", "two"], [(0, 1)])])
     assert 0 < scorable(found)[0].p < 1
 
@@ -142,11 +143,11 @@ def test_rows_whose_responses_leave_no_room_are_left_out_by_name_and_cut_context
     assert meta["pairs"]["prompts cut from the left"] == 1
 
 
-def test_a_tokenizer_without_the_labels_is_refused_before_any_work(settings, monkeypatch, base):
-    plain = ab_prompt.encode
-    monkeypatch.setattr(
-        ab_prompt, "encode", lambda t, text: [9, 10] if text == "A" else plain(t, text)
-    )
-    load_tokenizer(base)
-    with pytest.raises(DataError, match="the label 'A' must be one token"):
-        main(settings())
+def test_a_tokenizer_without_the_labels_is_refused_before_any_work(settings, base, tmp_path):
+    shutil.copytree(base, tmp_path / "doubling")
+    tokenizer = load_tokenizer(base)
+    doubled = "{{ m.content }}{{ m.content if m.content|length == 1 }}"
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("{{ m.content }}", doubled)
+    tokenizer.save_pretrained(tmp_path / "doubling")
+    with pytest.raises(DataError, match="the labels A and B must be one token each"):
+        main(settings(model=str(tmp_path / "doubling")))

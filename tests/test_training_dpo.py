@@ -8,6 +8,7 @@ from peft import LoraConfig
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
+from prefpipe.models.sharing import shares
 from prefpipe.training.dpo import PrefixSharedDPOTrainer, ReferenceCache
 from prefpipe.training.tokenized_pairs import to_dataset
 from prefpipe.training.trainer import NotFiniteError
@@ -214,18 +215,19 @@ def test_on_cuda_with_flex_attention(tmp_path, implementation):
     assert_equal_steps(step(stock), step(ours), atol=1e-3, gradient=1e-3)
 
 
-def test_a_sliding_window_shorter_than_a_row_is_refused(tmp_path):
+def test_pairs_longer_than_a_sliding_window_are_trained_one_by_one(tmp_path, capfd):
     from transformers import MistralConfig, MistralForCausalLM
 
     shape = MistralConfig(
         vocab_size=97, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, sliding_window=24, pad_token_id=0,
     )  # fmt: skip
-    with pytest.raises(ValueError, match="sliding window of 24"):
-        PrefixSharedDPOTrainer(
-            MistralForCausalLM(shape), config(tmp_path), to_dataset(pairs([2])),
-            processing_class=tokenizer(),
-        )  # fmt: skip
+    trainer = PrefixSharedDPOTrainer(
+        MistralForCausalLM(shape), config(tmp_path), to_dataset(pairs([2])),
+        processing_class=tokenizer(),
+    )  # fmt: skip
+    assert not trainer.prefix_sharing
+    assert "longer than its window of 24" in capfd.readouterr().err
 
 
 def test_twenty_steps_follow_the_curve_of_trl(tmp_path):
@@ -267,6 +269,7 @@ def test_each_unique_completion_goes_through_the_reference_once_and_is_kept(tmp_
 
     def run():
         model = qwen2()
+        assert shares(model)  # tried out here, so that those passes are not counted
         seen = []
         model.model.layers[0].register_forward_pre_hook(
             lambda _, args: seen.append(args[0].shape[1])

@@ -65,14 +65,69 @@ GEMMA = """\
 {% endif %}
 """.replace("\n", "")
 
+# A thinking template: the last answer gets an empty thought where it has none, as in Qwen3's.
+QWEN3 = """\
+{% for message in messages %}
+{% set content = message['content'] %}
+{% if message['role'] == 'assistant' and loop.last %}
+{% set parts = content.split('</think>') if '</think>' in content else ['', content] %}
+{% set thought = parts[0].split('<think>')[-1].strip('\\n') %}
+{{ '<|im_start|>assistant\\n<think>\\n' + thought + '\\n</think>\\n\\n' + parts[-1].lstrip('\\n') + '<|im_end|>\\n' }}
+{% else %}
+{{ '<|im_start|>' + message['role'] + '\\n' + content.split('</think>')[-1] + '<|im_end|>\\n' }}
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{% if enable_thinking is defined and enable_thinking is false %}
+{{ '<think>\\n\\n</think>\\n\\n' }}
+{% endif %}
+{% endif %}
+""".replace("\n", "")
+
+# The generation prompt opens a thought, and answers are rendered without theirs, as in R1's.
+R1 = """\
+{{ bos_token }}
+{% for message in messages %}
+{% set name = '<User>' if message['role'] == 'user' else '<Assistant>' %}
+{{ name + message['content'].split('</think>')[-1] }}
+{% if message['role'] == 'assistant' %}
+{{ eos_token }}
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<Assistant><think>\\n' }}
+{% endif %}
+""".replace("\n", "")
+
+# Channels: the generation prompt ends before the channel is chosen, as in gpt-oss's.
+CHANNELS = """\
+{{ '<|start|>system<|message|>Today: ' + strftime_now('%Y-%m-%d') + '<|end|>' }}
+{% for message in messages %}
+{% if message['role'] == 'assistant' %}
+{{ '<|start|>assistant<|channel|>final<|message|>' + message['content'] + ('<|return|>' if loop.last else '<|end|>') }}
+{% else %}
+{{ '<|start|>' + message['role'] + '<|message|>' + message['content'] + '<|end|>' }}
+{% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|start|>assistant' }}
+{% endif %}
+""".replace("\n", "")
+
 _FAMILIES = {
     "qwen2": (QWEN2, None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"]),
     "llama3": (LLAMA3, "<|begin_of_text|>", "<|end_of_text|>",
                ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]),
     "mistral": (MISTRAL, "<s>", "</s>", ["<unk>"]),
     "gemma": (GEMMA, "<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
+    "qwen3": (QWEN3, None, "<|im_end|>", ["<|im_start|>", "<|endoftext|>"]),
+    "r1": (R1, "<begin>", "<end>", ["<User>", "<Assistant>"]),
+    "channels": (CHANNELS, None, "<|return|>",
+                 ["<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|endoftext|>"]),
 }  # fmt: skip
-FAMILIES = tuple(_FAMILIES)
+THINKING = ("qwen3", "r1", "channels")
+FAMILIES = tuple(name for name in _FAMILIES if name not in THINKING)
 
 
 def tokenizer_of(family: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:

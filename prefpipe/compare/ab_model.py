@@ -16,11 +16,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer, TokenizedTurns
 from prefpipe.compare.context import MAX_BATCH_TOKENS, Unscorable, run_window
-from prefpipe.models import trees
-from prefpipe.models.loading import bare_model, load_model, load_tokenizer, max_positions
+from prefpipe.models import sharing, trees
+from prefpipe.models.loading import bare_model, load_both, max_positions
 from prefpipe.models.memory import free_bytes, position_bytes, run_batches
 from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Message
+
+MOST_OUTSIDE = 0.5
+"""Mean probability on neither A nor B from which on a model is no pairwise model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +50,16 @@ class PairwiseModel:
     _: KW_ONLY
     share_prompts: bool = True
     max_batch_tokens: int = MAX_BATCH_TOKENS
+    is_trusted: bool = True
+    """Whether it is known to answer A or B; if not, it must put MOST_OUTSIDE at most elsewhere."""
 
     def __post_init__(self) -> None:
         self.model.eval()
+        self.outside: list[float] = []
+        """Of each comparison so far."""
         self.tokenize = PairwiseTokenizer(self.tokenizer, self.format.max_length)
         self.temperature = self.format.temperature
-        self.shares_prompts = self.share_prompts and trees.can_share(bare_model(self.model))
+        self.shares_prompts = self.share_prompts and sharing.shares(self.model)
 
     @classmethod
     def load(
@@ -68,11 +75,12 @@ class PairwiseModel:
         max_length, temperature: for a model that brings no format of its own; a temperature that
         is given holds for both.
         """
-        model = load_model(name, load_in_4bit=load_in_4bit)
+        own = PairwiseFormat.load(Path(name))
+        model, tokenizer = load_both(name, load_in_4bit=load_in_4bit)
         limit = max_positions(bare_model(model))
-        own = PairwiseFormat.load(Path(name)) or PairwiseFormat(min(max_length or limit, limit))
+        own = own or PairwiseFormat(min(max_length or limit, limit))
         own = PairwiseFormat(own.max_length, temperature or own.temperature)
-        return cls(model, load_tokenizer(name), own)
+        return cls(model, tokenizer, own, is_trusted=False)
 
     def compare(
         self,
@@ -101,8 +109,21 @@ class PairwiseModel:
         for logps in run_window(window, partial(self.label_logps, cache=cache)):
             if isinstance(logps, Unscorable):
                 yield logps
-            else:
-                yield [*map(self._preferred, logps[::2], logps[1::2])]
+                continue
+            preferred = [*map(self._preferred, logps[::2], logps[1::2])]
+            self.outside += [each.outside for each in preferred]
+            yield preferred
+        self._check_outside()
+
+    def _check_outside(self) -> None:
+        """SystemExit for a model that answers neither A nor B: what is left would say nothing."""
+        mean = sum(self.outside) / max(1, len(self.outside))
+        if mean > MOST_OUTSIDE and not self.is_trusted:
+            raise SystemExit(
+                f"{self.tokenizer.name_or_path}: {mean:.0%} of its probability is on neither A nor B (at "
+                f"most {MOST_OUTSIDE:.0%} may be): it was not trained to compare two responses in this "
+                "format; take a pairwise model, or train one with train_pairwise_model.py"
+            )
 
     def _preferred(self, given: tuple[float, float], swapped: tuple[float, float]) -> Preferred:
         p_given = _first_of_two(given[0], given[1], self.temperature)
@@ -120,7 +141,12 @@ class PairwiseModel:
         return run_batches(partial(self._read, cache), rows, batches, cache)
 
     def new_cache(self) -> PrefixCache:
-        """For the keys and values of two or three batches, where a quarter of the free memory suffices."""
+        """For the keys and values of two or three batches, where a quarter of the free memory suffices.
+
+        Of none where prompts are not shared.
+        """
+        if not self.shares_prompts:
+            return PrefixCache(0)
         fitting = free_bytes(self.model.device) // 4 // position_bytes(bare_model(self.model))
         return PrefixCache(min(2 * self.max_batch_tokens, fitting))
 

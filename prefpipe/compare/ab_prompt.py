@@ -17,10 +17,10 @@ from typing import ClassVar
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe import chat
-from prefpipe.chat import encode
 from prefpipe.compare.context import SavedFormat, Unscorable, cut_left
 from prefpipe.files import DataError
 from prefpipe.models.prefix_cache import common_tokens
+from prefpipe.ranges import AboveZero, Positive
 from prefpipe.rows import Message, as_turns
 
 LABELS = ("A", "B")
@@ -35,9 +35,9 @@ class PairwiseFormat(SavedFormat):
 
     file: ClassVar[str] = "pairwise_format.json"
 
-    max_length: int
+    max_length: Positive
     """Most tokens of the whole turn, the chat template's own included."""
-    temperature: float = 1.0
+    temperature: AboveZero = 1.0
     """Logits are divided by it before the softmax over A and B; fitted on the held-out pairs."""
 
 
@@ -95,6 +95,8 @@ class PairwiseTokenizer:
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.labels = label_ids(tokenizer)
+        # tokens from the label on
+        self._behind = len(_answered(tokenizer, "x", LABELS[0])) - _place(tokenizer)
 
     def __call__(
         self,
@@ -128,20 +130,32 @@ class PairwiseTokenizer:
         return TokenizedTurns(rows, min(shared, *(len(row) - 1 for row in rows)), whole - longest)
 
     def _ids(self, text: str) -> list[int]:
-        return chat.prompt_ids(self.tokenizer, [Message(role="user", content=text)])
+        """The conversation up to the label, as it is rendered with one."""
+        return _answered(self.tokenizer, text, LABELS[0])[: -self._behind]
 
 
 def label_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The tokens A and B as they follow the rendered turn."""
-    for label in LABELS:
-        if len(ids := encode(tokenizer, label)) != 1:
-            tokens = tokenizer.convert_ids_to_tokens(ids)
-            raise DataError(
-                f"{tokenizer.name_or_path}: the label {label!r} must be one token, and is {tokens}; "
-                "take a model whose tokenizer has it as one"
-            )
-    a, b = (encode(tokenizer, label)[0] for label in LABELS)
-    if a == b:
-        raise DataError(f"{tokenizer.name_or_path}: A and B are the same token, {a}")
-    chat.render(tokenizer, [Message(role="user", content="x")])  # the answer follows, or raises
+    """The tokens A and B as they follow the rendered turn: where both conversations differ."""
+    chat.render(tokenizer, [Message(role="user", content="x")])  # an answer follows, or it raises
+    place = _place(tokenizer)
+    rows = [_answered(tokenizer, "x", label) for label in LABELS]
+    if rows[0][place + 1 :] != rows[1][place + 1 :]:
+        a, b = (tokenizer.convert_ids_to_tokens(row[place : place + 3]) for row in rows)
+        raise DataError(
+            f"{tokenizer.name_or_path}: the labels A and B must be one token each, and stand in the "
+            f"conversation as {a} and {b}; take a model whose tokenizer has them as one"
+        )
+    a, b = (row[place] for row in rows)
     return a, b
+
+
+def _place(tokenizer: Tokenizer) -> int:
+    """Where the label stands behind the turn "x"."""
+    a, b = (_answered(tokenizer, "x", label) for label in LABELS)
+    if a == b:
+        raise DataError(f"{tokenizer.name_or_path}: A and B are the same tokens")
+    return common_tokens(a, b)
+
+
+def _answered(tokenizer: Tokenizer, turn: str, label: str) -> list[int]:
+    return chat.conversation_ids(tokenizer, [Message(role="user", content=turn)], label, bos=True)

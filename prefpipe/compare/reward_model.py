@@ -1,15 +1,15 @@
 """Reward models: what they read, and the score they give.
 
-A score r(x, y) is read at the last token of prompt and response: the end of the assistant's turn of
-a decoder, or what an encoder's own head pools. Training and use get their token ids from
-RewardTokenizer, with the same limit; a response is never cut.
+A score r(x, y) of a decoder is read at the last token of the rendered conversation, which is where
+TRL's RewardTrainer trains it and where transformers reads it; an encoder's own head pools. Training
+and use get their token ids from RewardTokenizer, with the same limit; a response is never cut.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe import chat
 from prefpipe.compare.context import MAX_BATCH_TOKENS, SavedFormat, Unscorable, cut_left, run_window
-from prefpipe.models import packs, trees
+from prefpipe.models import packs, sharing, trees
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import bare_model, max_positions
 from prefpipe.models.memory import run_batches
+from prefpipe.models.prefix_cache import common_tokens
+from prefpipe.ranges import AboveZero, Positive
 from prefpipe.rows import Message, as_turns, flatten_turns
 
 _WINDOW = 64
@@ -33,12 +35,15 @@ class RewardFormat(SavedFormat):
 
     file: ClassVar[str] = "reward_format.json"
 
-    max_length: int
+    max_length: Positive
     """Most tokens of prompt and response together."""
     cut_prompt: bool
     """Cut a longer prompt from its left; False: such a row is left out."""
-    temperature: float | None = None
+    temperature: AboveZero | None = None
     """Margins divided by it are calibrated log-odds, on the held-out pairs; None: not fitted."""
+    read_at: Literal["end_of_turn", "template_end"] = "end_of_turn"
+    """A decoder's last token: the end of the assistant's turn (models of before 2026-11), or what
+    the chat template ends with: ChatML's and Gemma's have a line end behind the turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class TokenizedResponses:
     prompt_ids: list[int]
     """Empty for an encoder: its prompt stands in each response's row."""
     completions: list[list[int]]
-    """For each response; of a decoder ending with the end of turn."""
+    """For each response; of a decoder to the token where its score is read."""
     tokens_cut: int
     """How many of the prompt's were cut from its left."""
 
@@ -64,6 +69,8 @@ class RewardTokenizer:
     tokenizer: Tokenizer
     format: RewardFormat
     is_causal: bool
+    pad_id: int | None = None
+    """A decoder's that was trained elsewhere: transformers passes over it at a conversation's end."""
 
     def __call__(
         self, prompt: str | list[Message], responses: Sequence[str]
@@ -71,29 +78,40 @@ class RewardTokenizer:
         turns = as_turns(prompt)
         if not any(turn["content"].strip() for turn in turns):
             return Unscorable("empty_question", "the prompt is empty")
-        own = (
-            [chat.completion_ids(self.tokenizer, r) for r in responses] if self.is_causal else None
-        )
         limit, whole = self.format.max_length, 0
-        while turns:
-            prompt_ids, completions = self._behind(turns, responses, own)
-            longest = len(prompt_ids) + max(map(len, completions))
-            whole = whole or longest
-            if longest <= limit:
-                return TokenizedResponses(prompt_ids, completions, whole - longest)
-            turns = self._cut(turns, longest - limit)
+        try:
+            while turns:
+                prompt_ids, completions = self._ids(turns, responses)
+                longest = len(prompt_ids) + max(map(len, completions))
+                whole = whole or longest
+                if longest <= limit:
+                    return TokenizedResponses(prompt_ids, completions, whole - longest)
+                turns = self._cut(turns, longest - limit)
+        except chat.TurnsRefused as error:
+            return Unscorable(error.reason, str(error))
         alone = ", the response alone nearly as many" if self.format.cut_prompt else ""
         return Unscorable("too_long", f"prompt and response have more than {limit} tokens{alone}")
 
-    def _behind(
-        self, turns: list[Message], responses: Sequence[str], own: list[list[int]] | None
+    def _ids(
+        self, turns: list[Message], responses: Sequence[str]
     ) -> tuple[list[int], list[list[int]]]:
-        """Prompt and completions; own: a decoder's, which no cut of the prompt changes."""
-        if own is not None:
-            return chat.prompt_ids(self.tokenizer, turns), own
-        prompt = flatten_turns(turns)
-        rows: Any = [self.tokenizer(prompt, text, verbose=False)["input_ids"] for text in responses]
-        return [], rows
+        """What all rows begin with, and each response's rest of its row."""
+        if not self.is_causal:
+            prompt = flatten_turns(turns)
+            pairs: Any = [self.tokenizer(prompt, text, verbose=False) for text in responses]
+            return [], [pair["input_ids"] for pair in pairs]
+        prompt_ids = chat.prompt_ids(self.tokenizer, turns)
+        if self.format.read_at == "end_of_turn":
+            return prompt_ids, [chat.completion_ids(self.tokenizer, text) for text in responses]
+        rows = [chat.conversation_ids(self.tokenizer, turns, text) for text in responses]
+        for row in rows:
+            while len(row) > 1 and row[-1] == self.pad_id:
+                row.pop()
+        # every pair of a prompt gets the same part of it, so that they are run behind one copy
+        if prompt_ids[:1] != rows[0][:1]:
+            prompt_ids = prompt_ids[1:]  # a BOS that the template has not
+        shared = min(min(common_tokens(prompt_ids, row), len(row) - 1) for row in rows)
+        return prompt_ids[:shared], [row[shared:] for row in rows]
 
     def _cut(self, turns: list[Message], over: int) -> list[Message]:
         """The turns without the oldest ones, or the last turn without its first `over` tokens.
@@ -119,17 +137,22 @@ class RewardModel:
     tokenizer: Tokenizer
     format: RewardFormat
     is_causal: bool
+    pad_id: int | None = None
+    """See RewardTokenizer."""
     _: KW_ONLY
+    has_types: bool = False
+    """Whether an encoder is told which of its two texts a token is of, as its makers did; ours is
+    not, since TRL's trainer does not tell it."""
     share_prompts: bool = True
     max_batch_tokens: int = MAX_BATCH_TOKENS
 
     def __post_init__(self) -> None:
         self.model.eval()
-        self.tokenize = RewardTokenizer(self.tokenizer, self.format, self.is_causal)
+        self.tokenize = RewardTokenizer(self.tokenizer, self.format, self.is_causal, self.pad_id)
         bare = bare_model(self.model)
         has_head = isinstance(getattr(bare, "score", None), torch.nn.Module)
-        can_share = self.is_causal and has_head and trees.can_share(bare)
-        self.shares_prompts = self.share_prompts and can_share
+        asked = self.share_prompts and self.is_causal and has_head
+        self.shares_prompts = asked and sharing.shares(bare)
 
     @classmethod
     def load(
@@ -139,10 +162,14 @@ class RewardModel:
 
         max_length: for a model that brings no format of its own; longer prompts are cut then.
         """
-        model, tokenizer, causal = load_classifier(name, load_in_4bit=load_in_4bit)
+        own = RewardFormat.load(Path(name))
+        model, tokenizer, causal, pad_id = load_classifier(name, load_in_4bit=load_in_4bit)
         limit = max_positions(bare_model(model))
-        own = RewardFormat.load(Path(name)) or RewardFormat(min(max_length or limit, limit), True)
-        return cls(model, tokenizer, own, causal)
+        if own:
+            return cls(model, tokenizer, own, causal)
+        foreign = RewardFormat(min(max_length or limit, limit), True, read_at="template_end")
+        has_types = not causal and "token_type_ids" in tokenizer.model_input_names
+        return cls(model, tokenizer, foreign, causal, pad_id, has_types=has_types)
 
     def score(
         self, questions: Iterable[tuple[str | list[Message], Sequence[str]]]
@@ -165,10 +192,20 @@ class RewardModel:
         if self.shares_prompts:
             batches = trees.tree_batches(rows, self.max_batch_tokens)
             return run_batches(self._shared, rows, batches)
-        # rows of about one length together: little is spent on padding
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        batches = trees.in_batches(order, self.max_batch_tokens, lambda i, _: len(rows[i]))
-        return run_batches(self._padded, rows, batches)
+        unique = list(
+            dict.fromkeys(map(tuple, rows))
+        )  # equal texts get one score to the last digit
+        order = sorted(range(len(unique)), key=lambda i: len(unique[i]))
+        if self.is_causal:  # without padding, which a state would carry on: rows of one length
+            same = (list(run) for _, run in groupby(order, key=lambda i: len(unique[i])))
+            batches = (batch for run in same for batch in self._batches(run, unique))
+        else:  # rows of about one length: little is spent on padding
+            batches = self._batches(order, unique)
+        scores = dict(zip(unique, run_batches(self._padded, unique, batches), strict=True))
+        return [scores[tuple(row)] for row in rows]
+
+    def _batches(self, order: list[int], rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        return trees.in_batches(order, self.max_batch_tokens, lambda i, _: len(rows[i]))
 
     @torch.inference_mode()
     def _shared(self, rows: list[Sequence[int]]) -> list[float]:
@@ -180,5 +217,9 @@ class RewardModel:
     def _padded(self, rows: list[Sequence[int]]) -> list[float]:
         pad: Any = self.tokenizer.pad_token_id
         ids, mask = (x.to(self.model.device) for x in packs.pad_right(rows, pad))
-        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        more = {}
+        if self.has_types:  # the second text stands behind the first separator
+            is_separator = (ids == self.tokenizer.sep_token_id).long()
+            more["token_type_ids"] = ((is_separator.cumsum(1) - is_separator) > 0).long() * mask
+        logits = self.model(input_ids=ids, attention_mask=mask, **more).logits
         return logits[:, 0].float().tolist()

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from trl.trainer.reward_trainer import suppress_seqcls_warning
 
-from prefpipe.chat import end_of_turn_id
-from prefpipe.models.loading import bare_model, load_model, load_tokenizer
-from prefpipe.templates import TemplateError
+from prefpipe.chat import end_of_turn_id, last_id
+from prefpipe.models.loading import bare_model, load_both
+from prefpipe.models.model_files import base_of, from_pretrained
+from prefpipe.templates import TemplateError, with_options
 
 
 def load_classifier(
@@ -18,29 +18,36 @@ def load_classifier(
     *,
     chat_template: Path | None = None,
     **options: Any,
-) -> tuple[PreTrainedModel, Tokenizer, bool]:
-    """A model with one score as output, its tokenizer, and whether it is a decoder.
+) -> tuple[PreTrainedModel, Tokenizer, bool, int | None]:
+    """A model with one score as output, its tokenizer, whether it is a decoder, and the token that
+    it was trained to pass over (its pad token; use_own_pad_token gives it another).
 
-    name: a folder or hub name of a reward model or of a backbone (then the score's head is new:
-    seed torch first), or of a LoRA adapter. chat_template: for a decoder whose tokenizer has none.
-    options: dtype, load_in_4bit and for_training of load_model.
+    name: a folder or hub name of a reward model, or of a LoRA adapter; with new_head also of a
+    backbone. chat_template: for a decoder whose tokenizer has none.
+    options: dtype, load_in_4bit, for_training and new_head of load_model.
     """
-    tokenizer = load_tokenizer(name)
-    with suppress_seqcls_warning():
-        auto_class = AutoModelForSequenceClassification
-        model = load_model(name, auto_class=auto_class, num_labels=1, **options)
-    if model.config.is_encoder_decoder:
+    source, of = base_of(name)
+    config = from_pretrained(AutoConfig, source, **of)
+    if config.is_encoder_decoder:
         raise SystemExit(f"{name}: an encoder-decoder has no place for one score; take a decoder")
+    is_classifier = any("SequenceClass" in kind for kind in config.architectures or ())
+    if is_classifier and config.num_labels != 1:
+        raise SystemExit(
+            f"{name}: a classifier with {config.num_labels} labels; a reward model has one, its score"
+        )
+    auto_class = AutoModelForSequenceClassification
+    model, tokenizer = load_both(name, auto_class=auto_class, num_labels=1, **options)
     bare = bare_model(model)
     causal = is_causal(bare)
     if chat_template is not None:
-        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+        text = chat_template.read_text(encoding="utf-8")
+        tokenizer.chat_template = with_options(text, str(chat_template))
     if causal:
         if not tokenizer.chat_template:
             words = "the tokenizer has no chat template; give one with --chat-template FILE.jinja"
             raise TemplateError(f"{name}: {words}")
         use_own_pad_token(tokenizer, bare)
-    return model, tokenizer, causal
+    return model, tokenizer, causal, config.get_text_config().pad_token_id
 
 
 def is_causal(model: PreTrainedModel) -> bool:
@@ -49,33 +56,26 @@ def is_causal(model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        first, second = model.base_model(input_ids=ids).last_hidden_state[:, 0]
+        out: Any = model.base_model(input_ids=ids)  # a model may name no backbone: then its logits
+        first, second = getattr(out, "last_hidden_state", getattr(out, "logits", None))[:, 0]  # pyright: ignore[reportOptionalSubscript]
     model.train(was_training)
     return bool((first - second).abs().max() <= 1e-3 * first.abs().max())
 
 
 def use_own_pad_token(tokenizer: Tokenizer, model: PreTrainedModel) -> None:
-    """Make pad a token that never ends a response, in tokenizer and model alike.
+    """Make pad a token that never ends a conversation, in tokenizer and model alike.
 
     transformers reads the score at the last token that is no pad token: where pad is the end of
     turn, that is one too early. Any other special token will do, since padding is masked; where the
     tokenizer has none, [PAD] is added.
     """
-    last = end_of_turn_id(tokenizer)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == last:
+    ends = {None, last_id(tokenizer), end_of_turn_id(tokenizer)}
+    if tokenizer.pad_token_id in ends:
         known = [tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens]
-        others = (t for t in known if t and tokenizer.convert_tokens_to_ids(t) != last)
+        others = (t for t in known if t and tokenizer.convert_tokens_to_ids(t) not in ends)
         tokenizer.pad_token = next(others, None) or "[PAD]"
         embeddings = model.get_input_embeddings().weight
         assert isinstance(embeddings, torch.Tensor)
         if len(tokenizer) > embeddings.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-
-
-def head_name(model: PreTrainedModel) -> str:
-    """The attribute that holds the score's layer: what an adapter must save with it."""
-    for name in ("score", "classifier"):
-        if isinstance(getattr(model, name, None), torch.nn.Module):
-            return name
-    raise SystemExit(f"{type(model).__name__}: no head found that an adapter could keep; use full")

@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def kv_shape(config: PreTrainedConfig) -> tuple[int, int]:
-    """Key-value heads, and their size."""
+    """Key-value heads, and their size; older configurations name the heads of the queries alone."""
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_key_value_heads, size
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads, size
 
 
 @dataclass

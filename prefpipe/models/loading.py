@@ -1,20 +1,22 @@
-"""Models and tokenizers from a folder or the hub, with the dtype and device said, not guessed.
+"""Models from a folder or the hub, whole or not at all, with dtype and device said, not guessed.
 
-What the libraries do unasked is not done here: no float32 on a GPU (TRL's way with a model given by
-name), no training on 4-bit weights on a CPU (bitsandbytes repacks them in eval mode, after which
-LoRA gradients are exactly 0), no code from a model repository, no pickled weights.
+What the libraries do unasked is not done here: no weights drawn at random in place of missing ones,
+no float32 on a GPU (TRL's way with a model given by name), no training on 4-bit weights on a CPU
+(bitsandbytes repacks them in eval mode, after which LoRA gradients are exactly 0), no code from a
+model repository, no pickled weights.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from prefpipe.models.model_files import base_of, from_pretrained, is_adapter
+from prefpipe.models.tokenizers import load_tokenizer, max_token_id
+
 if TYPE_CHECKING:  # torch is loaded with the first model: a tokenizer alone does without
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if not sys.stderr.isatty():
     disable_progress_bar()
@@ -22,26 +24,23 @@ if not sys.stderr.isatty():
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Device = Literal["auto", "cuda", "mps", "cpu"]
 
-_PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<unk>")
-"""Special tokens that can pad: no chat template ends a turn with one. In this order."""
+UNLIMITED = 2**20
+"""Positions of a model that has no table of them (ALiBi, a state)."""
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer that has a pad token and no length limit of its own.
-
-    Where the model brings no pad token, it is a special token that its vocabulary already has and
-    that does not end a turn, else EOS (the embeddings keep their size). A pad token is only ever
-    what fills a batch; nothing is masked by comparing ids with it.
-    """
-    has_own = (Path(name) / "tokenizer_config.json").is_file()  # an adapter's folder may, too
-    source = str(name) if has_own else _base_name(name)
-    tokenizer = _from_pretrained(_tokenizer_class(source), source)
-    if tokenizer.pad_token is None:
-        known, eos = tokenizer.get_vocab(), tokenizer.eos_token
-        tokenizer.pad_token = next((t for t in _PAD_TOKENS if t in known and t != eos), eos)
-    if tokenizer.pad_token is None:
-        raise SystemExit(f"{name}: the tokenizer has neither a pad nor an EOS token; set one in it")
-    return tokenizer
+def load_both(
+    name: str | Path, **options: Any
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The model (load_model's options) and its tokenizer, which fit each other."""
+    tokenizer = load_tokenizer(name)
+    model = load_model(name, **options)
+    highest, rows = max_token_id(tokenizer), embedding_rows(bare_model(model))
+    if highest >= rows:
+        raise SystemExit(
+            f"model {name}: the tokenizer has tokens up to number {highest}, the embeddings {rows} "
+            "rows: they are not of one model, or the embeddings were never resized"
+        )
+    return model, tokenizer
 
 
 def load_model(
@@ -51,6 +50,7 @@ def load_model(
     load_in_4bit: bool | None = None,
     device: Device = "auto",
     for_training: bool = False,
+    new_head: bool = False,
     auto_class: Any = None,
     **options: Any,
 ) -> "PreTrainedModel":
@@ -62,28 +62,34 @@ def load_model(
     load_in_4bit: NF4, double quantisation, computing in bfloat16. None: on a CUDA GPU of whose free
     memory the bfloat16 weights would take more than half (4-bit saves memory, not time).
     device auto: cuda, mps or cpu, the first there is.
+    new_head: what stands above the backbone may be missing, and is drawn at random (seed torch first).
     auto_class: AutoModelForCausalLM where None.
     options: for auto_class.from_pretrained, such as num_labels.
     Raises SystemExit with what to do where the model cannot be had or used that way.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     auto_class = auto_class or AutoModelForCausalLM
-    base = _base_name(name)
+    base, of = base_of(name)
     device = _device(device)
+    is_quantized = bool(getattr(from_pretrained(AutoConfig, base, **of), "quantization_config", 0))
     if load_in_4bit is None:
-        load_in_4bit = device == "cuda" and not for_training and _is_tight(base, auto_class)
-    if load_in_4bit and for_training and device != "cuda":
+        can = device == "cuda" and not is_quantized
+        load_in_4bit = can and _is_tight(base, of, auto_class)
+    if (load_in_4bit or is_quantized) and for_training and device != "cuda":
+        words = (
+            "its weights are 4-bit (or quantised otherwise) already, which" if is_quantized else ""
+        )
         raise SystemExit(
-            f"{name}: 4-bit weights cannot be trained on {device} (LoRA gradients would be 0 after "
-            "the first evaluation); set load_in_4bit to false, or train on a CUDA GPU"
+            f"{name}: {words or '4-bit weights'} cannot be trained on {device} (LoRA gradients would "
+            "be 0 after the first evaluation); take full weights, or train on a CUDA GPU"
         )
     if load_in_4bit and device == "mps":
         raise SystemExit(f"{name}: 4-bit needs cuda or cpu; set load_in_4bit to false")
     if dtype == "auto":
         dtype = "float32" if device == "cpu" and not load_in_4bit else "bfloat16"
-    if load_in_4bit:
+    if load_in_4bit and not is_quantized:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -91,18 +97,61 @@ def load_model(
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     options |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
-    model = _from_pretrained(auto_class, base, **options)
+    loaded: Any = from_pretrained(auto_class, base, output_loading_info=True, **of, **options)
+    model, report = loaded
     if device == "cpu":
         # The weights are the mapped file: one that is rewritten in place would change under us.
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
-    if _is_adapter(name):
-        from peft import PeftModel
+    brought: set[str] = set()
+    if is_adapter(name):
+        from prefpipe.models.adapters import put_on
 
-        model = PeftModel.from_pretrained(model, str(name), is_trainable=for_training)
-        if dtype == "float32" and not for_training:
-            model = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
-    return model.eval()  # pyright: ignore[reportReturnType]
+        merge = dtype == "float32" and not for_training
+        model, brought = put_on(model, Path(name), merge=merge, for_training=for_training)
+    _check_whole(model, name, set(report["missing_keys"]) - brought, report, new_head)
+    _mend_generation_config(model)
+    return model.eval()
+
+
+def _check_whole(model: Any, name: str | Path, missing: set[str], report: Any, head: bool) -> None:
+    """SystemExit where a weight is missing, and so random, or no number."""
+    bare = bare_model(model)
+    if head:
+        inside = f"{bare.base_model_prefix}."
+        missing = {key for key in missing if key.startswith(inside) and ".pooler." not in key}
+    if missing:
+        shown = sorted(missing)
+        others = f" and {len(shown) - 1} more" if len(shown) > 1 else ""
+        unknown = sorted(report["unexpected_keys"])
+        instead = f"; it has {unknown[0][:50]}, which the model has not" if unknown else ""
+        raise SystemExit(
+            f"model {name}: the weights {shown[0]}{others} are missing, and would be random "
+            f"numbers{instead}; is this the whole model, and of this kind ({type(bare).__name__})?"
+        )
+    for key, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise SystemExit(
+                f"model {name}: the weights {key} have values that are no number (NaN or infinite): "
+                "its training diverged, or they overflowed in float16; take an earlier one"
+            )
+
+
+def _mend_generation_config(model: Any) -> None:
+    """Make it one that can be saved: a temperature without do_sample is read, and then refused."""
+    own = getattr(bare_model(model), "generation_config", None)
+    if own is None:
+        return
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        own.do_sample = True  # what a temperature or top_p is meant for
+        try:
+            own.validate(strict=True)
+        except ValueError:
+            kept = ("eos_token_id", "bos_token_id", "pad_token_id")
+            plain = type(own)(**{key: getattr(own, key) for key in kept})
+            bare_model(model).generation_config = plain
 
 
 def bare_model(model: Any) -> "PreTrainedModel":
@@ -110,52 +159,25 @@ def bare_model(model: Any) -> "PreTrainedModel":
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def embedding_rows(model: "PreTrainedModel") -> int:
+    embeddings: Any = model.get_input_embeddings()
+    return int(embeddings.weight.shape[0])
+
+
 def max_positions(model: "PreTrainedModel") -> int:
-    """Tokens that a row may have. RoBERTa's first positions are not for tokens."""
-    config = model.config.get_text_config()
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
-        return config.max_position_embeddings - config.pad_token_id - 1
-    return config.max_position_embeddings
+    """Tokens that a row may have.
 
-
-def _from_pretrained(auto_class: Any, name: str, **options: Any) -> Any:
-    try:
-        return auto_class.from_pretrained(name, trust_remote_code=False, **options)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        if not Path(name).is_dir() and "couldn't connect" in first:
-            first = "no such folder, and the model hub cannot be reached; give a folder's path"
-        elif not Path(name).exists() and "Repo id must" in first:
-            first = "no such folder, nor is it a model's name on the hub"
-        raise SystemExit(f"model {name}: {first}") from error
-
-
-def _tokenizer_class(name: str) -> Any:
-    """AutoTokenizer, but for a folder whose tokenizer is of no model's class.
-
-    Of a Qwen2 model AutoTokenizer makes a Qwen2Tokenizer whatever the folder says, and splits text
-    by its rules instead of by those in tokenizer.json.
+    A table with a padding row (RoBERTa, MPNet, Longformer, ...) counts positions from behind it.
     """
-    path = Path(name) / "tokenizer_config.json"
-    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    plain = own.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return PreTrainedTokenizerFast if plain else AutoTokenizer
+    import torch
 
-
-def _is_adapter(name: str | Path) -> bool:
-    return (Path(name) / "adapter_config.json").is_file()
-
-
-def _base_name(name: str | Path) -> str:
-    """What to load first: an adapter's base model, else the model itself."""
-    if not _is_adapter(name):
-        return str(name)
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(str(name)).base_model_name_or_path
-    if not base:
-        raise SystemExit(f"{name}/adapter_config.json: base_model_name_or_path is empty; set it")
-    return base
+    for name, module in model.named_modules():
+        is_table = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
+        if is_table and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    config = model.config.get_text_config()
+    known = (getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len"))
+    return next((limit for limit in known if isinstance(limit, int) and limit > 0), UNLIMITED)
 
 
 def _device(device: Device) -> Device:
@@ -170,12 +192,12 @@ def _device(device: Device) -> Device:
     return device
 
 
-def _is_tight(name: str, auto_class: Any) -> bool:
+def _is_tight(base: str, of: dict[str, Any], auto_class: Any) -> bool:
     """Whether bfloat16 weights take more than half of the GPU's free memory."""
     import torch
     from transformers import AutoConfig
 
-    config = _from_pretrained(AutoConfig, name)
+    config = from_pretrained(AutoConfig, base, **of)
     with torch.device("meta"):
         model = auto_class.from_config(config)
     return 2 * model.num_parameters() > torch.cuda.mem_get_info()[0] / 2

@@ -33,6 +33,13 @@ def completion_logps(model: Any, packs: Sequence[Pack]) -> list[list[Tensor]]:
     return [[row[a:b] for a, b in pack.spans] for pack, row in zip(packs, rows, strict=True)]
 
 
+def scales_logits(model: Any) -> bool:
+    """Whether the model's logits are more than its head makes of hidden states, as `_logits` has them."""
+    config = bare_model(model).config.get_text_config()
+    names = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    return any(getattr(config, name, None) is not None for name in names)
+
+
 @torch.inference_mode()
 def hidden_states(model: Any, packs: Sequence[Pack]) -> Tensor:
     """Last hidden states (N, H) of all packs' positions, end to end."""
@@ -60,11 +67,6 @@ def hidden_states(model: Any, packs: Sequence[Pack]) -> Tensor:
 def _logits(model: Any, hidden_N_H: Tensor, positions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(positions, their logits in float32), some at a time: all of them may not fit."""
     inner: Any = bare_model(model)
-    config, head = inner.config.get_text_config(), inner.get_output_embeddings()
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(config, name, None) is not None:
-            raise SystemExit(
-                f"{config.model_type}: log-probabilities with {name} are not supported"
-            )
+    head = inner.get_output_embeddings()
     for part in positions.split(max(1, _MAX_LOGITS // head.weight.shape[0])):
         yield part, head(hidden_N_H[part]).float()

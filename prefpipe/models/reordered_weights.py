@@ -35,6 +35,11 @@ def reordered(model: nn.Module) -> "ReorderedWeights":
     return _of_model[model][1]
 
 
+def forget(model: nn.Module) -> None:
+    """Give back the memory of the model's copy, where it has one."""
+    _of_model.pop(model, None)
+
+
 class ReorderedWeights:
     """A second copy of the weights of a model's large linear layers, in oneDNN's order.
 

@@ -102,11 +102,6 @@ def tree_of(
     return tree
 
 
-def can_share(model: PreTrainedModel) -> bool:
-    """Whether the model's attention can be given a layout (and is a decoder's)."""
-    return bool(getattr(model, "_supports_attention_backend", False))
-
-
 @torch.inference_mode()
 def run_tree(
     model: PreTrainedModel,

@@ -4,6 +4,7 @@ A stage derives its own class from the one that fits:
 
     Stage                     seed, limit, overwrite, strict: rows in, rows out
     ServerStage               may ask a server
+    ChatStage                 shows a model here its chat template
     EngineStage               asks a model, here or at a server; greedy
     SamplingStage             the same, with temperature, top_p, top_k
     ModelStage                the same, with one model

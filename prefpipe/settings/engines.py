@@ -12,6 +12,7 @@ from prefpipe.llm import Request
 from prefpipe.llm.responders import EngineKind
 from prefpipe.ranges import AboveZero, NotNegative, Positive, Temperature, TopK, TopP
 from prefpipe.rows import Message, as_turns
+from prefpipe.settings.chats import ChatStage
 from prefpipe.settings.stage import NoEffectOnRows, Stage, check_dotenv
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class ServerStage(Stage):
         return BatchEngine(self._served(model, **options), self.batch_options())
 
 
-class EngineStage(ServerStage):
+class EngineStage(ChatStage, ServerStage):
     """What every stage takes that asks a model for texts; they are greedy."""
 
     engine: EngineKind = "local"

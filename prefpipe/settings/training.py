@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 import config
-from prefpipe.files import Named
+from prefpipe.files import Named, Run
 from prefpipe.ranges import AboveZero, AtLeastTwo, PartialShare, Positive, Share, Weight
+from prefpipe.settings.chats import ChatStage
 from prefpipe.settings.columns import PairColumns
-from prefpipe.settings.stage import NoEffectOnRows, Stage
+from prefpipe.settings.stage import NoEffectOnRows
 from prefpipe.training.preferences import RawPreferences
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+    from prefpipe.training.checkpoints import Checkpoints
+
 WhichCheckpoint = Literal["last", "best"]
 
 
-class TrainingStage(Stage):
+class TrainingStage(ChatStage):
     """What every stage takes that trains a model."""
 
     output: Path
@@ -29,8 +32,8 @@ class TrainingStage(Stage):
     method: Literal["full", "lora"] = "full"
     """full: all weights; lora: a low-rank adapter on frozen ones."""
     load_in_4bit: bool | None = None
-    """4-bit NF4 weights under the adapter (lora, on a GPU). It saves memory, not time. None: no; for
-    dpo_training.py, where bfloat16 weights would fill more than half of what the GPU has free."""
+    """4-bit NF4 weights under the adapter (lora, on a GPU). It saves memory, not time. None: where
+    bfloat16 weights would fill more than half of what the GPU has free."""
     bf16: bool | None = None
     """bfloat16 arithmetic; None: on a GPU that has it."""
     attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
@@ -124,10 +127,26 @@ class TrainingStage(Stage):
     def load_options(self) -> dict[str, Any]:
         """Options of load_model: frozen weights may be rounded, those that are trained may not."""
         is_frozen = self.method == "lora"
-        return {
+        options: dict[str, Any] = {
+            "for_training": True,
             "dtype": "bfloat16" if self.uses_bf16() and is_frozen else "float32",
             "load_in_4bit": self.load_in_4bit if is_frozen else False,
         }
+        # sdpa is what a model is loaded with, where it can: soft caps and sinks want eager
+        flex = {"attn_implementation": "flex_attention"}
+        return options | (flex if self.attn_implementation == "flex_attention" else {})
+
+    def open_checkpoints(self, run: Run) -> "Checkpoints":
+        """Those of a stopped run of these settings, to go on from."""
+        from prefpipe.training.checkpoints import Checkpoints
+
+        return Checkpoints(
+            self.output,
+            run.mark,
+            keep=self.keep_checkpoints,
+            wants_best=self.wants_best,
+            overwrite=self.overwrite,
+        )
 
     def trainer_arguments(self, *, has_validation: bool = True) -> dict[str, Any]:
         """What TRL's configurations take, whichever trainer's it is."""
@@ -147,6 +166,7 @@ class TrainingStage(Stage):
             "max_length": None,
             "activation_checkpointing": self.gradient_checkpointing,
             "bf16": self.uses_bf16(),
+            "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused there
             "seed": self.seed,
             "data_seed": self.seed,
             "logging_steps": 1,
@@ -155,7 +175,7 @@ class TrainingStage(Stage):
             "eval_steps": self.save_steps,
             "save_strategy": "steps",
             "save_steps": self.save_steps,
-            "save_total_limit": self.keep_checkpoints,
+            "save_total_limit": None,  # Checkpoints.rotate's
             "load_best_model_at_end": self.wants_best,
             "metric_for_best_model": "eval_loss" if has_validation else None,
             "greater_is_better": False if has_validation else None,
@@ -165,21 +185,24 @@ class TrainingStage(Stage):
         }
 
     def adapter(
-        self, task_type: str, modules_to_save: list[str] | None = None
+        self, model: Any, task_type: Literal["CAUSAL_LM", "SEQ_CLS"]
     ) -> "LoraConfig | None":
-        """The LoRA configuration; None with --method full."""
+        """The LoRA configuration for this model, whose head is saved with it; None with --method full."""
         if self.method == "full":
             return None
         from peft import LoraConfig
 
+        from prefpipe.models.adapters import check_targets, new_modules
+
         modules = self.lora_target_modules
+        check_targets(model, modules)
         return LoraConfig(
             task_type=task_type,
             r=self.lora_r,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,
             target_modules="all-linear" if modules == ["all-linear"] else modules,
-            modules_to_save=modules_to_save,
+            modules_to_save=new_modules(model) if task_type == "SEQ_CLS" else None,
         )
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from prefpipe.models.attention import USED_IN_BOTH_WAYS, Prefill, Segment, shared_prefix_attention
 from prefpipe.models.last_layer import cut_last_layer
 from prefpipe.models.packs import PADDING, PROMPT, Pack, branch_mask, pack, pad_right, stack
-from prefpipe.models.trees import can_share
+from prefpipe.models.sharing import say, shares
 from prefpipe.training.sampler import PAIRS_PER_PACK
 
 FLEX_BLOCK = 128
@@ -133,7 +133,7 @@ def run_packed(model: torch.nn.Module) -> None:
     run = backbone.forward
     config = backbone.config
     has_dropout = bool(getattr(config, "attention_dropout", 0))  # the layout's attention has none
-    if config._attn_implementation == "sdpa" and can_share(backbone) and not has_dropout:
+    if config._attn_implementation == "sdpa" and not has_dropout:
         config._attn_implementation = USED_IN_BOTH_WAYS
         cut_last_layer(backbone)
 
@@ -223,24 +223,23 @@ def attention_mask(segments_R_T: Tensor, implementation: str, dtype: torch.dtype
     )
 
 
-def check_model(config: Any, longest_tokens: int) -> None:
-    """Raise ValueError where a pack would not give what rows of their own give.
+def can_pack(model: Any, longest_tokens: int, router_loss: bool = False) -> bool:
+    """Whether packs give what rows of their own give; where not, standard error says why.
 
     longest_tokens: of a prompt and a completion. A sliding window shorter than that would have to
-    move along each branch; a layer that carries a state (linear attention, Mamba) cannot branch.
+    move along each branch. router_loss: of a mixture of experts, a mean over all tokens: a prompt
+    that is run once would count once.
     """
-    text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ())
-    unknown = kinds - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise ValueError(
-            f"{text.model_type}: layers of kind {', '.join(sorted(unknown))} cannot share a "
-            "prompt; switch prefix_sharing off"
-        )
-    window: int | None = getattr(text, "sliding_window", None)
+    if not shares(model):
+        return False
+    config = model.config.get_text_config()
+    if router_loss:
+        say(config, "the loss of its router counts each token of each text")
+        return False
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window: int | None = getattr(config, "sliding_window", None)
     slides = not kinds or "sliding_attention" in kinds
     if window is not None and slides and longest_tokens > window:
-        raise ValueError(
-            f"{text.model_type}: {longest_tokens} tokens of prompt and completion are longer than "
-            f"the sliding window of {window}; lower max_length or switch prefix_sharing off"
-        )
+        say(config, f"pairs of {longest_tokens} tokens are longer than its window of {window}")
+        return False
+    return True

@@ -17,8 +17,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
+from prefpipe.models.loading import bare_model
 from prefpipe.training.collator import PackCollator, run_packed
 from prefpipe.training.trainer import PairTrainer, Weight, padding_id
+
+_NO_PART_OF_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache")
+"""Fields of a configuration that change no number."""
 
 
 class PairCollator(DataCollatorForPreference):
@@ -59,7 +63,12 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
             )
         self.set_up_model()
         precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "fp32"
-        cache = ReferenceCache(self.reference_cache, f"{self._precompute_model_hash}:{precision}")
+        # the weights alone are not the model: another rope_theta gives other numbers
+        bare = bare_model(self.accelerator.unwrap_model(self.ref_model or self.model))
+        own = {k: v for k, v in bare.config.to_dict().items() if k not in _NO_PART_OF_THE_MODEL}
+        shape = json.dumps(own, sort_keys=True, default=str)
+        model = f"{self._precompute_model_hash}:{precision}:{shape}"
+        cache = ReferenceCache(self.reference_cache, model)
         sides = ("chosen_ids", "rejected_ids")
         rows: Any = dataset.select_columns(["prompt_ids", *sides])
         # 1) Which completions are not known: prompt -> key -> where one stands, its row and side.
@@ -136,7 +145,12 @@ class ReferenceCache:
             whole = data[: data.rfind(b"\n") + 1]  # a kill can cut the last line
             if len(whole) < len(data):
                 os.truncate(self._path, len(whole))
-            self._values.update(json.loads(line) for line in whole.splitlines())
+            try:
+                values = [json.loads(line) for line in whole.splitlines()]
+                self._values.update({str(key): float(value) for key, value in values})
+            except (ValueError, TypeError, RecursionError):
+                message = f"{self._path}: damaged; delete it, it is computed again"
+                raise SystemExit(message) from None
 
     def key(self, prompt_ids: list[int], completion_ids: list[int]) -> str:
         content = json.dumps([prompt_ids, completion_ids]).encode()

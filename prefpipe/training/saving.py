@@ -1,5 +1,6 @@
 """Save a trained model so that a reader finds all of it or nothing, and prove that it reloads."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefpipe.files import write_json
 from prefpipe.models.loading import load_model
 from prefpipe.training.tokenized_pairs import TokenizedPair
 
@@ -32,6 +34,7 @@ def save_model(
     model.save_pretrained(saving)
     tokenizer.save_pretrained(saving)
     (saving / "README.md").unlink(missing_ok=True)  # PEFT's blank card
+    _sort_lists(saving / "adapter_config.json")
     for pattern in _OLD_WEIGHTS:
         for path in folder.glob(pattern):
             path.unlink()
@@ -40,6 +43,18 @@ def save_model(
         path.replace(folder / path.name)
     saving.rmdir()
     return sorted(path.name for path in files)
+
+
+def _sort_lists(path: Path) -> None:
+    """Put the lists of an adapter's configuration in order: PEFT has sets, whose order is chance."""
+    if path.is_file():
+        own = json.loads(path.read_text(encoding="utf-8"))
+        own = {k: sorted(v) if isinstance(v, list) and _is_text(v) else v for k, v in own.items()}
+        write_json(path, own)
+
+
+def _is_text(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def save_and_reload(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefpipe.chat import completion_ids, prompt_ids
+from prefpipe.chat import TurnsRefused, completion_ids, prompt_ids
 from prefpipe.files import SPLITS, DataError, Run, data_files
 from prefpipe.rows import JudgmentPair, Message, Preference, Reject, answer_of, as_turns
 
@@ -70,7 +70,10 @@ class PairTokenizer:
 
         if not _is_one_turn(row.chosen) or not _is_one_turn(row.rejected):
             return left_out("completion_is_no_single_turn", "wanted one assistant turn")
-        prompt = self._prompt_ids(row.prompt)
+        try:
+            prompt = self._prompt_ids(row.prompt)
+        except TurnsRefused as error:
+            return left_out(error.reason, str(error))
         chosen, rejected = (
             completion_ids(self.tokenizer, answer_of(side)) for side in (row.chosen, row.rejected)
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from prefpipe.models.adapters import check_savable
 from prefpipe.models.loading import bare_model
-from prefpipe.training.collator import ID_COLUMNS, check_model, run_packed
+from prefpipe.training.collator import ID_COLUMNS, can_pack, run_packed
 from prefpipe.training.sampler import PAIRS_PER_PACK, PromptGroupSampler
 
 
@@ -36,6 +38,26 @@ class Weight(NamedTuple):
 
     pairs: float = 1.0
     chosen_tokens: float = 1.0
+
+
+_RANDOM = re.compile(r"drop|jitter")
+"""Names of what makes two passes over one text differ."""
+
+
+def switch_off_dropout(model: torch.nn.Module) -> None:
+    """Set every share of dropped numbers to 0: of layers, and of those that are mere attributes.
+
+    A preference is compared with a reference, or with another response, that has no dropout; and a
+    prompt that is run once for all of its pairs could have it only once.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    config: Any = model.config
+    for part in (*model.modules(), config, config.get_text_config()):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, float) and _RANDOM.search(name):
+                setattr(part, name, 0.0)
 
 
 class PairTrainer(Trainer):
@@ -67,10 +89,10 @@ class PairTrainer(Trainer):
     ) -> None:
         if getattr(args, "max_length", None) is not None:
             raise ValueError("max_length must be None: TRL would cut; PairTokenizer leaves out")
-        if prefix_sharing:
-            datasets = (d for d in (train_dataset, eval_dataset) if d is not None)
-            check_model(model.config, max(map(_longest, datasets)))
-        self.prefix_sharing = prefix_sharing
+        datasets = (d for d in (train_dataset, eval_dataset) if d is not None)
+        longest = max(map(_longest, datasets))
+        self.prefix_sharing = prefix_sharing and can_pack(model, longest, _router_loss(model, args))
+        switch_off_dropout(model)  # before there is an adapter, whose own stays as it was asked for
         self.pairs_per_pack = pairs_per_pack
         self._pairs_logged: dict[str, list[int]] = {"train": [], "eval": []}
         self._ids_since_log: list[str] = []
@@ -83,6 +105,7 @@ class PairTrainer(Trainer):
             data_collator=self.make_collator(processing_class),
             **kwargs,
         )
+        check_savable(self.accelerator.unwrap_model(self.model))
         self.set_up_model()
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -217,6 +240,28 @@ class PairTrainer(Trainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The stage writes the model card: it knows the data and the results."""
+
+
+def _router_loss(model: Any, args: Any) -> bool:
+    """Whether TRL adds the load-balancing loss of a mixture of experts, as it does where it can.
+
+    Where a model only seems to have one (Doge without experts), it is switched off in args.
+    """
+    config = model.config.get_text_config()
+    coefficient = getattr(args, "router_aux_loss_coef", 0.0)
+    if coefficient is None:
+        coefficient = getattr(config, "router_aux_loss_coef", 0.0)
+    if not coefficient or not hasattr(config, "output_router_logits"):
+        return False
+    try:
+        with torch.no_grad():
+            ids = torch.tensor([[1, 2, 3]], device=model.device)
+            if model(input_ids=ids, output_router_logits=True).aux_loss is not None:
+                return True
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
+        pass
+    args.router_aux_loss_coef = 0.0
+    return False
 
 
 def _counts(batch: Mapping[str, Any]) -> Tensor:

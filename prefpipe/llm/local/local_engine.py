@@ -1,22 +1,27 @@
 """transformers in this process: each prompt is read once, for all of its samples.
 
 Requests are taken from a bounded window in order of length, and given back in the order of the input.
-The scheduler says who is in the batch, the runner has the forward passes.
+The scheduler says who is in the batch, the runner has the forward passes. A model that cannot be run
+so (prefpipe.models.sharing) writes one prompt's samples at a time, by its own code (plain.py).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefpipe import chat
 from prefpipe.llm import Completion, Failure, Request, Result, TokenScores
+from prefpipe.llm.local import plain
 from prefpipe.llm.local.decode_rows import Job
-from prefpipe.llm.local.runner import Runner, check_attention, shared_tokens
+from prefpipe.llm.local.runner import Runner, decodes, shared_tokens
 from prefpipe.llm.local.scheduler import OUT_OF_MEMORY, Limits, Scheduler
-from prefpipe.models.loading import load_model, load_tokenizer
-from prefpipe.models.logps import completion_logps
+from prefpipe.models import sharing
+from prefpipe.models.classifiers import is_causal
+from prefpipe.models.loading import bare_model, load_both, max_positions
+from prefpipe.models.logps import completion_logps, scales_logits
 from prefpipe.models.memory import free_bytes, is_out_of_memory, position_bytes
 from prefpipe.models.packs import Pack, pack
 from prefpipe.rows import Message
@@ -45,8 +50,20 @@ class LocalEngine:
         max_prefill_tokens: int | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
+        bare = bare_model(model)
+        if not is_causal(bare):
+            raise SystemExit(
+                f"{tokenizer.name_or_path}: its tokens see later ones: it writes no text"
+            )
+        self.positions = max_positions(bare)
         self.end_ids = end_token_ids(model, tokenizer)
-        check_attention(model)
+        self.is_plain = not (sharing.shares(model) and decodes(model))
+        if self.is_plain:
+            bare.generation_config = (
+                GenerationConfig()
+            )  # what a Request leaves out is not taken there
+            self.limits = Limits(1, max_samples, 1)
+            return
         # a CPU is done with each of the smaller passes' tensors while they are in its caches
         prefill_tokens = max_prefill_tokens or (2048 if model.device.type == "cpu" else 8192)
         batch_tokens = max_batch_tokens or _tokens_that_fit(model, max_samples, prefill_tokens)
@@ -54,6 +71,9 @@ class LocalEngine:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
         """A request's completions in the order of its samples, or why it has none."""
+        if self.is_plain:
+            yield from (self._plain(index, request) for index, request in enumerate(requests))
+            return
         results: dict[int, Result] = {}
         windows = self._windows(requests, results)
         scheduler = Scheduler(Runner(self.model), self.limits, self.end_ids)
@@ -72,6 +92,18 @@ class LocalEngine:
                 yield results.pop(following)
                 following += 1
 
+    def _plain(self, index: int, request: Request) -> Result:
+        job = self._job(index, request)
+        if isinstance(job, Failure):
+            return job
+        ends, most = sorted(self.end_ids), self.limits.samples
+        for start in range(0, len(request.samples), most):
+            part = request.samples[start : start + most]
+            job.done |= zip(
+                part, plain.sample(self.model, request, job.ids, part, ends), strict=True
+            )
+        return [self._completion(job, sample) for sample in request.samples]
+
     def score(
         self, prompted: Iterable[tuple[Sequence[Message], Sequence[str]]]
     ) -> Iterator[list[TokenScores] | Failure]:
@@ -87,7 +119,10 @@ class LocalEngine:
     def _pack(
         self, index: int, messages: Sequence[Message], answers: Sequence[str]
     ) -> Pack | Failure:
-        ids = chat.prompt_ids(self.tokenizer, messages)
+        try:
+            ids = chat.prompt_ids(self.tokenizer, messages)
+        except chat.TurnsRefused as error:
+            return Failure(str(index), error.reason, str(error))
         completions = [chat.completion_ids(self.tokenizer, answer) for answer in answers]
         new = max(map(len, completions), default=0)
         if why := self._too_long(len(ids), new):
@@ -96,6 +131,9 @@ class LocalEngine:
 
     def _logps(self, packs: Iterable[Pack | Failure]) -> Iterator[list[Tensor] | Failure]:
         """completion_logps of each pack, in order; a Failure is passed on."""
+        if self.is_plain or scales_logits(self.model):
+            yield from (p if isinstance(p, Failure) else self._plain_logps(p) for p in packs)
+            return
         waiting: list[Pack | Failure] = []
         tokens = 0
         for item in packs:
@@ -123,6 +161,12 @@ class LocalEngine:
             self.limits.prefill_tokens = max(1, sum(map(len, batch)) // 2)
             yield from self._logps(items)
 
+    def _plain_logps(self, item: Pack) -> list[Tensor]:
+        ids = item.input_ids_T
+        rows = [torch.cat([ids[a:b], item.labels_T[b - 1 : b]]).tolist() for a, b in item.spans]
+        head = ids[: item.spans[0][0]].tolist() if item.spans else []
+        return [plain.logps(self.model, [*head, row[0]], row[1:]) for row in rows]
+
     def _windows(self, requests: Iterable[Request], results: dict) -> Iterator[list[Job]]:
         """Some batches' worth of requests at a time, in order of length; failures go to results."""
         jobs, samples, longest_first = [], 0, True
@@ -141,7 +185,10 @@ class LocalEngine:
 
     def _job(self, index: int, request: Request) -> Job | Failure:
         _check(request)
-        ids = chat.prompt_ids(self.tokenizer, request.messages)
+        try:
+            ids = chat.prompt_ids(self.tokenizer, request.messages)
+        except chat.TurnsRefused as error:
+            return Failure(request.id, error.reason, str(error))
         if why := self._too_long(len(ids), request.max_new_tokens):
             return Failure(request.id, "prompt_too_long", why)
         return Job(index, request, ids)
@@ -164,12 +211,11 @@ class LocalEngine:
 
     def _too_long(self, prompt_tokens: int, new_tokens: int) -> str:
         """Why that much does not fit; empty where it does."""
-        positions = self.model.config.get_text_config().max_position_embeddings
-        if prompt_tokens + new_tokens <= positions:
+        if prompt_tokens + new_tokens <= self.positions:
             return ""
         return (
             f"the prompt has {prompt_tokens} tokens, the answer up to {new_tokens}: more than "
-            f"the model's {positions} positions"
+            f"the model's {self.positions} positions"
         )
 
 
@@ -224,5 +270,5 @@ def open_local(
     name: str | Path, *, load_in_4bit: bool | None = None, max_batch_tokens: int | None = None
 ) -> LocalEngine:
     """The engine of a model folder, a LoRA folder or a hub name; see load_model and LocalEngine."""
-    model = load_model(name, load_in_4bit=load_in_4bit)
-    return LocalEngine(model, load_tokenizer(name), max_batch_tokens=max_batch_tokens)
+    model, tokenizer = load_both(name, load_in_4bit=load_in_4bit)
+    return LocalEngine(model, tokenizer, max_batch_tokens=max_batch_tokens)

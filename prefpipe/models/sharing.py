@@ -1,0 +1,121 @@
+"""What an architecture cannot do: whether its texts can stand in one row and share their beginnings.
+
+One answer for sampling, scoring, ranking and training. Where it is no, each text is read by itself
+with transformers' own attention: slower, and right. Some of it the configuration says; the rest is
+tried out, with texts longer than any window or chunk that it names: a state that is carried from
+one text into the next one, attention that looks at what no layout is asked about.
+"""
+
+import re
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from prefpipe.models import trees
+from prefpipe.models.loading import bare_model, embedding_rows
+from prefpipe.models.memory import is_out_of_memory
+from prefpipe.models.reordered_weights import forget
+
+LONGEST_TRIED = 1024
+"""Tokens: a window or chunk that is longer is not tried out."""
+_LENGTH = re.compile(r"window|chunk|top_?k$|block_size")
+_KNOWN_WINDOWS = ("sliding_window", "max_window_layers")
+"""What attention is told of with each call, so that it need not be tried."""
+
+
+def shares(model: Any) -> bool:
+    """Whether texts can share what they begin with; where not, standard error says why, once."""
+    bare: Any = bare_model(model)
+    if not hasattr(bare, "why_not_shared"):
+        bare.why_not_shared = why_not_shared(bare)
+        if bare.why_not_shared:
+            say(bare.config.get_text_config(), bare.why_not_shared)
+    return not bare.why_not_shared
+
+
+def say(config: Any, why: str) -> None:
+    words = "each text is read by itself, which is right and takes longer"
+    print(f"{config.model_type}: {why}; {words}", file=sys.stderr)
+
+
+def why_not_shared(model: PreTrainedModel) -> str:
+    """Why rows of several texts would give other numbers than each text alone; empty: they don't."""
+    config = model.config.get_text_config()
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention cannot be given several texts in one row"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
+    if kinds:
+        return f"layers of kind {', '.join(sorted(map(str, kinds)))} carry on or cut what they read"
+    if depends_on_longest(config):
+        return "its position encoding changes with the longest text of a row"
+    lengths = named_lengths(config)
+    if unknown := [
+        key for key in lengths if key not in _KNOWN_WINDOWS and lengths[key] > LONGEST_TRIED
+    ]:
+        return f"its {unknown[0]} of {lengths[unknown[0]]} tokens is too long to be tried out"
+    try:
+        off = _difference(model, self_check_tokens(config))
+    except Exception as error:  # whatever a model's code raises where it is run in another way
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        words = str(error).strip().split("\n")[0][:80]
+        return f"its attention does more than prefpipe's ({words})"
+    if not off < (1e-3 if model.dtype == torch.float32 else 0.05):
+        return f"several texts in one row change its numbers, by {off:.1%}"
+    return ""
+
+
+def depends_on_longest(config: Any) -> bool:
+    """Whether a text's positions hang on the longest text that is read with it."""
+    rope = str(getattr(config, "rope_parameters", None))
+    return "'dynamic'" in rope or "'longrope'" in rope
+
+
+def named_lengths(config: Any) -> dict[str, int]:
+    """The windows, chunks and top-k that a configuration names, in tokens."""
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if isinstance(value, int)
+        and not isinstance(value, bool)
+        and value > 0
+        and _LENGTH.search(key)
+    }
+
+
+def self_check_tokens(config: Any) -> int:
+    """Longer than each of these that can be tried, and than what is carried on by a convolution."""
+    tried = [length for length in named_lengths(config).values() if length <= LONGEST_TRIED]
+    limit = getattr(config, "max_position_embeddings", None) or LONGEST_TRIED
+    return max(16, min(max([24, *tried]) + 16, limit - 48))
+
+
+@torch.inference_mode()
+def _difference(model: PreTrainedModel, tokens: int) -> float:
+    """How far the outputs behind texts that share a row are from those behind each text alone."""
+    was_training = model.training
+    model.eval()
+    has_head = model.get_output_embeddings() is not None
+    body: Any = model if has_head else model.base_model
+    ids = np.random.default_rng(0).integers(0, embedding_rows(model), tokens + 96).tolist()
+    trunk = ids[:tokens]
+    texts = [trunk + ids[-8:], trunk + ids[-40:-8], ids[-96:-40], trunk[: tokens // 2] + ids[-20:]]
+    try:
+        outputs, last = trees.run_tree(body, texts, only_last=has_head)
+        found = outputs.logits[0] if has_head else outputs.last_hidden_state[0, last]
+        off = []
+        for text, row in zip(texts, found.float(), strict=True):
+            alone = body(input_ids=torch.tensor([text], device=model.device), use_cache=False)
+            want = (alone.logits if has_head else alone.last_hidden_state)[0, -1].float()
+            off.append(float((row - want).norm() / want.norm()))
+    finally:
+        forget(body)
+        model.train(was_training)
+    # Rounding can send a token to another expert: in half precision the middle one decides.
+    return max(off) if model.dtype == torch.float32 else float(np.median(off))
