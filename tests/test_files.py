@@ -173,7 +173,7 @@ def test_a_kill_between_the_renames_and_the_meta_file_is_no_finished_run(tmp_pat
     source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
     out = tmp_path / "out.jsonl"
     monkeypatch.setattr(
-        "prefpipe.files.run.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "prefpipe.files.run.write_meta", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         copy_notes(Settings(), source, out)
