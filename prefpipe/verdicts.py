@@ -139,7 +139,8 @@ def _read_verdict(text: str) -> Verdict | Unreadable:
         return Unreadable("quoted_verdict")
     if _says_nothing(reason := _reason(objects)):
         return Unreadable("no_reason")
-    if opinions(_outside(text, located)) == {3 - number}:
+    outside = _outside(text, located)
+    if not outside.isspace() and opinions(outside) == {3 - number}:
         return Unreadable("two_verdicts")
     return Verdict(number, reason)
 
