@@ -22,6 +22,7 @@ TEXTS = {
     "What is it called?<end_of_turn>\n<start_of_turn>user\nGuess.<end_of_turn>\n",
     "llama2": "<s>[INST] I own a horse. [/INST] What is it called? </s><s>[INST] Guess. [/INST]",
     "vicuna": "USER: I own a horse. ASSISTANT: What is it called?</s>USER: Guess. ASSISTANT:",
+    "oasst": "prompter: I own a horse. assistant: What is it called? prompter: Guess.",
     "nemo": "I own a horse.\n<extra_id_1>Assistant\nWhat is it called?\n<extra_id_1>User\nGuess.",
 }
 

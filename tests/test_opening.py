@@ -297,7 +297,8 @@ AUTO_READ = {
     "llmbar.csv": ("llmbar", 5, 0, 0),
     "llmbar.jsonl": ("llmbar", 5, 0, 0),
     "margin_words.jsonl": ("skywork", 5, 0, 0),
-    "nectar_ranked_dpo.parquet": ("hh-rlhf", 5, 0, 0),
+    "nectar_ranked_dpo.parquet": ("nectar-ranked", 5, 0, 0),
+    "math_step_dpo.parquet": ("math-step-dpo", 5, 0, 0),
     "none_values.jsonl": ("skywork", 3, 0, 2),  # an empty answer is a fault that others name
     "oasst1_pairwise.parquet": ("skywork", 6, 0, 0),
     "olmo2_mix.parquet": ("distilabel", 5, 0, 0),

@@ -87,8 +87,6 @@ class Layout:
     tie: str | None = "tie"
     turn: str | None = None
     """How many answers of a conversation were judged; what follows was not."""
-    begins: str | None = None
-    """What both answers begin with: steps before the compared one."""
     transcripts: bool = False
     """The texts are transcripts; others are no rows of this set."""
     texts: bool = False
@@ -112,7 +110,7 @@ class Layout:
         by = self.label or self.strength
         if self.answers:
             names += [by] if by else [*self.scores[0]]
-        return [*names, *filter(None, (self.begins,))]
+        return names
 
     def columns(self) -> set[str]:
         """Every column that it reads where there is one."""

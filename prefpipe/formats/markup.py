@@ -56,6 +56,7 @@ MARKUPS: dict[str, Markup] = {
         ("<end_of_turn>", "<eos>"),
     ),
     "llama2": Markup(r"(?:<s>)?\s*\[INST\]", re.compile(r"(?:<s>)?\s*(\[/?INST\])\s?"), ("</s>",)),
+    "oasst": Markup(r"prompter:", re.compile(r"(?:\A|\s+)(prompter|assistant):\s?"), _EOS),
     # of HelpSteer2: the first turn, the user's, has no mark
     "nemo": Markup(
         r"(?!)", re.compile(r"\s*<extra_id_[01]>(User|Assistant|System)\n"), ("<extra_id_1>",)
@@ -70,7 +71,7 @@ _ROLES = ROLES | {
 _BEGINS = re.compile(
     r"\s*(?:" + "|".join(f"(?P<{name}>{m.begins})" for name, m in MARKUPS.items()) + ")"
 )
-SUSPECT = frozenset("HU#<[{ \n\t\r")
+SUSPECT = frozenset("HUp#<[{ \n\t\r")
 """First characters of texts that may be marked, or hold turns; of any other nothing more is asked."""
 NEMO = "<extra_id_1>"
 """The one mark that a text need not begin with."""

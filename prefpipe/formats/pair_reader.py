@@ -19,7 +19,6 @@ from prefpipe.formats.layout import (
     first_at,
     hash_of,
     missing,
-    must,
     number,
     source_of,
     value_at,
@@ -57,7 +56,7 @@ class PairReader:
         self.layout, self._seed = layout, seed
         self.guard = Guard(layout.columns())
         self._prompt_name = layout.prompt[0] if layout.prompt else "prompt"
-        special = layout.answers or layout.candidates or layout.begins or layout.input
+        special = layout.answers or layout.candidates or layout.input
         if not (special or layout.transcripts or layout.repeats_prompt or layout.texts):
             plain = (layout.chosen, layout.rejected, layout.id, layout.source)
             more = (layout.margin, layout.tie)
@@ -195,6 +194,8 @@ class PairReader:
             self._side(record, value, name, prompt)
             for value, name in ((found.better, first), (found.worse, second))
         )
+        if not layout.prompt and isinstance(bad, str) and not isinstance(good, str):
+            bad = [*good[:-1], Message(role="assistant", content=bad)]  # to the same turns
         before = prompt
         if isinstance(good, str) and isinstance(bad, str):
             if markup:
@@ -224,9 +225,6 @@ class PairReader:
             good, bad = (text.removeprefix(str(prompt)).lstrip() for text in (good, bad))
         elif layout.repeats_prompt:
             raise ValueError(f"{first}, {second}: found one that does not begin with the prompt")
-        if layout.begins:
-            start = read_text(must(record, layout.begins, "--format"), layout.begins)
-            good, bad = start + good, start + bad
         return self._with_system(record, before), found._replace(better=good, worse=bad)
 
     def _side(self, record: Record, value: Any, name: str, prompt: Side | None) -> Side:
