@@ -50,16 +50,21 @@ def test_of_two_formats_that_read_alike_the_one_with_more_columns_counts(tmp_pat
 
 
 def test_two_formats_that_read_otherwise_stop_it_with_their_names(tmp_path):
-    said = refused(
-        tmp_path, [{"prompt": Q, "question": "Another?", "chosen": GOOD, "rejected": BAD}]
+    record = {"instruction": Q, "question": "Another?", "chosen": GOOD, "rejected": BAD}
+    said = refused(tmp_path, [record])
+    assert said == (
+        "x.jsonl: fits more than one format: orca (chosen, question, rejected); alpaca-ranking "
+        "(chosen, instruction, rejected); choose with --format"
     )
-    assert said.startswith(
-        "x.jsonl: fits more than one format: skywork (chosen, prompt, rejected); orca"
-    )
-    assert said.endswith("choose with --format")
-    same = {"prompt": Q, "question": Q, "chosen": GOOD, "rejected": BAD}
-    file, ((row,),) = opened(tmp_path, [same])
-    assert name_of(file) == "skywork" and shape(row) == pair()
+    _, ((row,),) = opened(tmp_path, [record | {"question": Q}])
+    assert shape(row) == pair()
+
+
+def test_a_column_of_the_name_prompt_is_the_prompt_whatever_stands_beside_it(tmp_path):
+    """As in the rows of build_pairwise_prefs.py, whose prompt holds more than their question."""
+    record = {"prompt": f"Context: ... {Q}", "question": Q, "chosen": GOOD, "rejected": BAD}
+    file, ((row,),) = opened(tmp_path, [record])
+    assert row.prompt == record["prompt"] and "question (1 rows" in file.lines()[1]
 
 
 def test_answers_that_repeat_the_prompt_in_every_row_may_be_meant_either_way(tmp_path):

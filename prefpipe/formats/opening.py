@@ -125,8 +125,10 @@ class OpenFile:
         ]
 
 
-def say(run: Run, files: Sequence[OpenFile]) -> None:
-    """Print how these files were read, and what a person should know; it stands in .meta.json, too."""
-    lines = [line for file in files for line in file.lines()]
-    run.summary["inputs"] = lines
-    print("\n".join(lines))
+def say(run: Run, lines: Sequence[str]) -> None:
+    """Print once how files were read, and what a person should know; it stands in .meta.json, too."""
+    said = run.summary.setdefault("inputs", [])
+    new = [line for line in lines if line not in said]
+    said += new
+    if new:
+        print("\n".join(new))

@@ -178,11 +178,13 @@ def _has_a_side(rows: Rows) -> bool:
 
 
 def _best(fits: Mapping[str, _Fit]) -> list[str]:
-    """The names of those that no other one is better than: that reads more columns, or more rows;
-    of those that read every row alike the first one stands for all."""
+    """The names of those that no other one is better than: that reads more columns, or `prompt` in
+    place of another column, or more rows; of those that read every row alike the first one stands
+    for all."""
 
     def is_better(one: _Fit, other: _Fit) -> bool:
-        return other.columns < one.columns and 2 * one.fitting >= other.fitting
+        asks = "prompt" in one.columns and "prompt" not in other.columns
+        return (other.columns < one.columns or asks) and 2 * one.fitting >= other.fitting
 
     names = [n for n, fit in fits.items() if not any(is_better(one, fit) for one in fits.values())]
     most = max(fits[name].fitting for name in names)

@@ -89,7 +89,7 @@ class RawPreferences:
                     yield placed._replace(leaks="in_benchmark")
                 else:
                     yield placed
-        say(run, files)
+        say(run, [line for file in files for line in file.lines()])
 
     def _held_out_questions(self, file: OpenFile, is_held_out: bytearray) -> Iterator[str]:
         """First pass: the held-out questions. Notes in is_held_out which records they are of (1), or
