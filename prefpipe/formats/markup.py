@@ -87,8 +87,7 @@ def markup_of(text: str) -> str | None:
 
 
 def split_turns(text: str, name: str, where: str) -> list[Message]:
-    """The turns of a text in that markup; a last one of the assistant's that is empty, as a prompt
-    ends with, is none. Raises ValueError."""
+    """The turns of a text in that markup. Raises ValueError."""
     markup = MARKUPS[name]
     if name == "human":
         text = f"\n\n{text.lstrip()}"
@@ -103,9 +102,13 @@ def split_turns(text: str, name: str, where: str) -> list[Message]:
             Message(role="system", content=system[1]),
             Message(role="user", content=system[2]),
         ]
-    if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""}:
-        turns.pop()
     return turns
+
+
+def prompt_turns(text: str, name: str, where: str) -> list[Message]:
+    """The turns of a prompt, which may end with the mark of the answer to come. Raises ValueError."""
+    turns = split_turns(text, name, where)
+    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
 def without_end(text: str, name: str) -> str:

@@ -23,7 +23,14 @@ from prefpipe.formats.layout import (
     source_of,
     value_at,
 )
-from prefpipe.formats.markup import NEMO, SUSPECT, markup_of, split_turns, without_end
+from prefpipe.formats.markup import (
+    NEMO,
+    SUSPECT,
+    markup_of,
+    prompt_turns,
+    split_turns,
+    without_end,
+)
 from prefpipe.formats.turns import (
     asked_turns,
     earlier_turns,
@@ -151,7 +158,7 @@ class PairReader:
         if self.layout.input and not is_missing(more := value_at(record, self.layout.input)):
             value = f"{value}\n{read_text(more, self.layout.input)}"
         if markup := markup_of(value) or ("nemo" if NEMO in value else None):
-            return split_turns(value, markup, name), markup
+            return prompt_turns(value, markup, name), markup
         return (read_turns(value, name) if holds_turns(value) else value), None
 
     def _with_system(self, record: Record, prompt: Side) -> Side:
