@@ -165,18 +165,18 @@ def first_at(record: Any, paths: Sequence[str]) -> tuple[str, Any]:
     return name, value
 
 
-def missing(record: Mapping[str, Any], path: str, setting: str) -> ValueError:
-    """The error of a record that has nothing at that path."""
-    if path in record:
-        return not_text(path, "null")
+def missing(record: Mapping[str, Any], paths: Sequence[str], setting: str) -> ValueError:
+    """The error of a record that has nothing at any of these paths."""
+    if null := next((path for path in paths if path in record), None):
+        return not_text(null, "null")
     there = ", ".join(map(str, record)) or "nothing"
-    return ValueError(f"{path}: missing; found {there[:150]}; name yours with {setting}")
+    return ValueError(f"{paths[0]}: missing; found {there[:150]}; name yours with {setting}")
 
 
 def must(record: Mapping[str, Any], path: str, setting: str) -> Any:
     """The value that must stand at that path; setting: what names another one."""
     if (value := value_at(record, path)) is None:
-        raise missing(record, path, setting)
+        raise missing(record, (path,), setting)
     return value
 
 

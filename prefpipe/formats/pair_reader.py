@@ -99,7 +99,7 @@ class PairReader:
         elif markup and isinstance(prompt, list):
             prompt = asked_turns(prompt, self._prompt_name)
         if prompt is None:
-            raise missing(record, self._prompt_name, "--prompt-column")
+            raise missing(record, self.layout.prompt or ("prompt",), "--prompt-column")
         if not isinstance(prompt, str) and prompt[-1]["role"] != "user":
             role = prompt[-1]["role"]
             raise ValueError(f"{self._prompt_name}: found a {role} turn last, wanted the user's")
@@ -116,7 +116,7 @@ class PairReader:
         else:
             own, markup = self._prompt(record)
             if own is None:
-                raise missing(record, self._prompt_name, "--prompt-column")
+                raise missing(record, self.layout.prompt or ("prompt",), "--prompt-column")
             prompt = self._with_system(record, own)
             texts = candidate_texts(layout, record)
             answers = [without_end(text, markup) if markup else text for text in texts]
@@ -222,7 +222,7 @@ class PairReader:
                     )
             good, bad = good[-1]["content"], bad[-1]["content"]
         if before is None:
-            raise missing(record, self._prompt_name, "--prompt-column")
+            raise missing(record, self.layout.prompt or ("prompt",), "--prompt-column")
         if not isinstance(before, str) and before[-1]["role"] != "user":
             role = before[-1]["role"]
             raise ValueError(
