@@ -153,7 +153,7 @@ def test_the_empty_fields_and_words_of_a_csv_row_are_what_they_mean():
          "chosen: found a user turn last, wanted the assistant's"),
         (sky, PLAIN | {"prompt": chat("a", "b")}, "chosen: found a assistant turn last before the answer"),
         (sky, SKYWORK | {"chosen": [turn("narrator", "a"), turn("assistant", "b")]},
-         r"chosen\[0\]\.role: found 'narrator', wanted one of"),
+         r"chosen\[0\]\.role: found 'narrator', wanted system, user"),
         (sky, SKYWORK | {"chosen": [{"role": "user"}, turn("assistant", "b")]},
          r"chosen\[0\]: found .* wanted role and content as text"),
         (sky, SKYWORK | {"chosen": ["a", "b"]}, r"chosen\[0\]: found"),

@@ -364,3 +364,25 @@ def test_a_set_at_hand_is_read_as_it_is_meant_with_no_option(name):
     for record, row in pairs:  # a marked system prompt or earlier turn is not lost
         for mark in {"SYS", "CTX"} if name not in NOT_SHOWN else ():
             assert (mark in str(record)) <= (mark in str(row.prompt)), mark
+
+
+def test_labels_of_another_set_with_the_same_columns_are_not_guessed(tmp_path):
+    """1 is the first answer to LLMBar; where 0 stands beside it, it must be the second one."""
+    rows = [{"input": Q, "output_1": GOOD, "output_2": BAD, "label": label} for label in (1, 0)]
+    assert "no known format has the columns input, output_1" in refused(tmp_path, rows)
+    columns = {
+        "prompt": ("input",),
+        "answers": ("output_1", "output_2"),
+        "label": "label",
+        "labels": ("0", "1"),
+    }
+    _, read = opened(tmp_path, rows, HowRead(columns=columns))
+    assert [shape(row) for (row,) in read] == [pair(chosen=BAD, rejected=GOOD), pair()]
+
+
+def test_lists_of_answers_and_scores_must_be_of_one_length(tmp_path):
+    record = {"instruction": Q, "generations": [GOOD, BAD, "x"], "ratings": [5, 1]}
+    _, (error,) = opened(tmp_path, [record])
+    assert str(error) == "generations: found 3 answers and 2 scores"
+    _, ((row,),) = opened(tmp_path, [{**record, "ratings": [5, None, 1]}])
+    assert (row.chosen, row.rejected) == (GOOD, "x")

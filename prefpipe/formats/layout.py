@@ -169,8 +169,13 @@ def missing(record: Mapping[str, Any], paths: Sequence[str], setting: str) -> Va
     """The error of a record that has nothing at any of these paths."""
     if null := next((path for path in paths if path in record), None):
         return not_text(null, "null")
+    return ValueError(f"{paths[0]}: missing; found {_shown(record)}; name yours with {setting}")
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+    """Its columns, as far as a sentence has room for them."""
     there = ", ".join(map(str, record)) or "nothing"
-    return ValueError(f"{paths[0]}: missing; found {there[:150]}; name yours with {setting}")
+    return there if len(there) <= 80 else f"{there[:77]}..."
 
 
 def must(record: Mapping[str, Any], path: str, setting: str) -> Any:

@@ -95,7 +95,7 @@ def split_turns(text: str, name: str, where: str) -> list[Message]:
     turns = [Message(role="user", content=before.strip())] if before.strip() else []
     for role, content in zip(parts[::2], parts[1::2], strict=True):
         if role.lower() not in _ROLES:
-            raise ValueError(f"{where}: found the role {role!r}, wanted one of {', '.join(ROLES)}")
+            raise ValueError(f"{where}: found the role {role!r}, wanted system, user or assistant")
         turns.append(Message(role=_ROLES[role.lower()], content=without_end(content, name)))
     if name == "llama2" and (system := _LLAMA2_SYSTEM.fullmatch(turns[0]["content"])):
         turns[:1] = [

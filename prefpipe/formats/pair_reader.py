@@ -37,6 +37,7 @@ from prefpipe.formats.turns import (
     holds_turns,
     is_empty,
     is_missing,
+    is_none,
     not_text,
     parse_nested,
     read_text,
@@ -151,7 +152,7 @@ class PairReader:
             raise ValueError(f"the row: found {type(record).__name__}, wanted an object")
         self.guard.look_at(record)
         name, value = first_at(record, self.layout.prompt)
-        if value is None or self.layout.texts or (isinstance(value, list | tuple) and not value):
+        if self.layout.texts or is_none(value):
             return None, None
         if not isinstance(value, str):
             return read_turns(value, name), None

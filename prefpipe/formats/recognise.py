@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from prefpipe.formats.compared import side_of
 from prefpipe.formats.layout import number, root, value_at
 from prefpipe.formats.pair_reader import PairReader
 from prefpipe.formats.reading import Format, Reader, RecordReader
@@ -71,7 +72,8 @@ def recognise(named: Mapping[str, Format], rows: Rows, prompts: bool) -> Chosen:
     fits = {name: fit for name, fit in found.items() if fit.fitting}
     if not fits:
         # where columns tell the format its rows then say what is wrong with them
-        telling = next((name for name, form in there.items() if _is_telling(form)), None)
+        known = (name for name, form in there.items() if not _is_unlike(form, rows))
+        telling = next((name for name in known if _is_telling(there[name])), None)
         name = "skywork" if not rows or _has_a_side(rows) else telling
         if name and not any(map(unpaired, rows[:1])):
             return Chosen(name, named[name])
@@ -118,11 +120,21 @@ def _is_number(value: Any) -> bool:
 
 def _fit(form: Format, rows: Rows, prompts: bool) -> _Fit:
     rows = _rows_of(form, rows)
+    if _is_unlike(form, rows):
+        rows = []
     reader = reader_of(form, 0)
     outcomes = [_outcome(reader, row, prompts) for row in rows]
     columns = form.layout.columns() if form.layout else set(form.needs)
     filled = {name for row in rows for name, value in row.items() if not is_empty(value)}
     return _Fit(sum(found is not None for found in outcomes), columns & filled, outcomes)
+
+
+def _is_unlike(form: Format, rows: Rows) -> bool:
+    """Some label is none of the format's: of another set with the same columns all may mean another."""
+    if form.layout is None or not form.layout.label:
+        return False
+    found = (value_at(row, form.layout.label) for row in rows)
+    return any(not is_missing(label) and side_of(form.layout, label) is None for label in found)
 
 
 def _outcome(reader: Reader, row: Mapping[str, Any], prompts: bool) -> Any:

@@ -173,7 +173,7 @@ def check(raw: RawPreferences, run: Run, *, drop_ties: bool) -> None:
     """Read the rows before a model is loaded, up to where there is one to train on and one to hold
     out. Raises DataError where there is none; the rejects then say why."""
     wanted = {"train", "validation"}
-    tried: Any = _Tried()
+    tried: Any = _Tried(run.summary)
     for placed in raw.read(tried, first="validation"):
         if not why_left_out(placed, drop_ties=drop_ties):
             wanted.discard(placed.split)
@@ -207,9 +207,8 @@ def _nothing_left(raw: RawPreferences, run: Run, split: Split) -> DataError:
 class _Tried:
     """Stands for a run in a pass that may end early: it writes nothing."""
 
-    def __init__(self) -> None:
-        self.read_count = 0
-        self.summary: dict[str, Any] = {}
+    def __init__(self, summary: dict[str, Any]) -> None:
+        self.read_count, self.summary = 0, summary
 
     def bad_row(self, place: str, error: ValueError) -> None:
         """Nothing: the pass that counts meets it again."""
