@@ -222,6 +222,8 @@ def test_a_label_that_is_missing_has_a_reason(tmp_path):
         ({"conversation_id": "x", "conversation": [*CHAT, turn("assistant", "x")], "turn": 2}, CHAT),
         ({"instruction": "Translate.", "input": "hay", "output": "Heu"}, "Translate.\nhay"),
         ({"question": Q, "answer": "8"}, Q),
+        ({"instruction": "Sum up.", "context": "Hay is dry grass.", "response": "r"}, "Sum up.\nHay is dry grass."),
+        ({"system_prompt": "Be brief.", "question": Q, "response": GOOD}, [SYSTEM, *ASKED]),
         ({"custom_id": "r0", "method": "POST", "body": {"model": "m", "messages": ASKED}}, ASKED),
         ({"question_id": 80, "category": "w", "turns": [Q, "And why?"]}, Q),
         ({"text": f"### Human: {Q}### Assistant: {GOOD}"}, ASKED),
@@ -378,6 +380,14 @@ def test_labels_of_another_set_with_the_same_columns_are_not_guessed(tmp_path):
     }
     _, read = opened(tmp_path, rows, HowRead(columns=columns))
     assert [shape(row) for (row,) in read] == [pair(chosen=BAD, rejected=GOOD), pair()]
+
+
+def test_a_strength_beyond_its_scale_is_none(tmp_path):
+    """HelpSteer3 has -100 where no annotator could tell."""
+    record = {"context": ASKED, "response1": GOOD, "response2": BAD}
+    rows = [record | {"overall_preference": value} for value in (-3, -100)]
+    _, (read, error) = opened(tmp_path, rows)
+    assert shape(read[0]) == pair(margin=3.0) and getattr(error, "reason", "") == "unlabelled"
 
 
 def test_lists_of_answers_and_scores_must_be_of_one_length(tmp_path):

@@ -116,6 +116,8 @@ def _leaning(layout: Layout, record: Record, path: str) -> tuple[int, float | No
     if strength is None:  # "n/a" as a text
         raise Unusable("unlabelled", f"{path}: found no number")
     distance = strength - layout.middle
+    if layout.furthest is not None and abs(distance) > layout.furthest:
+        raise Unusable("unlabelled", f"{path}: found {strength:g}, which is beyond its scale")
     return (int(distance > 0), abs(distance)) if distance else (-1, None)
 
 

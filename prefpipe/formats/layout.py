@@ -60,6 +60,8 @@ class Layout:
     strength: str | None = None
     """A number: below the middle the first answer is better, above it the second; how far is the margin."""
     middle: float = 0.0
+    furthest: float | None = None
+    """A strength further from the middle is none: some sets have -100 for "nobody could tell"."""
     scores: tuple[tuple[str, str], ...] = ()
     """The scores of both answers. Equal ones are a tie, the difference is the margin."""
     scores_in_any_order: bool = False
