@@ -81,15 +81,15 @@ def test_answers_that_repeat_the_prompt_in_every_row_may_be_meant_either_way(tmp
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"prompt": Q, "completion": GOOD, "label": True}, "no pairs but one answer and a label a row (as KTO"),
-        ({"messages": BOTH["chosen"], "label": False}, "no pairs but one answer and a label a row"),
-        ({"prompt": Q, "completions": ["a", "b"], "labels": [True, False]}, "no pairs but steps with labels"),
-        ({"prompt": Q, "response": GOOD, "helpfulness": 4, "verbosity": 1}, "no pairs but single answers with ratings"),
-        ({"prompt": Q, "response": GOOD, "category": {}, "is_safe": True}, "no pairs but single answers with ratings"),
-        ({"context": ASKED, "response": GOOD, "feedback": ["f"]}, "no pairs but single answers with ratings"),
-        ({"orig_instruction": Q, "orig_response": BAD, "orig_score": "1"}, "no pairs but single answers with ratings"),
-        ({"usrmsg": "...", "target_output": "...", "gt_label": 0}, "no pairs but a judge's text a row"),
-        ({"message_id": "b", "parent_id": "a", "text": GOOD, "role": "assistant"}, "no pairs but a message a row"),
+        ({"prompt": Q, "completion": GOOD, "label": True}, "unpaired: one answer and a label a row (as KTO"),
+        ({"messages": BOTH["chosen"], "label": False}, "unpaired: one answer and a label a row"),
+        ({"prompt": Q, "completions": ["a", "b"], "labels": [True, False]}, "unpaired: steps with labels"),
+        ({"prompt": Q, "response": GOOD, "helpfulness": 4, "verbosity": 1}, "unpaired: one answer with ratings a row"),
+        ({"prompt": Q, "response": GOOD, "category": {}, "is_safe": True}, "unpaired: one answer with ratings a row"),
+        ({"context": ASKED, "response": GOOD, "feedback": ["f"]}, "unpaired: one answer with ratings a row"),
+        ({"orig_instruction": Q, "orig_response": BAD, "orig_score": "1"}, "unpaired: one answer with ratings a row"),
+        ({"usrmsg": "...", "target_output": "...", "gt_label": 0}, "unpaired: a judge's text a row"),
+        ({"message_id": "b", "parent_id": "a", "text": GOOD, "role": "assistant"}, "unpaired: a message a row"),
         ({"messages": BOTH["chosen"]}, "no pairs but prompts or conversations alone"),
         ({"title": "T", "body": "B"}, "no known format has the columns title, body; name --prompt-column"),
     ],
@@ -116,7 +116,7 @@ def test_rows_of_another_set_than_the_named_one_say_which_format_reads_them(tmp_
     ).replace(" or alpacafarm", "")
     kto = {"prompt": Q, "completion": GOOD, "label": True}
     file, (error,) = opened(tmp_path, [kto], HowRead("skywork"))
-    assert "it is no pair but one answer and a label a row" in str(file.with_hint(kto, error))
+    assert "it is unpaired: one answer and a label a row" in str(file.with_hint(kto, error))
 
 
 # ---- columns that a person names

@@ -60,7 +60,7 @@ class HowRead:
         if not isinstance(record, Mapping):
             return ""
         if named := unpaired(record):
-            return f"; it is no pair but {named}"
+            return f"; it is unpaired: {named}"
         others = {name: form for name, form in self._known().items() if name != self.format}
         names = fitting(others, record, self.prompts)
         return f"; --format {' or '.join(names[:3])} reads it" if names else ""

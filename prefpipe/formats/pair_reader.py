@@ -95,15 +95,15 @@ class PairReader:
         prompt, markup = self._prompt(record)
         name, value = first_at(record, self.layout.conversation)
         if not is_empty(value):
-            turns = as_turns(self._side(record, value, name, None))
-            prompt = earlier_turns(prompt, asked_turns(turns, name), (), (name, name))
+            turns = asked_turns(self._side(record, value, name, None), name)
+            prompt = earlier_turns(prompt, turns, (), (name, name))
         elif markup and isinstance(prompt, list):
             prompt = asked_turns(prompt, self._prompt_name)
         if prompt is None:
             raise missing(record, self.layout.prompt or ("prompt",), "--prompt-column")
         if not isinstance(prompt, str) and prompt[-1]["role"] != "user":
             role = prompt[-1]["role"]
-            raise ValueError(f"{self._prompt_name}: found a {role} turn last, wanted the user's")
+            raise ValueError(f"{self._prompt_name}: found role {role} last, wanted user")
         prompt = self._with_system(record, prompt)
         id, source = own_id(self.layout, record), self._source(record)
         return Prompt(id=hash_of(prompt) if id is None else id, prompt=prompt, source=source)
@@ -218,17 +218,13 @@ class PairReader:
             before = earlier_turns(prompt, good[:-1], bad[:-1], found.names)
             for name, last in ((first, good[-1]), (second, bad[-1])):
                 if last["role"] != "assistant":
-                    raise ValueError(
-                        f"{name}: found a {last['role']} turn last, wanted the assistant's"
-                    )
+                    raise ValueError(f"{name}: found role {last['role']} last, wanted assistant")
             good, bad = good[-1]["content"], bad[-1]["content"]
         if before is None:
             raise missing(record, self.layout.prompt or ("prompt",), "--prompt-column")
         if not isinstance(before, str) and before[-1]["role"] != "user":
             role = before[-1]["role"]
-            raise ValueError(
-                f"{first}: found a {role} turn last before the answer, wanted the user's"
-            )
+            raise ValueError(f"{first}: found role {role} last before the answer, wanted user")
         if self._repeats(prompt, good, bad) and layout.repeats_prompt:
             good, bad = (text.removeprefix(str(prompt)).lstrip() for text in (good, bad))
         elif layout.repeats_prompt:

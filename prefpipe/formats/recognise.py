@@ -17,10 +17,10 @@ UNPAIRED: dict[str, tuple[set[str], ...]] = {
         {"completion", "label"}, {"messages", "label"}, {"conversations", "label"},
         {"messages", "kto_tag"}, {"conversations", "kto_tag"},
     ),
-    "steps with labels (as a process reward model takes)": (
+    "steps with labels a row (as a process reward model, PRM, takes)": (
         {"completions", "labels"}, {"steps", "labels"}, {"question", "process", "label"},
     ),
-    "single answers with ratings": (
+    "one answer with ratings a row": (
         {"response", "helpfulness"}, {"response", "is_safe"}, {"response", "feedback"},
         {"response", "score"}, {"response", "rating"}, {"orig_response", "orig_score"},
     ),
@@ -57,6 +57,7 @@ class _Fit:
     columns: set[str]
     """Columns that it reads and that hold something."""
     outcomes: list[Any]
+    has_pairs: bool
 
 
 def reader_of(form: Format, seed: int) -> Reader:
@@ -88,7 +89,12 @@ def recognise(named: Mapping[str, Format], rows: Rows, prompts: bool) -> Chosen:
 
 def fitting(named: Mapping[str, Format], record: Mapping[str, Any], prompts: bool) -> list[str]:
     """The names of the formats that read a record, also of those that are never recognised."""
-    there = (name for name, form in named.items() if _is_there(form, [record]))
+    asks = not is_empty(record.get("prompt"))
+    there = (
+        name
+        for name, form in named.items()
+        if _is_there(form, [record]) and not (asks and form.layout and form.layout.common_beginning)
+    )
     return [name for name in there if _fit(named[name], [record], prompts).fitting]
 
 
@@ -126,7 +132,9 @@ def _fit(form: Format, rows: Rows, prompts: bool) -> _Fit:
     outcomes = [_outcome(reader, row, prompts) for row in rows]
     columns = form.layout.columns() if form.layout else set(form.needs)
     filled = {name for row in rows for name, value in row.items() if not is_empty(value)}
-    return _Fit(sum(found is not None for found in outcomes), columns & filled, outcomes)
+    has_pairs = not (form.layout and form.layout.only_prompts)
+    fitting = sum(found is not None for found in outcomes)
+    return _Fit(fitting, columns & filled, outcomes, has_pairs)
 
 
 def _is_unlike(form: Format, rows: Rows) -> bool:
@@ -196,6 +204,7 @@ def _best(fits: Mapping[str, _Fit]) -> list[str]:
 
     def is_better(one: _Fit, other: _Fit) -> bool:
         asks = "prompt" in one.columns and "prompt" not in other.columns
+        asks = asks and one.has_pairs == other.has_pairs
         return (other.columns < one.columns or asks) and 2 * one.fitting >= other.fitting
 
     names = [n for n, fit in fits.items() if not any(is_better(one, fit) for one in fits.values())]
@@ -210,9 +219,7 @@ def _why_none(named: Mapping[str, Format], rows: Rows, prompts: bool) -> str:
     if prompts:
         return f"no known format has the columns {shown}; name the prompt's with --prompt-column"
     if found := unpaired(rows[0]):
-        return (
-            f"no pairs but {found}; pairs are needed: two answers to a prompt, the better one known"
-        )
+        return f"unpaired: {found}; needed are two answers to a prompt, and which one is better"
     if any(name in row for row in rows for name in _ASKED):
         return f"no pairs but prompts or conversations alone: found the columns {shown}"
     return (

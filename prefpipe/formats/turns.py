@@ -209,8 +209,10 @@ def earlier_turns(
     )
 
 
-def asked_turns(turns: list[Message], where: str) -> list[Message]:
-    """The turns up to the user's last one."""
+def asked_turns(turns: str | list[Message], where: str) -> list[Message]:
+    """The turns up to the user's last one. Raises ValueError, also for a text, which has no turns."""
+    if isinstance(turns, str):
+        raise ValueError(f"{where}: found {turns[:60]!r}, wanted turns")
     users = [k for k, turn in enumerate(turns) if turn["role"] == "user"]
     if not users:
         raise ValueError(f"{where}: found no turn of the user's")
