@@ -34,12 +34,15 @@ class Placed(NamedTuple):
     split: Split
     leaks: str | None = None
     """Why a train row must not be trained on: it is nearly a held-out one, or stands in a benchmark."""
+    like: str = ""
+    """The question of a benchmark that it has words of, as name:id."""
 
     def reject(self) -> Reject | None:
         """The row left out for that."""
         if not self.leaks:
             return None
-        return Reject(id=self.row.id, reason=self.leaks, detail=self.place)
+        detail = f"{self.place}: as {self.like}" if self.like else self.place
+        return Reject(id=self.row.id, reason=self.leaks, detail=detail)
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ class RawPreferences:
                     yield placed
                 elif next(near):
                     yield placed._replace(leaks=NEAR_DUPLICATE)
-                elif seen and seen.shares(texts_of(placed.row)):
-                    yield placed._replace(leaks="in_benchmark")
+                elif seen and (like := seen.shared_with(texts_of(placed.row))):
+                    yield placed._replace(leaks="in_benchmark", like=like)
                 else:
                     yield placed
         say(run, [line for file in files for line in file.lines()])
