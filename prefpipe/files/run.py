@@ -158,7 +158,7 @@ class Run(AbstractContextManager["Run"]):
         if self.facts.strict:
             raise DataError(f"{place}: {error}")
         reason = getattr(error, "reason", "bad_row")  # of one that says why in a word
-        self.first_bad = self.first_bad or f"{place}: {error}"
+        self.first_bad = self.first_bad or f"{place}: {error}"[:300]
         self.emit(Reject(id=place, reason=reason, detail=str(error)))
 
     # -- rows out
