@@ -51,9 +51,11 @@ _FULL_WIDTH = str.maketrans(
 _DIGITS: dict[str, Literal[1, 2]] = {"1": 1, "2": 2, "１": 1, "２": 2}
 _OBJECT_START = re.compile(r"\{(?=\s*\")")
 _FENCES = re.compile(r"^```\w*|```\Z")
+_LETTERS = re.compile(r"(?<!`)\b[^\W\d_]")  # not of the language behind a fence
 _SHORT_ESCAPE = re.compile(r"\\(?:([bfnrt])|.)")
-_NO_REASON = frozenset(["", "...", "null", "why", "reason", "your reason", "理由", "原因"])
-"""The words that stand for a reason in the form that is asked for; without signs around them."""
+_NO_REASON = ("", "...", "null")
+_FORM_REASONS = ("why", "reason", "your reason", "理由", "原因")
+"""What stands for a reason in the form that is asked for. Beside other words the form is repeated."""
 
 
 def parse_verdict(text: str, *, finish_reason: FinishReason = "stop") -> Verdict | Unreadable:
@@ -137,15 +139,13 @@ def _read_verdict(text: str) -> Verdict | Unreadable:
         return Unreadable("not_1_or_2")
     if all(_is_quoted(text, start, end) for start, end, _ in with_verdict):
         return Unreadable("quoted_verdict")
-    if _says_nothing(reason := _reason(objects)):
+    reason, outside = _reason(objects), _outside(text, located)
+    said = reason.strip(" <>[]…").lower()
+    if said in _NO_REASON or (said in _FORM_REASONS and _LETTERS.search(outside)):
         return Unreadable("no_reason")
-    if opinions(_outside(text, located)) == {3 - number}:
+    if opinions(outside) == {3 - number}:
         return Unreadable("two_verdicts")
     return Verdict(number, reason)
-
-
-def _says_nothing(reason: str) -> bool:
-    return reason.strip(" <>[]…").lower() in _NO_REASON
 
 
 def _outside(text: str, located: "list[tuple[int, int, KeyValues]]") -> str:
@@ -237,9 +237,9 @@ def read_hinted_reason(
         reason = _FENCES.sub("", answer.strip()).strip()
     if is_refusal(reason):
         return Unreadable("refusal")
-    if not reason:
-        return Unreadable("empty")
-    return Unreadable("no_reason") if _says_nothing(reason) else Verdict(better, reason)
+    if reason.strip(" <>[]…").lower() in _NO_REASON:
+        return Unreadable("no_reason" if reason else "empty")
+    return Verdict(better, reason)
 
 
 def judgment_schema(language: Language) -> dict[str, Any]:

@@ -96,7 +96,7 @@ UNREADABLE = {
         'You want {"reason": "why", "better_answer": 1}. I cannot decide.'.replace(
             "want {", "want: {"
         ),
-        '{"原因": "理由", "更好的回答": 1}',
+        '格式是：{"原因": "理由", "更好的回答": 1}',
         'Answer 1 is nothing but\n```json\n{"better_answer": 1}\n```\nso I prefer Answer 2.',
     ],
     "quoted_verdict": [
