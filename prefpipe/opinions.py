@@ -12,10 +12,10 @@ _SIGNS = str.maketrans(
     "*`\u200b\u200c\u200d\u2060\ufeff",
 )
 _NUMBERS = dict.fromkeys(["1", "one", "a", "first", "一"], 1) | dict.fromkeys(
-    ["2", "two", "b", "second", "二"], 2
+    ["2", "two", "ii", "b", "second", "二"], 2
 )
 
-_NAMED = r"(?:answer|response|option|reply|assistant|candidate)\s{0,3}(?:no\.?\s|number\s|#)?['\"(\[]?(?:1|2|one|two|a|b)\b['\")\]]?"
+_NAMED = r"(?:answer|response|option|reply|assistant|candidate)\s{0,3}(?:no\.?\s|number\s|#)?['\"(\[]?(?:1|2|one|two|ii|a|b)\b['\")\]]?"
 _PLACED = r"the (?:first|second)(?: (?:answer|response|option|one|reply))?"
 _WHO = rf"(?P<who>{_NAMED}|{_PLACED})"
 _WHOM = rf"(?P<who>{_NAMED}|{_PLACED}(?=\s*(?:$|[.,;!:)]|because|since|as\b|over|here)))"
@@ -25,6 +25,7 @@ _VERY = (
 )
 # "better at first sight", "better structured": a part of the comparison only
 _IN_ALL = r"\b(?! (?:at|in(?! (?:every|all|both|general))|on|for|with|when|if|structured|written|formatted|organi[sz]ed|worded|known)\b)"
+_BEATS = r"(?:wins|should win|outperforms|beats|surpasses|excels|has the edge|deserves|should be (?:chosen|preferred|selected)|is to be preferred)\b"
 _BETTER = (
     r"(?:better|best|superior|preferable|preferred|stronger|winner|clearer|"
     r"more (?:accurate|complete|correct|helpful|precise|relevant|convincing|useful))" + _IN_ALL
@@ -36,7 +37,11 @@ _KEY = (
 )
 _FOR = [
     rf"\b{_WHO} (?:is|was|would be|seems|looks|remains){_VERY} {_BETTER}",
-    rf"\b{_WHO} (?:wins|should win)\b",
+    rf"\b{_WHO} (?:clearly |still |therefore )?{_BEATS}",
+    rf"\b{_WHO} ?>{{1,2}} ?(?:{_NAMED}|{_PLACED})",
+    rf"\b(?:goes to|in favou?r of|lean(?:ing)? towards?) {_WHOM}",
+    rf"\b(?:winner|better (?:one|answer|response)) ?[:=–—-] ?{_WHOM}",
+    rf"{_ZH_WHO}(?:优于|胜过|强于|好于)",
     rf"(?<!not )(?<!n't )\b(?:prefer|choose|chose|pick|favou?r|select|go with|vote for) {_WHOM}",
     rf"\b(?:verdict|choice|winner|better|best|better one|best one|answer) is:? {_WHOM}",
     rf"{_ZH_WHO}(?:明显|显然|更为|确实|总体|整体|是|要|的质量)?(?:更好|更优|更佳|较好|最好|最佳|胜出|更胜一筹)",
@@ -53,9 +58,16 @@ _AGAINST = [
     rf"\b{_WHO} (?:is not|isn't|was not|wasn't){_VERY} (?:better|best|superior|preferable)\b",
     rf"{_ZH_WHO}(?:明显|显然|更为|确实|是|要)?(?:更差|较差|最差|不如)",
 ]
+# The same of a key that may as well be of a sum; the value ends there.
+_LOOSE = re.compile(
+    r"(?:^|[{,;<(\[|>])[\s\"'\\_]{0,20}(?:answer|choice|decision|judge?ment|selected|conclusion|result|pick|选择|结论)"
+    r"[\"'\\_]{0,4} ?[:=|>]+[\s\"'\\_>|({\[]{0,20}(?:the )?(?:answer|response|option|回答|答案)? ?#?"
+    r"(?P<who>1|2|one|two|first|second|一|二)[\"'\\]{0,3}\s{0,3}(?:$|[,}\]<.;)|])",
+    re.MULTILINE,
+)
 _FOR_IT = [re.compile(pattern, re.MULTILINE) for pattern in _FOR]
 _AGAINST_IT = [re.compile(pattern) for pattern in _AGAINST]
-_NUMBER = re.compile(r"\b(?:first|second|one|two|[ab])\b|[12一二]")
+_NUMBER = re.compile(r"\b(?:first|second|one|two|ii|[ab])\b|[12一二]")
 
 _FORM = re.compile(
     r"\A\s*(?:```\w*\s*)?(?:[\"']?(?:\{|\[\s*[\"'{])|<\w+>)"
@@ -65,23 +77,28 @@ _FORM = re.compile(
 _REFUSAL = re.compile(
     r"\W{0,10}(?:"
     r"(?:i'?m|i am) (?:very |so |really )?sorry\b(?!.{0,40}\bfor\b)|sorry,? (?:but )?i\b|i apologi[sz]e\b"
-    r"|(?:unfortunately,? )?(?:but )?i (?:can ?not|can't|can not|am unable to|'?m unable to|am not able to|won't|will not|must decline|do not|don't) "
-    r"(?:be able to )?(?:to )?(?:help|assist|comply|fulfil|answer|do (?:that|this|so)|provide|judge|decide|determine|"
-    r"compare|evaluate|say|tell|choose|rate|translate|agree|engage|continue|process|see)"
-    r"|as an? (?:ai|large language|language) |i disagree|neither (?:answer|of (?:them|the)|one|response)"
-    r"|(?:非常|很|真的)?(?:抱歉|对不起)|我(?:无法|不能|没有办法|不同意)|作为(?:一个|一名)?(?:ai|人工智能|语言模型))"
+    r"|(?:unfortunately,? )?(?:but )?(?:i'?m |i am |i )(?:can ?not|can't|unable to|not able to|won't|"
+    r"will not|must decline|do not|don't|not going to) (?:be able )?(?:to )?(?:help|assist|comply|fulfil|answer|"
+    r"do (?:that|this|so)|provide|judge|decide|determine|compare|evaluate|say|tell|choose|rate|translate|"
+    r"agree|engage|continue|process|have enough)"
+    r"|as an? (?:ai|large language|language) |i disagree|i have no opinion"
+    r"|neither (?:answer|of (?:them|the)|one|response)"
+    r"|(?:非常|很|真的)?(?:抱歉|对不起)|(?:我)?无法|我?不能(?:回答|判断|提供|翻译)|我(?:没有办法|不同意)"
+    r"|作为(?:一个|一名)?(?:ai|人工智能|语言模型))"
 )
 
 
 _LOOKED_AT = 50_000  # characters at either end: no judge writes more
 
 
-def opinions(text: str) -> set[int]:
-    """The answers, 1 and 2, that the text calls better than the other, anywhere in it."""
+def opinions(text: str, *, loosely: bool = False) -> set[int]:
+    """The answers, 1 and 2, that the text calls better than the other, anywhere in it. loosely: also
+    where `answer: 2` stands, which may be what the question asked for."""
     text = _plain(
         text[:_LOOKED_AT] + "\n" + text[-_LOOKED_AT:] if len(text) > 2 * _LOOKED_AT else text
     )
-    found = {_number(match) for pattern in _FOR_IT for match in pattern.finditer(text)}
+    patterns = [*_FOR_IT, _LOOSE] if loosely else _FOR_IT
+    found = {_number(match) for pattern in patterns for match in pattern.finditer(text)}
     return found | {3 - _number(m) for pattern in _AGAINST_IT for m in pattern.finditer(text)}
 
 

@@ -52,6 +52,13 @@ _DIGITS: dict[str, Literal[1, 2]] = {"1": 1, "2": 2, "１": 1, "２": 2}
 _OBJECT_START = re.compile(r"\{(?=\s*\")")
 _FENCES = re.compile(r"^```\w*|```\Z")
 _LETTERS = re.compile(r"(?<!`)\b[^\W\d_]")  # not of the language behind a fence
+# "Answer 1:" on a line of its own begins a copy of the answer; so do words that announce one.
+_INTRODUCES_QUOTE = re.compile(
+    r"(?:(?:^|\n)\W*(?:the\s+)?(?:answer|response|回答)\s*[12]"
+    r"|\b(?:for example|example|e\.g|such as|ends with|begins with|contains|says|writes|claims)"
+    r"|例如|比如|结尾|写道)[\]*:：,，\s]{0,20}(?:```\w*\s*)?[\"'`“]?\Z",
+    re.IGNORECASE,
+)
 _SHORT_ESCAPE = re.compile(r"\\(?:([bfnrt])|.)")
 _NO_REASON = ("", "...", "null")
 _FORM_REASONS = ("why", "reason", "your reason", "理由", "原因")
@@ -115,6 +122,8 @@ def _is_quoted(text: str, start: int, end: int) -> bool:
     before = text[text.rfind("\n", 0, start) + 1 : start].rstrip(" `\"'“")
     behind, _, later = text[end:].lstrip(" `\"'”").partition("\n")
     goes_on = any(map(str.isalnum, behind)) or (behind[:1] in (*".,;",) and later.strip())
+    if _INTRODUCES_QUOTE.search(text[max(0, start - 200) : start]):
+        return True
     return before[-1:].isalnum() and bool(goes_on)
 
 
@@ -224,7 +233,7 @@ def read_hinted_reason(
     if parsed.reason in ("cut_off", "empty"):
         return parsed
     answer = without_thoughts(text) or ""
-    if opinions(answer) == {3 - better}:
+    if opinions(answer, loosely=True) == {3 - better}:
         return Unreadable("contradicts_hint")
     if parsed.reason not in ("no_json", "no_verdict"):
         return parsed
