@@ -152,7 +152,7 @@ def _read_verdict(text: str) -> Verdict | Unreadable:
     said = reason.strip(" <>[]…").lower()
     if said in _NO_REASON or (said in _FORM_REASONS and _LETTERS.search(outside)):
         return Unreadable("no_reason")
-    if opinions(outside) == {3 - number}:
+    if not outside.isspace() and opinions(outside) == {3 - number}:
         return Unreadable("two_verdicts")
     return Verdict(number, reason)
 
