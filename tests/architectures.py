@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers as hf
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_config import RewardConfig
@@ -386,7 +386,9 @@ def rewards(folder: Path) -> bool:
                 ids = template_ids(tokenizer, with_answer(turns, answer))
                 inputs = {"input_ids": torch.tensor([ids])}
             else:
-                inputs = tokenizer(turns[0]["content"], answer, return_tensors="pt")
+                inputs = dict(tokenizer(turns[0]["content"], answer, return_tensors="pt"))
+                if getattr(model.config, "type_vocab_size", 0) < 2:
+                    inputs.pop("token_type_ids", None)
             with torch.no_grad():
                 want.append(model(**inputs).logits[0, 0].item())
             found.append(score)
@@ -435,7 +437,8 @@ def arguments(kind: Any, folder: Path, count: int, **more: Any) -> Any:
     return kind(
         str(folder / "run"), per_device_train_batch_size=count, max_steps=2, learning_rate=1e-3,
         logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, bf16=False,
-        disable_tqdm=True, max_length=None, seed=0, lr_scheduler_type="constant", **more,
+        disable_tqdm=True, max_length=None, seed=0, lr_scheduler_type="constant",
+        activation_checkpointing=False, **more,
     )  # fmt: skip
 
 
@@ -493,9 +496,6 @@ def reward_training(folder: Path, *, lora: bool = False) -> bool:
         check_saved(ours.model, folder / "adapter", tokenizer)
     stock, _, _ = loaded()
     switch_off_dropout(stock)
-    if lora:
-        torch.manual_seed(1)
-        stock = get_peft_model(stock, adapter)  # pyright: ignore[reportArgumentType]
     whole = [
         {
             "chosen_ids": [*p.prompt_ids, *p.chosen_ids],
@@ -503,9 +503,10 @@ def reward_training(folder: Path, *, lora: bool = False) -> bool:
         }
         for p in pairs
     ]
+    torch.manual_seed(1)
     theirs = RewardTrainer(
         stock, args=arguments(RewardConfig, folder, len(data), disable_dropout=False),
-        train_dataset=Dataset.from_list(whole), processing_class=tokenizer,
+        train_dataset=Dataset.from_list(whole), processing_class=tokenizer, peft_config=adapter,
     )  # fmt: skip
     require_equal("losses", found, losses(theirs), 2e-4)
     return ours.prefix_sharing

@@ -168,7 +168,8 @@ class RewardModel:
         if own:
             return cls(model, tokenizer, own, causal)
         foreign = RewardFormat(min(max_length or limit, limit), True, read_at="template_end")
-        has_types = not causal and "token_type_ids" in tokenizer.model_input_names
+        types = getattr(model.config, "type_vocab_size", 0)
+        has_types = not causal and types > 1 and "token_type_ids" in tokenizer.model_input_names
         return cls(model, tokenizer, foreign, causal, pad_id, has_types=has_types)
 
     def score(

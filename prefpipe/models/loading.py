@@ -99,6 +99,8 @@ def load_model(
     options |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
     loaded: Any = from_pretrained(auto_class, base, output_loading_info=True, **of, **options)
     model, report = loaded
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"  # Llama 4's says that its backbone has another name
     if device == "cpu":
         # The weights are the mapped file: one that is rewritten in place would change under us.
         for tensor in (*model.parameters(), *model.buffers()):
