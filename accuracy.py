@@ -21,8 +21,8 @@ pairwise take the preference models. Several kinds stand side by side in the tab
     uv run accuracy.py --kind reward --kind pairwise --benchmark rewardbench=filtered.parquet
 """
 
-from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ from prefpipe.evaluation.tables import tables
 from prefpipe.judge import Showing
 from prefpipe.llm.replies import Replies
 from prefpipe.rows import EvaluatedJudgment, PairScore, Reject, ScoredQuestion
-from prefpipe.settings import EngineStage, local_folders
+from prefpipe.settings import EngineStage, PairColumns, local_folders
 from prefpipe.templates import template_files
 
 
-class Settings(EngineStage, env_prefix="ACCURACY_"):
+class Settings(PairColumns, EngineStage, env_prefix="ACCURACY_"):
     base: str = config.BASE_MODEL
     """The judge before training: a folder or a hub name."""
     tuned: str = str(config.TUNED_JUDGE)
@@ -57,7 +57,7 @@ class Settings(EngineStage, env_prefix="ACCURACY_"):
     """The pairwise model of --kind pairwise: a folder or a hub name."""
     benchmark: list[str] = []
     """More sets, each as name=path; name is the format, as of preprocess_dataset.py, or one with
-    more than two responses: rewardbench2, best_of_n."""
+    more than two responses: rewardbench2, best_of_n; auto: as format and the columns say."""
     trained_on: list[str] = []
     """Preference files that a model was trained on: how much of each set stands in them is shown."""
     template: str | None = None
@@ -85,7 +85,9 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
             return
         report: dict[str, Any] = measure_judges(s, run, judged, pairs, engines)
         if scored:
-            open_ranker = partial(ranker_of, s, engines)
+            # one model at a time: the next kind's takes its place
+            open_scorer = lru_cache(maxsize=1)(partial(open_model, s, engines))
+            open_ranker = partial(ranker_of, s, run, open_scorer)
             report["scored"] = scoring.measure(run, scored, open_ranker, s.output / "scores.jsonl")
         if s.trained_on:
             report["overlap"] = overlap.overlaps(run, measured, [Path(p) for p in s.trained_on])
@@ -103,7 +105,8 @@ def what_is_measured(s: Settings) -> list[Measured]:
         sets = {VALIDATION: s.items, **sets}
     if not sets:
         raise SystemExit("accuracy: nothing to measure on: set --items or --benchmark")
-    return [Measured(kind, name, path) for kind in s.kind for name, path in sets.items()]
+    how = s.how_read()
+    return [Measured(kind, name, path, how) for kind in s.kind for name, path in sets.items()]
 
 
 def inputs_of(s: Settings, measured: Sequence[Measured], pairs: Path | None) -> list[Path]:
@@ -152,8 +155,19 @@ def open_judge(s: Settings, judge: Judge, model: str, engines: Mapping[Judge, An
     return engines[judge] if engines else s.open_engine(model)
 
 
-def ranker_of(s: Settings, engines: Mapping[Judge, Any] | None, kind: Kind) -> openers.Ranker:
-    """Load what scores or compares responses: the slow part, so only once there is work to do."""
+def ranker_of(
+    s: Settings, run: files.Run, open_scorer: Callable[[Kind], Any], kind: Kind, name: str
+) -> openers.Ranker:
+    """Who scores or compares the responses of the set of that name."""
+    if kind == "judge":
+        options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
+        engine = partial(open_scorer, kind)
+        return openers.open_judge(run, engine, name=f"judge.{name}", **options)
+    return openers.when_asked(lambda: open_scorer(kind))
+
+
+def open_model(s: Settings, engines: Mapping[Judge, Any] | None, kind: Kind) -> Any:
+    """A ranker, or of a judge its engine: the slow part, so only once there is work to do."""
     if kind == "reward":
         return openers.open_reward(s.reward_model, load_in_4bit=s.load_in_4bit)
     if kind == "pairwise":
@@ -164,8 +178,7 @@ def ranker_of(s: Settings, engines: Mapping[Judge, Any] | None, kind: Kind) -> o
         )
     tuned = open_judge(s, "tuned", s.tuned, engines)
     if kind == "judge":
-        options = {"template": s.template, "max_new_tokens": s.max_new_tokens}
-        return partial(openers.by_judge, tuned, seed=s.seed, **options)
+        return tuned
     return partial(openers.by_implicit_reward, open_judge(s, "base", s.base, engines), tuned)
 
 

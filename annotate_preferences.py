@@ -31,6 +31,7 @@ from prefpipe.llm.costs import describe_estimate, describe_tokens, estimate
 from prefpipe.llm.replies import Replies
 from prefpipe.ranges import Positive, Temperature
 from prefpipe.rating_prompts import ratings_schema
+from prefpipe.ratings import fault_of_ratings
 from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Reject
 from prefpipe.settings import ModelStage, NoEffectOnRows, local_folders
 
@@ -94,7 +95,9 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
             raise SystemExit(0)  # not the run's end: there is nothing to write yet
         if s.step == "download":
             engine = Downloads(s.open_batches(s.model))
-        replies.ask(lambda: engine or s.open_engine(s.model), "annotations")
+        replies.ask(
+            lambda: engine or s.open_engine(s.model), "annotations", fault_of=fault_of_ratings
+        )
         used: Counter[str] = Counter()
         for prompt in run.read(s.input, AnnotationPrompt):
             answer = to_answer(prompt, replies, s.model)

@@ -29,7 +29,7 @@ from prefpipe import files, llm, templates
 from prefpipe.judge import Showing
 from prefpipe.llm.replies import Replies
 from prefpipe.questions import in_blocks
-from prefpipe.rag import score, table
+from prefpipe.rag import table
 from prefpipe.rag.embedding import Embedder, SentenceEmbedder
 from prefpipe.rag.pairs import AnsweredQuery, PairRules, build_pair, distinct, score_block
 from prefpipe.rag.rag_report import RagReport
@@ -82,8 +82,8 @@ class Settings(ModelStage, env_prefix="PAIRWISE_PREFS_"):
     """... and rises evenly to 1 here."""
     answer_threshold: float = 0.35
     """A context whose best document scores less is held not to answer: abstaining is right there."""
-    abstentions: list[str] = list(score.ABSTENTIONS)
-    """How an answer begins that is an abstention."""
+    abstentions: list[str] = []
+    """How else an answer begins that is an abstention; prefpipe/rag/abstention.py has what is known."""
     min_margin: Weight = 0.05
     """A pair is left out where chosen and rejected differ by less."""
     scorer: Literal["heuristic", "judge", "both"] = "heuristic"

@@ -32,14 +32,14 @@ from prefpipe.ranges import AtLeastTwo, Regex, Share
 from prefpipe.rating_prompts import annotation_prompts, read_criteria
 from prefpipe.rows import AnnotationMix, AnnotationPrompt, ModelResponse, Prompt, Reject
 from prefpipe.screen import show_table
-from prefpipe.settings import NoEffectOnRows, Stage
+from prefpipe.settings import NoEffectOnRows, PromptColumns
 from prefpipe.templates import TEMPLATES, template_files
 
 Outcome = Literal["in the mix", "not drawn", "equal", "cut", "empty", "missing"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
-class Settings(Stage, env_prefix="ANNOTATION_MIX_"):
+class Settings(PromptColumns, env_prefix="ANNOTATION_MIX_"):
     input: Path = config.MODEL_RESPONSES
     """Folder of the models' folders."""
     prompts: str = config.PROMPTS
@@ -84,7 +84,8 @@ def main(s: Settings) -> None:
             return
         answers = {name: files.Aligned(path, ModelResponse) for name, path in responses.items()}
         outcomes, sizes = Counter[tuple[str, Outcome]](), Counter[int]()
-        for row in prompts.accepted(run, prompts.read_prompts(paths, s.limit)):
+        read = prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), say=True)
+        for row in prompts.accepted(run, read):
             given = {name: response_of(answers[name], responses[name], row) for name in responses}
             mix, became = build_mix(row, given, s)
             outcomes.update(became.items())

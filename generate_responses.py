@@ -1,6 +1,6 @@
 """Ask several models for an answer to each prompt.
 
-Reads   data/synthetic/prompts.jsonl   Prompt rows: `text` or `prompt`, and an id where you have one
+Reads   data/synthetic/prompts.jsonl   Prompt rows, or a published format (--format)
 Writes  data/synthetic/responses/<model>/responses.jsonl           ModelResponse rows, a folder a model
         data/synthetic/responses/<model>/.responses.partial.jsonl  what is done; a stopped run goes on
 
@@ -30,10 +30,10 @@ from prefpipe.llm.replies import Replies
 from prefpipe.llm.responders import Responder
 from prefpipe.ranges import Positive, Regex, Temperature
 from prefpipe.rows import ModelResponse, Prompt, Reject
-from prefpipe.settings import NoEffectOnRows, SamplingStage, local_folders
+from prefpipe.settings import NoEffectOnRows, PromptColumns, SamplingStage, local_folders
 
 
-class Settings(SamplingStage, env_prefix="GENERATE_"):
+class Settings(PromptColumns, SamplingStage, env_prefix="GENERATE_"):
     input: NoEffectOnRows[str] = config.PROMPTS
     """Prompts: a JSONL, Parquet or CSV file, or several by a glob in quotes."""
     output: Path = config.MODEL_RESPONSES
@@ -76,7 +76,7 @@ def open_model(s: Settings) -> llm.Engine:
 
 def main(s: Settings, open_engine: Callable[[Settings], llm.Engine] = open_model) -> None:
     paths = files.matching(s.input)
-    for _ in prompts.read_prompts(paths, s.limit):
+    for _ in prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), say=True):
         pass  # two rows of one id stop the stage here, not each model in turn
     names = prompts.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
     runs = [s.of(responder) for responder in s.models if responder.name in names]
@@ -95,8 +95,9 @@ def main(s: Settings, open_engine: Callable[[Settings], llm.Engine] = open_model
     if failed:
         raise SystemExit(
             f"{s.stage_name()}: {len(failed)} of {len(names)} models did not finish "
-            f"({', '.join(failed)}; the reason stands above); the others are written, and the same "
-            "command goes on with these"
+            f"({', '.join(failed)}; the reason stands above); "
+            f"{'the others are written, and ' if len(failed) < len(names) else ''}the same command "
+            "goes on with these"
         )
 
 
@@ -111,6 +112,7 @@ def engine_key(s: Settings) -> tuple[object, ...]:
 def respond(s: Settings, paths: Sequence[Path], open_engine: Callable[[], llm.Engine]) -> None:
     """The run of one model."""
     (responder,) = s.models
+    how = s.how_read(prompts=True)
     output = s.output / responder.name / "responses.jsonl"
     inputs = [*paths, *(local_folders(responder.model) if s.engine == "local" else ())]
     with s.open_run(inputs=inputs, outputs={output: ModelResponse}, unit="prompts") as run:
@@ -118,13 +120,13 @@ def respond(s: Settings, paths: Sequence[Path], open_engine: Callable[[], llm.En
             return
 
         def requests() -> Iterator[llm.Request]:
-            for _, row in prompts.read_prompts(paths, s.limit):
+            for _, row in prompts.read_prompts(paths, s.limit, how):
                 if isinstance(row, Prompt):
                     yield s.request(request_id(responder, row.id), row.prompt)
 
         replies = Replies(run, requests)
         replies.ask(open_engine, responder.name)
-        for row in prompts.accepted(run, prompts.read_prompts(paths, s.limit)):
+        for row in prompts.accepted(run, prompts.read_prompts(paths, s.limit, how)):
             run.emit(to_response(row, responder, replies))
 
 

@@ -19,6 +19,7 @@ from prefpipe.llm.replies import Replies
 from prefpipe.ranges import Positive, Temperature, TopK, TopP
 from prefpipe.rows import Item, Judgment, Reject
 from prefpipe.settings import ModelStage, local_folders
+from prefpipe.verdicts import fault_of_verdict
 
 
 class Settings(ModelStage, env_prefix="BEST_OF_N_"):
@@ -56,7 +57,7 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
             return
         asked = partial(run.peek, s.input, Item)
         replies = Replies(run, lambda: (to_request(item, s) for item in asked() if item.better))
-        replies.ask(lambda: engine or s.open_engine(s.model), "items")
+        replies.ask(lambda: engine or s.open_engine(s.model), "items", fault_of=fault_of_verdict)
         for item in run.read(s.input, Item):
             run.emit(to_judgments(item, replies, s.n))
 

@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 import config
-from prefpipe import draws, files, ratings
+from prefpipe import draws, files, rated_pairs, ratings
 from prefpipe.files import DataError
 from prefpipe.ranges import Positive
 from prefpipe.ratings_report import Report
@@ -50,7 +50,7 @@ class Settings(Stage, env_prefix="PARSE_"):
     """The responses it was asked about."""
     output: Path = config.SYNTHETIC_PREFERENCES
     """A .jsonl file."""
-    pairs: ratings.HowPaired = "best-vs-random"
+    pairs: rated_pairs.HowPaired = "best-vs-random"
     """Which responses of a prompt become a pair: the best one and one that is rated lower, drawn
     (as UltraFeedback and Tulu 3) or the worst; or any two, a pair each."""
     min_aspects: Positive | None = None
@@ -134,7 +134,7 @@ def build_pairs(
         detail = f"{mix.models[mix.on_policy]} has ratings in fewer than {needed} aspects"
         return Reject(id=mix.id, reason="no_on_policy_rating", detail=detail)
     rng = draws.rng(s.seed, mix.id, "pairs")
-    pairs = list(ratings.choose_pairs(means, s.pairs, s.tie_margin, mix.on_policy, rng))
+    pairs = list(rated_pairs.choose_pairs(means, s.pairs, s.tie_margin, mix.on_policy, rng))
     if s.ties == "drop":
         pairs = [pair for pair in pairs if not pair.tie]
     if not pairs:
@@ -145,10 +145,10 @@ def build_pairs(
 
 def to_row(
     mix: AnnotationMix,
-    pair: ratings.Pair,
+    pair: rated_pairs.Pair,
     means: dict[int, float],
     by_aspect: dict[str, ratings.Ratings],
-    how: ratings.HowPaired,
+    how: rated_pairs.HowPaired,
 ) -> SyntheticPair:
     """The pair as a row. With `all` a prompt has several: each id names its two responses."""
 

@@ -37,7 +37,7 @@ class Settings(Stage, env_prefix="POST_PROCESSING_"):
 def clean(row: Judgment, *, index: int, language: Language) -> CleanJudgment:
     """The row with its verdict, or with why there is none."""
     if row.hint is None:
-        verdict = verdicts.parse_verdict(row.text)
+        verdict = verdicts.parse_verdict(row.text, finish_reason=row.finish_reason)
     else:
         verdict = verdicts.read_hinted_reason(row.text, row.hint, finish_reason=row.finish_reason)
     if isinstance(verdict, verdicts.Unreadable):

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import config
 from prefpipe import files, judge, templates
+from prefpipe.formats.opening import NO_IDS
 from prefpipe.rows import Item, Reject
 from prefpipe.settings import PreferenceStage
-from prefpipe.training.preferences import NEAR_DUPLICATE, Placed
+from prefpipe.training.preferences import Placed
 
 
 class Settings(PreferenceStage, env_prefix="PREPROCESS_"):
@@ -31,10 +32,10 @@ class Settings(PreferenceStage, env_prefix="PREPROCESS_"):
 def to_item(placed: Placed, ids: files.Places, *, seed: int, template: str | None) -> Item | Reject:
     """The row as an item, or why it is left out. Raises DataError where its id is another row's."""
     row, place = placed.row, placed.place
-    if placed.is_near_duplicate:
-        return Reject(id=row.id, reason=NEAR_DUPLICATE, detail=place)
+    if leaking := placed.reject():
+        return leaking
     if placed.has_id:
-        ids.check(row.id, place)
+        ids.check(row.id, place, NO_IDS)
     elif first := ids.seen_at(row.id, place):  # its id was made of its content
         return Reject(id=row.id, reason="duplicate_row", detail=f"{place}: equal to {first}")
     return judge.build_item(row, split=placed.split, seed=seed, template=template)

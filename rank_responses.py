@@ -17,25 +17,27 @@ all (Bradley-Terry strengths, a tie being half a win; circles are reported): pre
 """
 
 import os
-from functools import partial
 from pathlib import Path
 
 import config
-from prefpipe import files
+from prefpipe import files, llm
 from prefpipe.compare import openers
 from prefpipe.compare.matches import Contest
 from prefpipe.compare.rankings import By, Totals, to_ranking
 from prefpipe.compare.tournament import Tournament, competitors
+from prefpipe.formats import prompts
 from prefpipe.ranges import Positive
 from prefpipe.rows import Message, Preference, Ranking, Reject, Responses, as_turns
 from prefpipe.screen import progress
-from prefpipe.settings import EngineStage, NoEffectOnRows, local_folders
+from prefpipe.settings import EngineStage, NoEffectOnRows, PairColumns, local_folders
 from prefpipe.templates import template_files
 
 
-class Settings(EngineStage, env_prefix="RANK_", cli_shortcuts={"score-temperature": "temperature"}):
+class Settings(
+    PairColumns, EngineStage, env_prefix="RANK_", cli_shortcuts={"score-temperature": "temperature"}
+):
     input: Path = config.RESPONSES
-    """Responses rows, JSONL or Parquet."""
+    """Responses rows, or a published format with several answers to a prompt (--format)."""
     output: Path = config.RANKING
     """Folder of rankings.jsonl and preferences.jsonl."""
     by: By = "reward"
@@ -58,7 +60,9 @@ class Settings(EngineStage, env_prefix="RANK_", cli_shortcuts={"score-temperatur
     """Prompts whose matches of a round are played together, at most."""
 
 
-def main(s: Settings, ranker: openers.Ranker | None = None) -> None:
+def main(
+    s: Settings, ranker: openers.Ranker | None = None, judge: llm.Engine | None = None
+) -> None:
     rankings, preferences = s.output / "rankings.jsonl", s.output / "preferences.jsonl"
     model = {"reward": s.reward_model, "pairwise": s.pairwise_model, "judge": s.judge}[s.by]
     shown = template_files(s.template, "judge") if s.by == "judge" else []
@@ -68,53 +72,57 @@ def main(s: Settings, ranker: openers.Ranker | None = None) -> None:
         if run.finished:
             return
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        log = run.open_log(Ranking)
-        unranked = rank_what_is_left(s, run, log, ranker)
+        log, unranked = run.open_log(Ranking), run.open_log(Reject, "unranked")
+        rank_windows(s, run, log, unranked, ranker or open_ranker(s, run, judge))
         totals = Totals()
-        for row in run.read(s.input, Responses):
-            unusable = why_not(row) or unranked.get(row.id)
-            if unusable:
+        read = prompts.read_responses(s.input, s.limit, s.how_read(), say=True)
+        for row in prompts.accepted(run, read):
+            if unusable := why_not(row):
                 run.emit(unusable)
-                continue
-            ranking = log.get(row.id)
-            totals.add(ranking)
-            run.keep((rankings, ranking), (preferences, to_preference(row, ranking)))
+            elif row.id in unranked:
+                run.emit(unranked.get(row.id))
+            else:
+                ranking = log.get(row.id)
+                totals.add(ranking)
+                run.keep((rankings, ranking), (preferences, to_preference(row, ranking)))
         run.summary |= totals.summary()
     print("\n".join(totals.lines(s.by)))
 
 
-def rank_what_is_left(
-    s: Settings, run: files.Run, log: files.RowLog[Ranking], ranker: openers.Ranker | None
-) -> dict[str, Reject]:
-    """Rank, window by window, what the log lacks. Returns by id why others could not be ranked."""
-    left = [row for row in run.peek(s.input, Responses) if not (row.id in log or why_not(row))]
-    unranked: dict[str, Reject] = {}
-    if not left:
-        return unranked
-    rank = ranker or open_ranker(s)
+def rank_windows(
+    s: Settings,
+    run: files.Run,
+    log: files.RowLog[Ranking],
+    unranked: files.RowLog[Reject],
+    rank: openers.Ranker,
+) -> None:
+    """Rank what the logs lack; a row that could not be ranked stands in unranked."""
+    read = (row for _, row in prompts.read_responses(s.input, s.limit, s.how_read()))
+    rows = [row for row in read if isinstance(row, Responses) and not why_not(row)]
     how = None if s.by == "reward" else s.tournament
-    starts = range(0, len(left), s.prompts_at_once)
-    for start in progress(starts, len(starts), "windows"):
-        rows = {row.id: row for row in left[start : start + s.prompts_at_once]}
-        contests = {id: to_contest(row) for id, row in rows.items()}
-        for id, standing in rank(contests, s.tournament).items():
-            if isinstance(standing, Reject):
-                unranked[id] = standing
+    # a judge's replies are kept one by one, and a server wants all that can be asked at once
+    size = max(1, len(rows)) if s.by == "judge" else s.prompts_at_once
+    is_done = lambda row: row.id in log or row.id in unranked  # noqa: E731
+    windows = files.windows_left(rows, size, is_done)
+    for window in progress(windows, len(windows), "windows"):
+        standings = rank({row.id: to_contest(row) for row in window}, s.tournament)
+        for row in (row for row in window if not is_done(row)):
+            if isinstance(standing := standings[row.id], Reject):
+                unranked.add(standing)
             else:
-                log.add(to_ranking(rows[id], standing, s.by, how))
-    return unranked
+                log.add(to_ranking(row, standing, s.by, how))
 
 
-def open_ranker(s: Settings) -> openers.Ranker:
-    """Load the model: the slow part, so only once there is work to do."""
+def open_ranker(s: Settings, run: files.Run, judge: llm.Engine | None = None) -> openers.Ranker:
+    """Who ranks; its model is loaded, which is slow, once there is work to do."""
+    if s.by == "judge":
+        options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
+        return openers.open_judge(run, lambda: judge or s.open_engine(s.judge), **options)
     weights = {"load_in_4bit": s.load_in_4bit, "max_length": s.max_length}
     if s.by == "reward":
-        return openers.open_reward(s.reward_model, **weights)
-    if s.by == "pairwise":
-        options = {"seed": s.seed, "score_temperature": s.score_temperature}
-        return openers.open_pairwise(s.pairwise_model, **options, **weights)
-    options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
-    return partial(openers.by_judge, s.open_engine(s.judge), **options)
+        return openers.when_asked(openers.open_reward, s.reward_model, **weights)
+    options = {"seed": s.seed, "score_temperature": s.score_temperature}
+    return openers.when_asked(openers.open_pairwise, s.pairwise_model, **options, **weights)
 
 
 def why_not(row: Responses) -> Reject | None:

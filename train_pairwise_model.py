@@ -26,6 +26,7 @@ import config
 from prefpipe import files, screen
 from prefpipe.ranges import Positive
 from prefpipe.settings import PreferenceTrainingStage, local_folders
+from prefpipe.training import preferences
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel, Preferred
@@ -48,6 +49,7 @@ def main(s: Settings) -> None:
         if run.finished:
             s.check_weights()
             return
+        preferences.check(s.raw_preferences(), run, drop_ties=s.ties == "drop")
         report = train(s, run)
         from prefpipe.training.held_out_report import summary_lines
 
@@ -65,7 +67,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.compare.ab_model import PairwiseModel
     from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer
     from prefpipe.models.loading import load_both, max_positions
-    from prefpipe.training import preferences, saving
+    from prefpipe.training import saving
     from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
     from prefpipe.training.record import record
     from prefpipe.training.tokenized_pairs import to_dataset

@@ -13,7 +13,7 @@ Writes  data/models/reward/                     the model or adapter with its he
  -> {"id": "p8", "margin": -1.5, "chosen_score": 0.5, "rejected_score": 2.0, "prompt": "2+2?", "chosen": "4", "rejected": "5", "source": "sums"}
 
 The loss is -log sigmoid(r(chosen) - r(rejected) - margin_weight * margin), Bradley & Terry 1952 as
-in Ouyang et al. 2022, eq. 1. The saved model is loaded again and must give the same scores.
+in Ouyang et al. 2022, eq. 1 (--margin-as has other uses of a margin). The saved model is loaded again and must give the same scores.
 
     uv run train_reward_model.py --input my_preferences.jsonl --validation-input ""
 """
@@ -21,12 +21,13 @@ in Ouyang et al. 2022, eq. 1. The saved model is loaded again and must give the 
 import dataclasses
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import config
 from prefpipe import files, screen
 from prefpipe.ranges import Weight
 from prefpipe.settings import PreferenceTrainingStage, local_folders
+from prefpipe.training import preferences
 
 if TYPE_CHECKING:
     from trl.trainer.reward_config import RewardConfig
@@ -42,7 +43,10 @@ class Settings(PreferenceTrainingStage, env_prefix="REWARD_MODEL_"):
     output: Path = config.REWARD_MODEL
     """Folder of the trained model."""
     margin_weight: Weight = 1.0
-    """The loss subtracts this times the row's margin (0 where it has none), in the unit of scores."""
+    """Each row's margin is multiplied by this; 0: margins do nothing."""
+    margin_as: Literal["additive", "scaled", "soft"] = "additive"
+    """What the margin is to the loss: subtracted from the difference of the scores (0 where a row has
+    none), a factor of the row's term, or the log-odds that chosen is better (a soft label)."""
     center_rewards: Weight = 0.01
     """Weight of (r(chosen) + r(rejected))^2 in the loss, which keeps scores around 0; 0: none."""
     cut_prompt: bool = True
@@ -61,6 +65,7 @@ def main(s: Settings) -> None:
         if run.finished:
             s.check_weights()
             return
+        preferences.check(s.raw_preferences(), run, drop_ties=s.ties == "drop")
         report = train(s, run)
         from prefpipe.training.held_out_report import summary_lines
 
@@ -74,7 +79,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
     from prefpipe.models.classifiers import load_classifier
     from prefpipe.models.loading import max_positions
-    from prefpipe.training import preferences, saving
+    from prefpipe.training import saving
     from prefpipe.training.record import record
     from prefpipe.training.reward import PrefixSharedRewardTrainer, tokenize_pair
     from prefpipe.training.tokenized_pairs import to_dataset
@@ -88,9 +93,14 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     limit = min(s.max_length, max_positions(model))
     own_format = RewardFormat(limit, s.cut_prompt, read_at="template_end")
     reader = RewardTokenizer(tokenizer, own_format, is_causal)
-    tokenize = functools.partial(tokenize_pair, tokenize=reader, margin_weight=s.margin_weight)
+    margins = {"margin_weight": s.margin_weight, "margin_as": s.margin_as}
+    tokenize = functools.partial(tokenize_pair, tokenize=reader, **margins)
     pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
-    has_margins = any(pair.margin for pair in [*pairs.train, *pairs.validation])
+    if has_margins := bool(s.margin_weight and pairs.margins):
+        mean, n = sum(pairs.margins) / len(pairs.margins), len(pairs.margins)
+        print(
+            f"margins: {n} pairs have one, {mean:.3g} on average; {s.margin_as}, times {s.margin_weight:g}"
+        )
     columns = ("tie", "margin") if has_margins else ("tie",)
     trainer = PrefixSharedRewardTrainer(
         model,
@@ -99,6 +109,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         to_dataset(pairs.validation, *columns),
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing and is_causal,
+        margin_as=s.margin_as,
         peft_config=s.adapter(model, "SEQ_CLS"),
     )
     del model  # the trainer's from here on, which lets go of it

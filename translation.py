@@ -65,9 +65,6 @@ class Settings(ServerStage, env_prefix="TRANSLATION_"):
     """Print rows, tokens and money to expect, then stop: nothing is sent or written."""
     require: NoEffectOnRows[bool] = False
     """Without a server, stop where there is anything to translate."""
-    accept_failures: NoEffectOnRows[bool] = False
-    """Write items that the server failed on to the rejects; without it the stage stops before its
-    end, and the same command asks for those again."""
 
     def servers(self) -> list[str]:
         """Base URLs to ask; none: every item passes as it is."""
@@ -79,6 +76,7 @@ class Settings(ServerStage, env_prefix="TRANSLATION_"):
             self.model,
             structured_output=self.reply_format == "json_schema",
             extra_body=form if self.reply_format == "json_object" else None,
+            dispensable=("temperature",),  # each reply is checked, however it was drawn
         )
 
     def rows_depend_on(self) -> dict[str, Any]:
@@ -133,7 +131,7 @@ def main(s: Settings) -> None:
         )
         engine = functools.cache(s.open_translator)
         if s.servers():
-            tries.ask(engine, s.tries, accept_failures=s.accept_failures)
+            tries.ask(engine, s.tries)
         paid = engine() if engine.cache_info().currsize else None
         counts: Counter[str] = Counter()
         for item, is_wanted in first_rows(run.read(s.input, Item), s.max_rows):

@@ -42,9 +42,8 @@ def prefpipe(options: dict[str, Any]) -> Run:
     """As the stages have it (ServerStage.open_server): a result is given once it is there."""
     from prefpipe.llm import Failure, Request
     from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
-    from prefpipe.llm.wire import ServedModel, certificates
+    from prefpipe.llm.wire import ServedModel
 
-    certificates()
     engine = ServerEngine(ServedModel([options["url"]], MODEL), ServerOptions(options["in_flight"]))
 
     def run() -> int:

@@ -70,6 +70,9 @@ class SyntheticEmbedder:
     def count_cut(self, texts: Sequence[str]) -> int:
         return 0
 
+    def windows(self, texts: Sequence[str]) -> list[list[str]]:
+        return [[text] for text in texts]
+
 
 def _noise(item: int, kind: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[item, kind])).standard_normal(

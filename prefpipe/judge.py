@@ -137,7 +137,7 @@ def verdict(reply: list[Completion] | Reject, showing: Showing) -> int | Unreada
     Replies.of gave. A text that cannot be read is no verdict, and not half a win."""
     if isinstance(reply, Reject):
         return reply
-    parsed = parse_verdict(reply[0].text)
+    parsed = parse_verdict(reply[0].text, finish_reason=reply[0].finish_reason)
     if isinstance(parsed, Unreadable):
         return parsed
     return 3 - parsed.better if showing.swapped else parsed.better

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from prefpipe import draws
 from prefpipe.rows import CleanJudgment, Item, JudgmentPair, Message, PairType, Reject
+from prefpipe.verdicts import Unreadable, parse_verdict
 
 
 def build_judgment_pairs(
@@ -34,7 +35,11 @@ def build_judgment_pairs(
     free = [j for j in judgments if j.hint is None]
     right = _shuffled([j for j in free if j.verdict == item.better], rng)
     wrong = _shuffled([j for j in free if j.verdict == 3 - item.better], rng)
-    unreadable = _shuffled([j for j in free if j.verdict is None and j.text.strip()], rng)
+    # A cut text may hold a whole verdict: set against a right one it would teach the wrong thing.
+    unread = [j for j in free if j.verdict is None and j.text.strip()]
+    unreadable = _shuffled(
+        [j for j in unread if isinstance(parse_verdict(j.text), Unreadable)], rng
+    )
     told = [j for j in judgments if j.variant in ("guide", "guide_reverse") and j.verdict]
     told_right = [j for j in told if j.verdict == item.better]
     told_wrong = [j for j in told if j.verdict == 3 - item.better]

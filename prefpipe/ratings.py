@@ -1,20 +1,18 @@
-"""What an annotator wrote -> ratings -> which responses become a pair, and which pairs are ties.
+"""What an annotator wrote -> ratings. (Which responses become a pair: prefpipe/rated_pairs.py.)
 
 A rating is of one text under one aspect: a number from 1 to 5, or N/A. A response's rating is the
 mean over the aspects. What cannot be read counts for nobody: no rating is guessed, and none that is
 missing stands in as the lowest. (What the annotator is asked: prefpipe/rating_prompts.py.)
 """
 
-import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Literal, NamedTuple
 
 from prefpipe.rating_prompts import SCALE
-from prefpipe.rows import AnnotationAnswer, AnnotationPrompt
-from prefpipe.verdicts import KeyValues, Unreadable, begins_with_object, json_objects, without_draft
+from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Completion
+from prefpipe.thoughts import begins_with_object, without_thoughts
+from prefpipe.verdicts import KeyValues, Unreadable, json_objects
 
 Ratings = list[float | None]
 """A rating each; None: N/A, or none that counts."""
@@ -26,14 +24,25 @@ Ratings = list[float | None]
 # on ("Text 2 says more") is neither.
 _RATING_LINE = re.compile(
     r"[^\w\n]*(?:(?:output\s+for\s+)?text\s*(?:#\s*)?(?P<number>\d{1,4})\b[^\w\n]*)?"
-    r"(?:(?:rating|score)\b[*_`\s]*(?:\([^)\n]*\)[*_`\s]*)?(?:[:：=][*_`\s]*(?P<value>.*)|(?P<bare>\d.*)))?",
+    r"(?:(?:rating|score)\b[*_`\s]*(?:\((?P<within>[^)\n]*)\)[*_`\s]*)?(?:[:：=][*_`\s]*(?P<value>.*)|(?P<bare>\d.*)))?",
     re.IGNORECASE,
 )
 # 4, 4.5, 4/5, "4 out of 5", and a remark behind it that begins with no digit: "4 (good)", "4 - good".
 _RATING = re.compile(
     r"\[?(?P<rating>-?\d{1,9}(?:\.\d{1,9})?)\]?"
     r"(?:\s*(?:/|out\s+of)\s*(?P<scale>\d{1,9})\b)?"
-    r"(?:[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]\s*[^\d\s].*)"
+    r"(?P<remark>[\s*_`.,;:]*|\s*[.,;:]\s+[^\d\s].*|\s*[-–—(（*_]\s*[^\d\s].*)"
+)
+# The highest rating of a scale that is named: in brackets behind the key, behind a rating, in prose.
+_TOP = re.compile(r"(?P<top>\d+|ten|twenty|hundred|%)\W*\Z", re.IGNORECASE)
+_TOP_IN_REMARK = re.compile(
+    r"[\W_]*(?:(?:out\s+)?of|/|on\s+an?\s|scale|max)\D{0,30}(?:\d+\s*(?:-|–|to)\s*)?(?P<top>\d+)",
+    re.IGNORECASE,
+)
+_TOP_IN_PROSE = re.compile(
+    r"\bscale\s*(?:of|from|[:(])?\s*\d+\s*(?:-|–|—|to|through)\s*(?P<top>\d+)"
+    r"|\b(?P<points>\d+)[- ]point\s+scale|\b(?:ratings?|scores?)\s*\((?:\d+\s*(?:-|–|to)|out\s+of|/)\s*(?P<head>\d+)",
+    re.IGNORECASE,
 )
 _NOT_APPLICABLE = re.compile(r"\[?(?:n\s*/\s*a|not applicable)\b(?!\s*/).*", re.IGNORECASE)
 _TEXT_KEY = re.compile(r"text[_ ]?(\d{1,4})", re.IGNORECASE)
@@ -48,11 +57,14 @@ def read_ratings(text: str, count: int) -> Ratings | Unreadable:
     that differ, makes all of it Unreadable: which text a rating belongs to is never guessed. An
     answer that begins with an object is read as that of ratings_schema.
     """
-    answer = without_draft(text)
+    answer = without_thoughts(text)
     if answer is None:
         return Unreadable("cut_off")
     if not answer.strip():
         return Unreadable("empty")
+    tops = {top for match in _TOP_IN_PROSE.finditer(answer) for top in match.groups() if top}
+    if not all(map(_is_our_scale, tops)):
+        return Unreadable("out_of_scale")
     is_object = begins_with_object(answer)
     by_number: dict[int, float | None] = {}
     for number, value in _stated_in_object(answer) if is_object else _stated_in_lines(answer):
@@ -87,6 +99,10 @@ def _stated_in_lines(answer: str) -> _Stated:
             value = match["value"] if match["value"] is not None else match["bare"]
             if value is None:
                 continue
+            top = _TOP.search(match["within"] or "")
+            if top and not _is_our_scale(top["top"]):
+                yield number, Unreadable("out_of_scale")
+                return
             if not value.strip("*_` "):
                 is_waiting = True
                 continue
@@ -102,6 +118,10 @@ def _stated_in_object(answer: str) -> _Stated:
     for key, rated in (pair for pairs in objects for pair in pairs):
         if name := _TEXT_KEY.fullmatch(key):
             is_nested = isinstance(rated, KeyValues)
+            tops = [v for k, v in rated if k in ("scale", "max", "out_of")] if is_nested else []
+            if not all(_is_our_scale(str(top)) for top in tops):
+                yield int(name[1]), Unreadable("out_of_scale")
+                return
             for value in [v for k, v in rated if k == "rating"] if is_nested else [rated]:
                 # 4 and 4.0 as "4"; neither true nor null nor another object is a rating
                 is_plain = type(value) in (int, float, str)
@@ -115,10 +135,26 @@ def _read_rating(value: str) -> float | Unreadable | None:
     match = _RATING.fullmatch(value)
     if not match:
         return Unreadable("not_a_rating")
+    named = _TOP_IN_REMARK.match(match["remark"])
+    tops = filter(None, (match["scale"], named and named["top"]))
     low, high = SCALE
-    if not low <= float(match["rating"]) <= high or match["scale"] not in (None, f"{high:.0f}"):
+    if not low <= float(match["rating"]) <= high or not all(map(_is_our_scale, tops)):
         return Unreadable("out_of_scale")
     return float(match["rating"])
+
+
+def _is_our_scale(top: str) -> bool:
+    """Whether a scale that ends there is the one that was asked for; "1-5" is read as its end."""
+    return bool(found := _TOP.search(top)) and found["top"] == str(SCALE[1])
+
+
+def fault_of_ratings(reply: Completion) -> str:
+    """Why an annotator's reply says nothing that can be used, whatever texts it was shown; empty:
+    it does."""
+    if reply.finish_reason == "length":
+        return "cut_off"
+    found = read_ratings(reply.text, 1)  # "unknown_text": it rates several
+    return found.reason if isinstance(found, Unreadable) and found.reason != "unknown_text" else ""
 
 
 # ---- the ratings of one prompt's responses -------------------------------------------------------
@@ -168,69 +204,3 @@ def mean_ratings(by_aspect: Mapping[str, Ratings], min_aspects: int) -> dict[int
     """Index of the response -> its mean over the aspects, where it has ratings in min_aspects."""
     means = (mean_rating(column, min_aspects) for column in zip(*by_aspect.values(), strict=True))
     return {index: mean for index, mean in enumerate(means) if mean is not None}
-
-
-# ---- which responses become a pair ---------------------------------------------------------------
-
-HowPaired = Literal["best-vs-random", "best-vs-worst", "all"]
-_ROUNDING = 1e-9  # means of the same ratings may differ in their last bit
-
-
-class Pair(NamedTuple):
-    """Indices of the mix's responses."""
-
-    chosen: int
-    rejected: int
-    tie: bool
-
-
-def higher_rated(a: float, b: float, tie_margin: float = 0.0) -> Literal[-1, 0, 1]:
-    """1 where a is over b by more than tie_margin, -1 where b is over a, 0 within it: a tie."""
-    if abs(a - b) <= tie_margin + _ROUNDING:
-        return 0
-    return 1 if a > b else -1
-
-
-def choose_pairs(
-    means: Mapping[int, float],
-    how: HowPaired,
-    tie_margin: float,
-    on_policy: int | None,
-    rng: random.Random,
-) -> Iterator[Pair]:
-    """Which of the rated responses are paired. means: index -> mean rating, of two or more.
-
-        how             chosen     rejected
-        best-vs-random  the best   drawn from those rated lower; where all others tie, from them
-        best-vs-worst   the best   the worst; of equal ones a drawn one
-        all             of any two, a pair each: the higher one, the lower one
-
-    Of several best ones a drawn one is the best. The sides of a tie are in no order that means
-    anything. on_policy is on one side of each pair: of `all`, its pairs only; else it is set against
-    the best, or, being the best itself, against another one as without it.
-    """
-
-    def pair(a: int, b: int) -> Pair:
-        order = higher_rated(means[a], means[b], tie_margin)
-        return Pair(b, a, False) if order < 0 else Pair(a, b, order == 0)
-
-    if how == "all":
-        for a, b in combinations(means, 2):
-            if on_policy in (None, a, b):
-                yield pair(a, b)
-        return
-    # 1) who is the best
-    highest = max(means.values())
-    top = [k for k, mean in means.items() if higher_rated(mean, highest) == 0]
-    best = on_policy if on_policy in top else rng.choice(top)
-    assert best is not None
-    # 2) who may stand against it
-    others = [k for k in means if k != best]
-    if on_policy is not None and best != on_policy:
-        others = [on_policy]
-    elif how == "best-vs-worst":
-        lowest = min(means[k] for k in others)
-        others = [k for k in others if higher_rated(means[k], lowest) == 0]
-    else:
-        others = [k for k in others if not pair(best, k).tie] or others
-    yield pair(best, rng.choice(others))

@@ -4,8 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
+from prefpipe.rated_pairs import higher_rated
 from prefpipe.rating_prompts import SCALE
-from prefpipe.ratings import Annotation, Ratings, higher_rated, mean_rating, ratings_by_aspect
+from prefpipe.ratings import Annotation, Ratings, mean_rating, ratings_by_aspect
 from prefpipe.rows import AnnotationMix, SyntheticPair
 from prefpipe.verdicts import Unreadable
 

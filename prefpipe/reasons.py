@@ -8,6 +8,8 @@ table of data/README.md.
 REASONS: dict[str, str] = {
     # a row that was read
     "bad_row": "The row could not be read: the detail names the field, what was found and what was expected.",
+    "turns_differ": "The two sides differ before their last answers: no one prompt leads to both.",
+    "unlabelled": "Nothing says which answer is better.",
     "duplicate_row": "The same row stands earlier in the input, and neither has an id of its own.",
     "duplicate_pair": "The same pair, token for token, stands earlier in the input.",
     "tie": "Neither side is better: there is nothing to learn which one is.",
@@ -15,6 +17,7 @@ REASONS: dict[str, str] = {
     "empty_answer": "An answer is empty.",
     "equal_answers": "The answers are the same text, white space aside.",
     "near_duplicate_of_validation": "A question that is held out is nearly the same; trained on, it would flatter the result.",
+    "in_benchmark": "It shares eight words in a row with a question of a benchmark that --not-in names.",
     "beyond_max_rows": "More rows than max_rows asks for.",
     # tokens
     "too_long": "More tokens (or characters) than the setting that is named allows.",
@@ -40,15 +43,19 @@ REASONS: dict[str, str] = {
     "batch_error": "A batch gave an error for this request.",
     "batch_expired": "A batch expired before this request was answered.",
     "batch_cancelled": "A batch was cancelled before this request was answered.",
+    "batch_unreadable": "What a batch answered is not to be had: its file is gone, or it is in an unknown state.",
     "batch_failed": "A batch failed as a whole.",
     # a judge's text
     "empty": "Nothing but white space.",
     "no_json": "No JSON object in the text.",
     "broken_json": "A JSON object begins and is not valid.",
-    "cut_off": "The text was cut before the part that counts.",
+    "cut_off": "The text was cut at its token limit, or its thoughts did not end: nothing in it counts.",
     "no_verdict": "A JSON object without the key of the verdict.",
     "not_1_or_2": "The verdict is something else than 1 or 2.",
     "two_verdicts": "Two verdicts that differ.",
+    "no_reason": "A verdict without a reason, or the form of the reply repeated.",
+    "quoted_verdict": "The object stands inside a sentence: it is quoted, and no verdict.",
+    "refusal": "The text refuses what was asked for, or says that it cannot.",
     "contradicts_hint": "The judge was told one answer and says the other.",
     "all_unreadable": "Not one of the judgments can be read.",
     # judgments against each other
@@ -72,11 +79,13 @@ REASONS: dict[str, str] = {
     # a translation
     "not_json": "The reply is no JSON object.",
     "wrong_keys": "The reply has other keys than the texts that were to be translated.",
-    "not_text": "A value of the reply is no text.",
+    "not_text": "What must be text is something else, or more: null, an image, a call of a tool, thinking kept apart.",
     "empty_text": "A text was translated into nothing.",
     "truncated": "The translation was cut at its token limit.",
     "json_changed": "JSON inside a text has other keys or values than before.",
-    "still_chinese": "A text is still Chinese.",
+    "still_chinese": "A text, or a sentence of it, is still Chinese.",
+    "not_english": "A text is in another language than English.",
+    "wrong_length": "A text is far shorter or longer than its source.",
     # ratings
     "missing": "Nobody answered this request.",
     "no_rating": "A text got no rating.",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 Language = Literal["en", "zh"]
+FinishReason = Literal["stop", "length"]
 Split = Literal["train", "validation"]
 PairType = Literal["best_of_n", "best_of_n_unreadable", "hint"]
 Variant = Literal["best_of_n", "guide", "guide_reverse", "output"]
@@ -73,7 +74,7 @@ class Completion(Row):
     sample: int
     """0-based: which of the request's samples."""
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     """stop: the model ended its turn; length: cut at the token limit."""
     prompt_tokens: int
     new_tokens: int
@@ -155,7 +156,7 @@ class Judgment(Row):
     hint: Literal[1, 2] | None
     """The answer that the prompt called better; None: the prompt had no hint."""
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     """stop: the model ended its turn; length: cut at the token limit."""
     prompt_tokens: int
     new_tokens: int
@@ -214,7 +215,7 @@ class EvaluatedJudgment(Row):
     """As the item's own answer number, whatever the order; None: unreadable."""
     unreadable: str | None
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     prompt_tokens: int
     new_tokens: int
 
@@ -342,7 +343,7 @@ class ModelResponse(Row):
     model: str
     """The model's name in the settings, which is also its folder's."""
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     """stop: the model ended its turn; length: cut at the token limit."""
     prompt_tokens: int
     new_tokens: int
@@ -404,7 +405,7 @@ class AnnotationAnswer(Row):
     aspect: str = Field(pattern=r"^[\w.-]+$")
     swapped: bool = False
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     """stop: the model ended its turn; length: cut at the token limit."""
     model: str
     """Who rated."""

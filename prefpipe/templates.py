@@ -7,12 +7,16 @@ share a prefix, which is computed once (prefpipe/models/trees.py).
 import datetime
 import functools
 import re
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import jinja2.meta
 import jinja2.nodes
+import jinja2.sandbox
 
 from prefpipe.files import DataError
 
@@ -28,23 +32,124 @@ class TemplateError(DataError):
     """A template, or a tokenizer's chat template, does not fit. The message says what to do."""
 
 
+_MOST_SECONDS = 5.0
+_MOST_CHARACTERS = 1_000_000  # of a prompt, beyond ten times the texts that it is given
+_LARGEST = 100_000  # number in a call, or times that a text is repeated
+# They make a text of any length from a short one; of methods there are filters that do the same.
+_FILTERS_LEFT_OUT = ("center", "indent", "format", "batch", "slice", "wordwrap")
+_METHODS_LEFT_OUT = ("format", "format_map", "join", "replace", "translate", "expandtabs")
+_TICK = "__tick"
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Runs a template of a stranger's: it reaches no Python, and ends.
+
+    Jinja's sandbox bounds no time: nested loops of nothing run for days. So each round of a loop and
+    each call is a tick (the loops' are written into the template's tree), and a tick looks at the
+    clock.
+    """
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self) -> None:
+        super().__init__(
+            undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
+        )
+        self.ends_at = 0.0
+        self.globals |= {_TICK: self.tick}
+        del self.globals["lipsum"]
+        self.filters = {k: v for k, v in self.filters.items() if k not in _FILTERS_LEFT_OUT}
+        self.filters |= {"join": _join, "replace": _replace}
+
+    def tick(self) -> str:
+        if time.monotonic() > self.ends_at:
+            raise TemplateError(f"takes longer than {_MOST_SECONDS:.0f} s for one prompt")
+        return ""
+
+    def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        self.tick()
+        if getattr(obj, "__name__", "") in _METHODS_LEFT_OUT:
+            raise TemplateError(
+                f"calls {obj.__name__}(); join and replace are filters: a | join(b)"
+            )
+        if any(isinstance(v, int) and abs(v) > _LARGEST for v in (*args, *kwargs.values())):
+            raise TemplateError(f"calls a function with a number over {_LARGEST:,}")
+        return super().call(context, obj, *args, **kwargs)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        numbers = [v for v in (left, right) if isinstance(v, int | float)]
+        if len(numbers) < 2 or operator == "**":
+            if operator == "%" or any(abs(v) > _LARGEST for v in numbers):
+                raise TemplateError(f"has {operator} of a text, or of a number over {_LARGEST:,}")
+            _check_length(sum(len(v) for v in (left, right) if hasattr(v, "__len__")))
+        return super().call_binop(context, operator, left, right)
+
+    def compiled(self, tree: jinja2.nodes.Template) -> jinja2.Template:
+        """The template, ticking."""
+        if tree.find(jinja2.nodes.Concat):
+            raise TemplateError("uses ~; write {{ a }}{{ b }}")
+        for loop in tree.find_all(jinja2.nodes.For):
+            name = jinja2.nodes.Name(_TICK, "load", lineno=loop.lineno)
+            call = jinja2.nodes.Call(name, [], [], None, None, lineno=loop.lineno)
+            loop.body.insert(0, jinja2.nodes.Output([call], lineno=loop.lineno))
+        code = self.compile(tree)
+        return self.template_class.from_code(self, code, self.make_globals(None))
+
+
+def _check_length(length: int) -> None:
+    if length > 10 * _MOST_CHARACTERS:
+        raise TemplateError(f"makes a text of more than {10 * _MOST_CHARACTERS:,} characters")
+
+
+def _join(values: Iterable[object], between: str = "") -> str:
+    texts = list(map(str, values))
+    _check_length(sum(map(len, texts)) + len(texts) * len(between))
+    return between.join(texts)
+
+
+def _replace(text: object, old: str, new: str) -> str:
+    _check_length(str(text).count(old) * len(new))
+    return str(text).replace(old, new)
+
+
 class Template:
     """A Jinja template. variables: what render() must be given."""
 
-    def __init__(self, text: str) -> None:
-        environment = jinja2.Environment(
-            undefined=jinja2.StrictUndefined, autoescape=False, trim_blocks=True, lstrip_blocks=True
-        )
-        tree = environment.parse(text)
-        used = jinja2.meta.find_undeclared_variables(tree)
-        self.variables = frozenset(used - set(environment.globals))
-        self._jinja = environment.from_string(text)
-        self._parts = _texts_and_variables(tree, self.variables)
+    def __init__(self, text: str, name: str = "template") -> None:
+        """name: for the message of an error."""
+        self._name, self._sandbox = name, _Sandbox()
+        try:
+            tree = self._sandbox.parse(text)
+            used = jinja2.meta.find_undeclared_variables(tree)
+            self.variables = frozenset(used - set(self._sandbox.globals))
+            self._parts = _texts_and_variables(tree, self.variables)
+            self._jinja = self._sandbox.compiled(tree)
+        except TemplateError as error:
+            raise TemplateError(f"{name}: {error}") from None
+        except (RecursionError, MemoryError):
+            raise TemplateError(f"{name}: nested too deep") from None
 
     def render(self, **values: object) -> str:
-        if self._parts is None or not self.variables <= values.keys():
-            return self._jinja.render(values)
-        return "".join([text if name is None else str(values[name]) for text, name in self._parts])
+        if self._parts is not None and self.variables <= values.keys():
+            return "".join([t if name is None else str(values[name]) for t, name in self._parts])
+        most = _MOST_CHARACTERS + 10 * sum(len(str(value)) for value in values.values())
+        self._sandbox.ends_at = time.monotonic() + _MOST_SECONDS
+        pieces, size = [], 0
+        try:
+            for piece in self._jinja.generate(values):
+                pieces.append(piece)
+                size += len(piece)
+                if size > most:
+                    raise TemplateError(f"gives more than {most:,} characters for one prompt")
+                self._sandbox.tick()
+        except Exception as error:  # whatever a template of a stranger's raises
+            why = (
+                str(error)
+                if isinstance(error, TemplateError)
+                else f"{type(error).__name__}: {error}"
+            )
+            raise TemplateError(f"{self._name}: {' '.join(why.split())[:200]}") from None
+        return "".join(pieces)
 
 
 def _texts_and_variables(
@@ -77,11 +182,11 @@ def load_template(name: str | Path, variables: frozenset[str] | None = None) -> 
         known = ", ".join(sorted(p.name.removesuffix(".jinja") for p in TEMPLATES.glob("*.jinja")))
         raise TemplateError(f"{name}: no such template file; in prefpipe/templates are: {known}")
     try:
-        template = Template(path.read_text(encoding="utf-8"))
+        template = Template(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
         raise TemplateError(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"{path}:{error.lineno}: {error.message}") from None
+        raise TemplateError(f"{path}:{error.lineno}: {(error.message or '')[:200]}") from None
     if variables is not None and (wrong := template.variables ^ variables):
         verb = "does not use" if wrong & variables else "uses"
         shown = ", ".join(sorted(wrong & variables or wrong))

@@ -4,10 +4,12 @@ import json
 import re
 from typing import Any
 
-from prefpipe.foreign_json import read_json
+from prefpipe.foreign_json import read_json, with_whole_backslashes
 from prefpipe.judge import judge_prompt
-from prefpipe.languages import is_mostly_chinese
+from prefpipe.languages import has_chinese_left, is_foreign, length_in_english
+from prefpipe.opinions import is_refusal
 from prefpipe.rows import Completion, Item, Reject
+from prefpipe.thoughts import without_thoughts
 from prefpipe.verdicts import object_schema
 
 FIELDS = ("question", "answer_1", "answer_2")
@@ -16,12 +18,24 @@ SCHEMA = object_schema({name: {"type": "string"} for name in FIELDS})
 """JSON schema of a translator's reply."""
 ASKED_AGAIN = {
     *("not_json", "wrong_keys", "not_text", "empty_text", "truncated", "json_changed"),
-    *("still_chinese", "garbled_reply", "too_few_choices"),
+    *("still_chinese", "not_english", "wrong_length", "equal_answers", "refusal", "cut_off"),
+    *("garbled_reply", "too_few_choices"),
 }
 """Reasons that another sample of the same translation may not have."""
 
 _JSON_START = re.compile(r'\[\s*\{\s*"|\{\s*"')
 _DECODER = json.JSONDecoder()
+_PLACEHOLDER = re.compile(
+    r"\W*(?:(?:the |your )?translat(?:ion|ed text)|n/?a|none|null|todo|tbd|string|text|same as above|"
+    r"(?:not |un)translated)?(?: here| goes here)?\W*",
+    re.IGNORECASE,
+)
+_REFUSES = re.compile(
+    r"抱歉|对不起|无法|不能|不会|不可以|没有办法|拒绝|作为|同意|都不|不是|sorry|can't|cannot|unable|As an",
+    re.I,
+)
+"""Words of a source whose translation may sound like a refusal."""
+_KEYS = re.compile(r'"[^"\n]*"\s*:')  # of JSON inside a text: they stay as they are
 _MOST_IN_VAIN = 3_000_000  # characters of broken objects, each start read to its fault
 
 
@@ -38,12 +52,15 @@ def english_item(item: Item, reply: Completion, *, template: str | None = None) 
 
     if reply.finish_reason == "length":
         return reject("truncated", f"the reply was cut after {reply.new_tokens} tokens")
-    written = reply.text.strip()
+    written = without_thoughts(reply.text)
+    if written is None:
+        return reject("cut_off", "the reply's thoughts did not end")
+    written = written.strip()
     if written.startswith("```"):
         written = written.partition("\n")[2].rpartition("```")[0]
     try:
         # not strict: a raw newline inside a text is no reason to ask again
-        texts = read_json(written, strict=False)
+        texts = read_json(with_whole_backslashes(written), strict=False)
     except ValueError as error:
         return reject("not_json", f"{error}: {written[:100]!r}")
     if not isinstance(texts, dict) or set(texts) != set(FIELDS):
@@ -57,10 +74,30 @@ def english_item(item: Item, reply: Completion, *, template: str | None = None) 
             return reject("empty_text", name)
         if embedded_json(translated) != embedded_json(source):
             return reject("json_changed", f"{name}: the JSON inside has other keys or values")
-        if is_mostly_chinese(translated):
-            return reject("still_chinese", f"{name}: {translated[:60]!r}")
+        if reason := _fault(translated, source):
+            return reject(reason, f"{name}: {translated[:60]!r}")
+    if _alike(texts["answer_1"], texts["answer_2"]) and not _alike(item.answer_1, item.answer_2):
+        return reject("equal_answers", f"both: {texts['answer_1'][:60]!r}")
     prompt = judge_prompt(**texts, language="en", template=template)
     return item.model_copy(update={**texts, "language": "en", "prompt": prompt})
+
+
+def _fault(translated: str, source: str) -> str:
+    """Why the text is no translation of its source, as a reason; empty: nothing speaks against it."""
+    if has_chinese_left(_KEYS.sub("", translated)):
+        return "still_chinese"
+    if is_foreign(translated, source):
+        return "not_english"
+    expected = length_in_english(source)
+    if expected >= 20 and _PLACEHOLDER.fullmatch(translated):
+        return "empty_text"
+    if len(translated) > 4 * expected + 200 or len(translated) < 0.2 * expected - 8:
+        return "wrong_length"
+    return "refusal" if is_refusal(translated) and not _REFUSES.search(source) else ""
+
+
+def _alike(a: str, b: str) -> bool:
+    return a.split() == b.split()
 
 
 def embedded_json(text: str) -> list[Any]:

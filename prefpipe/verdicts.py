@@ -1,20 +1,24 @@
 """What a judge wrote -> a verdict, or Unreadable with its reason; and the way back.
 
 Strict where a wrong reading would poison data: two different verdicts, another number than 1 or 2,
-a cut-off or broken object are unreadable. Tolerant where a model is only untidy: code fences, text
-around the object, full-width digits and quotes, "2" for 2, a raw newline in the reason. One parser
-serves post-processing, evaluation and ranking. (Ratings are read in prefpipe/ratings.py.)
+a cut-off, broken or quoted object, one without a reason are unreadable. Tolerant where a model is
+only untidy: code fences, text around the object, full-width digits and quotes, "2" for 2, a raw
+newline or LaTeX in the reason. One parser serves post-processing, evaluation and ranking. What a
+text says without an object: prefpipe/opinions.py. (Ratings are read in prefpipe/ratings.py.)
 """
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic_core import to_json
 
-from prefpipe.foreign_json import well_formed
-from prefpipe.rows import Language
+from prefpipe.foreign_json import well_formed, with_whole_backslashes
+from prefpipe.opinions import is_form, is_refusal, opinions
+from prefpipe.rows import Completion, FinishReason, Language
+from prefpipe.thoughts import without_thoughts
 
 # Keys of the judge's JSON object: (why, which answer). Published judges were trained on these.
 ANSWER_KEYS: dict[Language, tuple[str, str]] = {
@@ -37,55 +41,64 @@ class Unreadable:
 
 _REASON_KEYS, _VERDICT_KEYS = zip(*ANSWER_KEYS.values(), strict=True)
 
-# What an input method leaves in place of JSON's own signs. Tried only where the text as it is holds
-# no object, since these signs are ordinary characters inside a reason.
-_FULL_WIDTH = str.maketrans("“”＂「」：，｛｝０１２３４５６７８９", '""""":,{}0123456789')
+# What an input method leaves in place of JSON's own signs, and what nobody sees. Tried only where the
+# text as it is holds no object, since these signs are ordinary characters inside a reason.
+_FULL_WIDTH = str.maketrans(
+    "“”„‟＂「」：，｛｝０１２３４５６７８９",
+    '""""""":,{}0123456789',
+    "\u200b\u200c\u200d\u2060\ufeff",
+)
 _DIGITS: dict[str, Literal[1, 2]] = {"1": 1, "2": 2, "１": 1, "２": 2}
 _OBJECT_START = re.compile(r"\{(?=\s*\")")
-_STARTS_WITH_OBJECT = re.compile(r"\s*(?:```\w*\s*)?\{")
 _FENCES = re.compile(r"^```\w*|```\Z")
+_SHORT_ESCAPE = re.compile(r"\\(?:([bfnrt])|.)")
+_NO_REASON = frozenset(["", "...", "null", "why", "reason", "your reason", "理由", "原因"])
+"""The words that stand for a reason in the form that is asked for; without signs around them."""
 
 
-def parse_verdict(text: str) -> Verdict | Unreadable:
-    """Which answer the text calls better; never raises.
+def parse_verdict(text: str, *, finish_reason: FinishReason = "stop") -> Verdict | Unreadable:
+    """Which answer the text calls better; never raises. A text that was cut at its token limit says
+    nothing, whatever stands in it.
 
     The text answers prefpipe/templates/judge.*.jinja, as judge.judge_prompt renders it.
     parse_verdict(render_judgment(reason, better, language)) gives both back, the reason stripped.
     """
-    answer = without_draft(text)
-    if answer is None:
+    answer = without_thoughts(text)
+    if answer is None or finish_reason == "length":
         return Unreadable("cut_off")
     if not answer.strip():
         return Unreadable("empty")
-    result = _read_verdict(json_objects(answer))
+    result = _read_verdict(answer)
     if isinstance(result, Unreadable) and result.reason in ("no_json", "broken_json", "cut_off"):
-        again = _read_verdict(json_objects(answer.translate(_FULL_WIDTH)))
+        again = _read_verdict(answer.translate(_FULL_WIDTH))
         if isinstance(again, Verdict):
             return again
     return result
 
 
-def without_draft(text: str) -> str | None:
-    """What a reasoning model wrote after its thoughts; None where they did not end. A text that
-    begins with its object has no draft, whatever the object's reason quotes."""
-    draft, end, answer = text.partition("</think>")
-    if end and not begins_with_object(text):
-        return answer
-    return None if draft.lstrip().startswith("<think>") else text
-
-
-def begins_with_object(text: str) -> bool:
-    return bool(_STARTS_WITH_OBJECT.match(text))
+def fault_of_verdict(reply: Completion) -> str:
+    """Why a judge's reply says nothing that can be used; empty: it does."""
+    found = parse_verdict(reply.text, finish_reason=reply.finish_reason)
+    return found.reason if isinstance(found, Unreadable) else ""
 
 
 def json_objects(text: str) -> "list[KeyValues] | Unreadable":
     """The JSON objects in the text, outermost ones only."""
-    found: list[KeyValues] = []
+    try:
+        found = _located_objects(with_whole_backslashes(text))
+    except ValueError:
+        return Unreadable("broken_json")
+    return found if isinstance(found, Unreadable) else [pairs for _, _, pairs in found]
+
+
+def _located_objects(text: str) -> "list[tuple[int, int, KeyValues]] | Unreadable":
+    """The same with where each begins and ends."""
+    found: list[tuple[int, int, KeyValues]] = []
     position = 0
     while start := _OBJECT_START.search(text, position):
         try:
             pairs, position = _DECODER.raw_decode(text, start.start())
-            found.append(well_formed(pairs))
+            found.append((start.start(), position, well_formed(pairs)))
         except json.JSONDecodeError as error:
             # What stands inside a broken object may be a quoted one: nothing after it is trusted.
             at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
@@ -95,10 +108,24 @@ def json_objects(text: str) -> "list[KeyValues] | Unreadable":
     return found or Unreadable("no_json")
 
 
-def _read_verdict(objects: "list[KeyValues] | Unreadable") -> Verdict | Unreadable:
-    if isinstance(objects, Unreadable):
-        return objects
-    objects = [pairs for pairs in objects if any(key in _VERDICT_KEYS for key, _ in pairs)]
+def _is_quoted(text: str, start: int, end: int) -> bool:
+    """Whether what stands there is a part of a sentence: `it ends with {...}. That ...`."""
+    before = text[text.rfind("\n", 0, start) + 1 : start].rstrip(" `\"'“")
+    behind, _, later = text[end:].lstrip(" `\"'”").partition("\n")
+    goes_on = any(map(str.isalnum, behind)) or (behind[:1] in (*".,;",) and later.strip())
+    return before[-1:].isalnum() and bool(goes_on)
+
+
+def _read_verdict(text: str) -> Verdict | Unreadable:
+    try:
+        text = with_whole_backslashes(text)
+    except ValueError:
+        return Unreadable("broken_json")
+    located = _located_objects(text)
+    if isinstance(located, Unreadable):
+        return located
+    with_verdict = [found for found in located if any(key in _VERDICT_KEYS for key, _ in found[2])]
+    objects = [pairs for _, _, pairs in with_verdict]
     numbers: set[Literal[1, 2] | None] = {
         _one_or_two(v) for pairs in objects for k, v in pairs if k in _VERDICT_KEYS
     }
@@ -106,8 +133,26 @@ def _read_verdict(objects: "list[KeyValues] | Unreadable") -> Verdict | Unreadab
         return Unreadable("no_verdict")
     if len(numbers) > 1:
         return Unreadable("two_verdicts")
-    number = numbers.pop()
-    return Unreadable("not_1_or_2") if number is None else Verdict(number, _reason(objects))
+    if (number := numbers.pop()) is None:
+        return Unreadable("not_1_or_2")
+    if all(_is_quoted(text, start, end) for start, end, _ in with_verdict):
+        return Unreadable("quoted_verdict")
+    if _says_nothing(reason := _reason(objects)):
+        return Unreadable("no_reason")
+    if opinions(_outside(text, located)) == {3 - number}:
+        return Unreadable("two_verdicts")
+    return Verdict(number, reason)
+
+
+def _says_nothing(reason: str) -> bool:
+    return reason.strip(" <>[]…").lower() in _NO_REASON
+
+
+def _outside(text: str, located: "list[tuple[int, int, KeyValues]]") -> str:
+    """The text without its objects."""
+    ends = [0, *(end for _, end, _ in located)]
+    starts = [*(start for start, _, _ in located), len(text)]
+    return "\n".join(text[end:start] for end, start in zip(ends, starts, strict=True))
 
 
 def _reason(objects: "list[KeyValues]") -> str:
@@ -150,28 +195,51 @@ def render_judgment(reason: str, better: int, language: Language) -> str:
     """The judgment as one JSON object in the answer keys of its language; quotes are escaped."""
     reason_key, verdict_key = ANSWER_KEYS[language]
     # json.dumps of the whole gives the same in six times the time
-    return f'{{"{reason_key}": {to_json(reason).decode()}, "{verdict_key}": {better}}}'
+    return f'{{"{reason_key}": {_escaped(reason)}, "{verdict_key}": {better}}}'
 
 
-def read_hinted_reason(text: str, hint: int, *, finish_reason: str) -> Verdict | Unreadable:
+def _escaped(text: str) -> str:
+    """The text as JSON that is read back as itself: a line end before `abla` is no \\nabla."""
+    json_text = to_json(text).decode()
+    with suppress(ValueError):
+        if with_whole_backslashes(json_text) == json_text:
+            return json_text
+    codes = {
+        letter: f"\\u{ord(sign):04x}" for letter, sign in zip("bfnrt", "\b\f\n\r\t", strict=True)
+    }
+    return _SHORT_ESCAPE.sub(lambda escape: codes.get(escape[1], escape[0]), json_text)
+
+
+def read_hinted_reason(
+    text: str, hint: int, *, finish_reason: FinishReason
+) -> Verdict | Unreadable:
     """A hinted text as a verdict for the hinted answer: its reason, plain or from its own object.
-    Unreadable where it was cut at the token limit, or where its own object names the other
-    answer."""
+    Unreadable where it was cut at the token limit, names the other answer in whatever form, or is a
+    form that nobody reads."""
     better: Literal[1, 2] = 1 if hint == 1 else 2
-    parsed = parse_verdict(text)
+    parsed = parse_verdict(text, finish_reason=finish_reason)
     if isinstance(parsed, Verdict):
-        if parsed.better != hint:
-            return Unreadable("contradicts_hint")
-        return parsed if parsed.reason else Unreadable("empty")
+        contradicts = parsed.better != hint or opinions(parsed.reason) == {3 - better}
+        return Unreadable("contradicts_hint") if contradicts else parsed
+    if parsed.reason in ("cut_off", "empty"):
+        return parsed
+    answer = without_thoughts(text) or ""
+    if opinions(answer) == {3 - better}:
+        return Unreadable("contradicts_hint")
     if parsed.reason not in ("no_json", "no_verdict"):
         return parsed
-    if finish_reason == "length":
-        return Unreadable("cut_off")
-    objects = json_objects(answer := without_draft(text) or "")
+    objects = json_objects(answer)
     # An object with a reason alone: the hint was taken for granted.
     reason = "" if isinstance(objects, Unreadable) else _reason(objects)
-    reason = reason or _FENCES.sub("", answer.strip()).strip()
-    return Verdict(better, reason) if reason else Unreadable("empty")
+    if not reason:
+        if is_form(answer):
+            return Unreadable(parsed.reason)
+        reason = _FENCES.sub("", answer.strip()).strip()
+    if is_refusal(reason):
+        return Unreadable("refusal")
+    if not reason:
+        return Unreadable("empty")
+    return Unreadable("no_reason") if _says_nothing(reason) else Verdict(better, reason)
 
 
 def judgment_schema(language: Language) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import build_vector_store
-from prefpipe.rag.score import split_words
+from prefpipe.words import split_words
 
 
 class WordEmbedder:
@@ -29,6 +29,15 @@ class WordEmbedder:
 
     def count_cut(self, texts: Sequence[str]) -> int:
         return sum(len(text.split()) > 50 for text in texts)
+
+    def windows(self, texts: Sequence[str]) -> list[list[str]]:
+        parts = [text.split() for text in texts]
+        return [
+            [text]
+            if len(words) <= 50
+            else [" ".join(words[k : k + 50]) for k in range(0, len(words), 50)]
+            for text, words in zip(texts, parts, strict=True)
+        ]
 
 
 def sum_of_words(text: str) -> np.ndarray:

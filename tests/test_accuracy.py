@@ -285,7 +285,7 @@ def test_items_of_another_template_need_it_named(s, engines, tmp_path):
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        (["llmbra=x"], "--benchmark llmbra=x: wanted name=path, name one of: sky, llmbar, autoj"),
+        (["llmbra=x"], "--benchmark llmbra=x: wanted name=path, name a format; near: llmbar"),
         (["llmbar"], "--benchmark llmbar: wanted name=path"),
         (["llmbar=a", "llmbar=b"], "--benchmark llmbar=b: llmbar is given twice"),
     ],

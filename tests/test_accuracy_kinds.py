@@ -59,7 +59,7 @@ def known_scores(monkeypatch):
     """Models whose opinion of a text is known, instead of those in folders."""
     asked: list[tuple[str, str]] = []
 
-    def ranker_of(s, engines, kind):
+    def ranker_of(s, run, open_scorer, kind, name):
         def rank(contests, tournament):
             asked.extend((kind, id) for id in contests)
             if kind == "reward":
@@ -173,7 +173,7 @@ def test_a_stopped_run_scores_only_what_is_left(settings, monkeypatch, known_sco
     assert len(known_scores) == 5
     monkeypatch.undo()
     del known_scores[:]
-    monkeypatch.setattr(accuracy, "ranker_of", lambda *a: pytest.fail("nothing is left to score"))
+    monkeypatch.setattr(accuracy, "open_model", lambda *a: pytest.fail("nothing is left to score"))
     main(s)
     assert read(s.output / "accuracy.json")["scored"]["sky"]["reward"]["accuracy"] == 0.75
 
@@ -181,5 +181,5 @@ def test_a_stopped_run_scores_only_what_is_left(settings, monkeypatch, known_sco
 def test_nothing_to_measure_on_is_a_sentence(settings):
     with pytest.raises(SystemExit, match="set --items or --benchmark"):
         main(settings(benchmark=[]))
-    with pytest.raises(SystemExit, match="wanted name=path, name one of: sky, llmbar"):
+    with pytest.raises(SystemExit, match="wanted name=path, name a format, as --help"):
         main(settings(benchmark=["unknown=x"]))

@@ -126,10 +126,10 @@ def test_ids_come_out_as_they_went_in():
         "null",
     ]
     rows = [prompt(id, aspect) for id in ids for aspect in ASPECTS]
-    with Server(rate) as server:
+    with Server(lambda body, sample: f"Text 1\nRating: 3\n{rate(body, sample)}") as server:
         main(settings(rows, server))
     assert [(r.id, r.aspect) for r in answered()] == [(p.id, p.aspect) for p in rows]
-    assert [r.text for r in answered()] == [f"Ratings of: {p.prompt}" for p in rows]
+    assert [r.text[17:] for r in answered()] == [f"Ratings of: {p.prompt}" for p in rows]
 
 
 def test_a_doubled_prompt_is_an_error_with_both_lines_before_anything_is_paid():
@@ -292,8 +292,6 @@ ZYGOTE = """
 import os, sys
 import openai
 import annotate_preferences as stage, prefpipe.llm.batch_api.batch_engine
-from prefpipe.llm.wire import certificates
-certificates()
 for line in sys.stdin:
     child = os.fork()
     if child == 0:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from embedded.server import BatchFault, Fault, Reply, Server, last_message
+from prefpipe.llm import Failure
 from prefpipe.llm.batch_api.batch_http import answered
 from prefpipe.llm.batch_api.batch_record import BatchRecord
 from prefpipe.llm.costs import Price, estimate_prompt_tokens
@@ -161,10 +163,9 @@ def test_a_file_without_a_single_answer_is_read_again_by_the_next_run():
 
     broken = True
     with Server(numbered, api_fault=page) as server:
-        with pytest.raises(
-            SystemExit, match=r"3 tries; the last.*no line of JSON; nothing is lost"
-        ):
-            list(engine(server, max_retries=2).generate(map(request, range(3))))
+        found = list(engine(server, max_retries=2).generate(map(request, range(3))))
+        assert texts(found) == dict.fromkeys("012", "batch_unreadable")
+        assert isinstance(found[0], Failure) and "no line of JSON" in found[0].detail
         broken = False
         assert texts(engine(server).generate(map(request, range(3)))) == right(3)
     assert sizes(server) == [3]
@@ -272,3 +273,92 @@ def test_the_good_choices_of_an_answer_are_kept_and_the_others_sent_again():
     with Server(answer) as server:
         found = texts(engine(server).generate([request(samples=(0, 1, 2), temperature=1.0)]))
     assert found == {"a": ["3/1", "3/2", "1/0"]} and sizes(server) == [1, 1]
+
+
+# ---- batches that cannot be had
+
+
+def only(path: str, reply: Fault, times: int = 10**9):
+    """An api_fault: that reply in place of the first ones to calls whose path ends so."""
+    left = [reply] * min(times, 1000)
+    return lambda request, number: left.pop() if request.path.endswith(path) and left else None
+
+
+def test_a_file_that_is_gone_costs_its_own_batch_only_and_nothing_is_paid_again(capsys):
+    with Server(numbered) as server:
+        used = engine(server, requests=2)
+        used.submit(map(request, range(6)))
+        for _ in range(4):
+            used.status()
+        gone = server.batches.files.pop("file-out-0")
+        for _ in range(2):
+            found = texts(engine(server, requests=2).generate(map(request, range(6))))
+            assert found == right(6) | dict.fromkeys("01", "batch_unreadable")
+        assert "file-out-0 is there no more; it is looked at 5 times" in capsys.readouterr().err
+        server.batches.files["file-out-0"] = gone  # it is looked at again by each run
+        assert texts(engine(server, requests=2).generate(map(request, range(6)))) == right(6)
+    assert sizes(server) == [2, 2, 2] and set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize("state", ["canceled", "COMPLETED", "ended", "paused"])
+def test_a_state_that_nobody_knows_is_told_and_given_up_after_a_number_of_looks(state, capsys):
+    shown = Fault(body=json.dumps({"id": "batch_0", "status": state}).encode())
+    with Server(numbered, api_fault=only("/batches/batch_0", shown)) as server:
+        found = texts(engine(server, requests=2).generate(map(request, range(4))))
+    assert found == right(4) | dict.fromkeys("01", "batch_unreadable")
+    assert (
+        f"state '{state}', which nobody knows; it is looked at 20 times" in capsys.readouterr().err
+    )
+
+
+def test_a_batch_that_names_no_file_yet_and_one_whose_file_comes_late_are_looked_at_again():
+    unnamed = {"id": "batch_0", "status": "completed", "request_counts": {"completed": 3}}
+    late = Fault(body=json.dumps(unnamed).encode())
+    for fault in (
+        only("/batches/batch_0", late, 3),
+        only("/content", Fault(status=404), 3),
+        only("/content", Fault(body=b""), 3),
+    ):
+        with Server(numbered, api_fault=fault) as server:
+            folder = f"late-{id(fault)}"
+            used = engine(server, folder, max_retries=1)
+            assert texts(used.generate(map(request, range(3)))) == right(3)
+        assert set(server.paid.values()) == {1}
+
+
+def test_a_file_longer_than_all_answers_can_be_is_not_read_on(monkeypatch):
+    monkeypatch.setattr("prefpipe.llm.batch_api.batch_session._FILE_BYTES", 100)
+    endless = Fault(body=b'{"custom_id": "x"}\n' * 100_000)
+    with Server(numbered, api_fault=only("/content", endless)) as server:
+        (failure,) = engine(server).generate([request()])
+    assert isinstance(failure, Failure) and failure.reason == "batch_unreadable"
+    assert "more than" in failure.detail and not list(Path("batches").glob("output*"))
+
+
+def test_a_key_that_the_server_sends_back_is_in_no_file():
+    key = "sk-SECRET-0123456789"
+    with Server(lambda body, sample: f"I was given {key}", api_key=key) as server:
+        used = engine(server, api_key=SecretStr(key))
+        assert texts(used.generate([request()])) == {"a": ["I was given ***"]}
+    assert not [path for path in Path("batches").iterdir() if key in path.read_text()]
+    failed = {"id": "batch_0", "status": "failed",
+              "errors": {"data": [{"code": "x", "message": f"key {key}", "line": None}]}}  # fmt: skip
+    shown = Fault(body=json.dumps(failed).encode())
+    with (
+        Server(numbered, api_key=key, api_fault=only("/batches/batch_0", shown)) as server,
+        pytest.raises(SystemExit, match=r"failed: x: key \*\*\*"),
+    ):
+        list(engine(server, "failed", api_key=SecretStr(key)).generate([request()]))
+    assert not [path for path in Path("failed").iterdir() if key in path.read_text()]
+
+
+def test_where_n_is_refused_each_sample_is_a_line_of_its_own():
+    asked = request(samples=(0, 1, 2), temperature=1.0)
+    refused = lambda call: (  # noqa: E731
+        Fault(status=400, message="'n' is not supported") if "n" in call.body else None
+    )
+    with Server(numbered, fault=refused) as server:
+        with pytest.raises(SystemExit, match="refuses n"):
+            list(engine(server).generate([asked]))
+        found = texts(engine(server, unsent=["n"]).generate([asked]))
+    assert found == {"a": ["qa/0"] * 3} and sizes(server) == [1, 3]

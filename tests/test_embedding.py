@@ -122,4 +122,16 @@ def test_the_default_model_embeds_as_sentence_transformers_does():
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.allclose(embedder.embed(texts, "query"), expected, atol=1e-5)
     assert embedder.dimension == 384
-    assert embedder.count_cut(texts) == 1  # 256 tokens are read
+    # 256 tokens are read: 254 and two special ones
+    assert [len(parts) for parts in embedder.windows([*texts, "word " * 254])] == [1, 2, 1]
+
+
+def test_the_windows_of_a_long_text_hold_all_of_it_and_none_is_cut():
+    embedder = SentenceEmbedder("all-MiniLM-L6-v2")
+    text = " ".join(f"number{k} is written down," for k in range(400))
+    (parts,) = embedder.windows([text])
+    assert text.startswith(parts[0]) and text.endswith(parts[-1])
+    missing = [k for k in range(400) if f"number{k} is" not in " ".join(parts)]
+    assert len(missing) < len(parts)  # those that a window's end cuts
+    assert all(embedder.windows([part]) == [[part]] for part in parts)
+    assert len(parts) == -(-len(embedder._model.tokenizer(text)["input_ids"]) // 252)

@@ -193,11 +193,12 @@ def test_bad_rows_are_rejects_and_the_others_are_answered(s):
     ]  # fmt: skip
     write_jsonl(Path(s.input), rows)
     main(s.model_copy(update={"models": MODELS[:1]}), Engines())
-    (row,) = responses(s, "one")
+    both, row = responses(s, "one")
+    assert (both["id"], both["prompt"]) == ("both", "b")  # a text beside it is what came of it
     assert (row["id"], row["prompt"]) == ("7", [{"role": "user", "content": "Q"}])
     rejects = read_jsonl(s.output / "one/responses.rejects.jsonl")
-    assert [r["reason"] for r in rejects] == ["bad_row"] * 6
-    assert [r["id"].rpartition(":")[2] for r in rejects] == ["1", "2", "3", "4", "5", "6"]
+    assert [r["reason"] for r in rejects] == ["not_text", *["bad_row"] * 4]
+    assert [r["id"].rpartition(":")[2] for r in rejects] == ["1", "2", "4", "5", "6"]
 
 
 def test_a_row_without_id_gets_that_of_its_content_and_its_copy_is_left_out(tmp_path):

@@ -6,10 +6,11 @@ import pytest
 
 from prefpipe.compare.ab_prompt import escape
 from prefpipe.questions import question_key
-from prefpipe.rag.score import is_abstention, split_words
+from prefpipe.rag.abstention import is_abstention
 from prefpipe.ratings import read_ratings
 from prefpipe.translations import embedded_json
 from prefpipe.verdicts import parse_verdict
+from prefpipe.words import split_words
 
 LENGTH = 200_000
 PARSERS = {

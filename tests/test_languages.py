@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefpipe.languages import detect_language, ideograph_share, is_mostly_chinese
+from prefpipe.languages import detect_language, has_chinese_left, ideograph_share
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_fifth_of_the_letters_makes_a_text_chinese():
 
 
 def test_mostly_chinese_means_more_than_half_of_the_letters():
-    assert is_mostly_chinese("你好 ok!!!!") is False  # 2 of 4
-    assert is_mostly_chinese("你好吗 ok") is True
-    assert is_mostly_chinese("The word 你好 means hello.") is False
-    assert is_mostly_chinese("42 + 1") is False
+    assert has_chinese_left("你好 ok!!!!") is False  # 2 of 4
+    assert has_chinese_left("你好吗 ok") is True
+    assert has_chinese_left("The word 你好 means hello.") is False
+    assert has_chinese_left("42 + 1") is False

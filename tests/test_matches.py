@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 
 from prefpipe import llm
-from prefpipe.compare.matches import Contest, hold, judge_matches, pairwise_matches
+from prefpipe.compare.matches import Contest, JudgeMatches, hold, pairwise_matches
 from prefpipe.compare.openers import by_implicit_reward, by_pairwise, by_reward
 from prefpipe.compare.tournament import Match
+from prefpipe.files import Run, StageFacts
 from prefpipe.models.prefix_cache import PrefixCache
 from prefpipe.rows import Reject
 from tests.known_opinions import AnswerJudge, quality
@@ -22,9 +23,20 @@ def contest(*responses: str, prompt: str = "Q?") -> Contest:
 
 # ---- a judge, in both orders ---------------------------------------------------------------------
 
-OPTIONS = {"template": None, "max_new_tokens": 9, "seed": 0}
 CONTESTS = {"q": contest("good", "bad")}
 MATCH = Match("q", 0, 1)
+
+
+@pytest.fixture
+def judge_matches(tmp_path):
+    """The matches of a scripted judge, in a run of their own."""
+
+    def made(judge: AnswerJudge) -> JudgeMatches:
+        facts = StageFacts("test", {}, {}, limit=None, overwrite=False, strict=False)
+        run = Run(facts, inputs=[], outputs={tmp_path / "out.jsonl": Reject})
+        return JudgeMatches(run, lambda: judge, template=None, max_new_tokens=9, seed=0)
+
+    return made
 
 
 @pytest.mark.parametrize(
@@ -37,30 +49,30 @@ MATCH = Match("q", 0, 1)
         (lambda a, b: "?", None),  # nothing readable is no tie
     ],
 )
-def test_a_judge_is_asked_in_both_orders_and_unreadable_is_no_verdict(verdict, p):
+def test_a_judge_is_asked_in_both_orders_and_unreadable_is_no_verdict(verdict, p, judge_matches):
     judge = AnswerJudge(verdict)
-    assert judge_matches(judge, CONTESTS, [MATCH], **OPTIONS) == [p]
+    assert judge_matches(judge)(CONTESTS, [MATCH]) == [p]
     assert [request.id for request in judge.requests] == ["q\t0\t1", "q\t1\t0"]
     assert all(r.temperature == 0 and r.max_new_tokens == 9 for r in judge.requests)
 
 
-def test_a_judge_that_cannot_take_one_order_gives_no_outcome():
+def test_a_judge_that_cannot_take_one_order_gives_no_outcome(judge_matches):
     failure = llm.Failure("", "prompt_too_long", "900 tokens")
     judge = AnswerJudge(lambda first, second: 1 if first == "good" else failure)
     reject = Reject(id="q", reason="prompt_too_long", detail="900 tokens")
-    assert judge_matches(judge, CONTESTS, [MATCH], **OPTIONS) == [reject]
+    assert judge_matches(judge)(CONTESTS, [MATCH]) == [reject]
 
 
-def test_a_server_s_failure_stops_the_run():
+def test_a_server_s_failure_stops_the_run(judge_matches):
     judge = AnswerJudge(lambda first, second: llm.Failure("", "timeout", "600 s"))
     with pytest.raises(
-        SystemExit, match=r"did not pass \(timeout, 600 s\).*the same command goes on"
+        SystemExit, match=r"did not pass .*timeout, 600 s.*the same command asks for these again"
     ):
-        judge_matches(judge, CONTESTS, [MATCH], **OPTIONS)
+        judge_matches(judge)(CONTESTS, [MATCH])
 
 
-def test_where_not_one_verdict_can_be_read_there_is_no_standing():
-    play = partial(judge_matches, AnswerJudge(lambda a, b: "?"), **OPTIONS)
+def test_where_not_one_verdict_can_be_read_there_is_no_standing(judge_matches):
+    play = judge_matches(AnswerJudge(lambda a, b: "?"))
     standing = hold({"q": contest("bad", "good", "fair")}, play, "knockout", seed=0)["q"]
     assert isinstance(standing, Reject) and standing.reason == "all_unreadable"
 

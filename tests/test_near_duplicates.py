@@ -2,16 +2,19 @@
 
 import random
 import re
+import time
 import tracemalloc
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefpipe.near_duplicates import EarlierDocuments, NearDuplicates, jaccard, shingles
+from prefpipe.near_duplicates import EarlierDocuments, NearDuplicates
 from prefpipe.rag.documents import to_documents
 from prefpipe.rows import Document, Entry
+from prefpipe.shingles import jaccard, shingles
 
 # ---- questions
 
@@ -95,6 +98,65 @@ def test_a_lookup_finds_what_comparing_all_sketches_finds():
             max(jaccard(shingles(text), other) for other in sketches) >= threshold for text in asked
         ]
         assert [text in duplicates for text in asked] == found and 10 < sum(found) < 95
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([17, 60]))
+def test_what_many_share_is_left_out_of_the_comparison(seed, common):
+    """All against all the slow way, on sets of shingles: those of more than 16 texts do not count."""
+    rng = random.Random(seed)
+    beginning = random_text(common, rng)
+    held_out = [f"{beginning} {random_text(rng.randrange(6, 60), rng)}" for _ in range(40)]
+    asked = [f"{beginning} {random_text(rng.randrange(6, 60), rng)}" for _ in range(20)]
+    asked += [
+        f"{beginning} {changed(text[len(beginning) :], share, rng)}"
+        for text in held_out[:30]
+        for share in (0, 0.02, 0.05, 0.1)
+    ]
+    counts = Counter(shingle for text in held_out for shingle in slow_shingles(text))
+    many = {shingle for shingle, count in counts.items() if count > 16}
+
+    def similarity(one: str, other: str) -> float:
+        a, b = slow_shingles(one) - many, slow_shingles(other) - many
+        return len(a & b) / len(a | b)
+
+    closest = [max(similarity(text, other) for other in held_out) for text in asked]
+    for threshold in (0.5, 0.8):
+        found = NearDuplicates(held_out, threshold).find(asked)
+        assert found == [value >= threshold for value in closest]
+
+
+def test_long_questions_behind_one_beginning_are_compared_by_their_own_words():
+    rng = random.Random(4)
+    beginning = random_text(300, rng)
+    held_out = [f"{beginning} {random_text(rng.randrange(20, 200), rng)}" for _ in range(60)]
+    duplicates = NearDuplicates(held_out)
+    others = [f"{beginning} {random_text(rng.randrange(5, 200), rng)}" for _ in range(60)]
+    assert not any(duplicates.find(others))
+    assert all(duplicates.find(held_out)) and all(duplicates.find([t + " so" for t in held_out]))
+    assert not any(duplicates.find([changed(text, 0.3, rng) for text in held_out]))
+
+
+def test_a_question_that_is_given_many_times_is_still_found():
+    rng = random.Random(5)
+    often = random_text(30, rng)
+    duplicates = NearDuplicates([*[often] * 40, *(random_text(30, rng) for _ in range(40))])
+    assert often in duplicates and often + " now" in duplicates
+    assert random_text(30, rng) not in duplicates
+
+
+def test_questions_with_one_beginning_cost_no_more_the_more_they_are():
+    rng = random.Random(3)
+    beginning = random_text(300, rng)
+
+    def seconds(count: int) -> float:
+        texts = [f"{beginning} {random_text(60, rng)}" for _ in range(2 * count)]
+        started = time.process_time()
+        NearDuplicates(texts[:count]).find(texts[count:])
+        return time.process_time() - started
+
+    seconds(100)
+    assert seconds(2000) < 8 * seconds(500) + 0.2  # four times as many; comparing all takes 16
 
 
 def test_equal_questions_are_duplicates_at_any_threshold_and_others_are_none():

@@ -16,10 +16,12 @@ from prefpipe.rag.pairs import (
     distinct,
     draw_other,
     keywords_of,
+    measure_cosines,
     score_candidates,
 )
-from prefpipe.rag.score import ABSTENTIONS
+from prefpipe.rag.store import VectorStore
 from prefpipe.rows import Completion, Entry, RagPair, Reject, Retrieved
+from tests.rag_helpers import WordEmbedder, build_store
 
 RULES = PairRules(
     weight_grounding=0.7,
@@ -27,7 +29,7 @@ RULES = PairRules(
     weight_length=0.05,
     free_characters=600,
     full_characters=1800,
-    abstentions=ABSTENTIONS,
+    abstentions=(),
     answer_threshold=0.0,
     keywords=[],
     max_keywords=8,
@@ -50,17 +52,19 @@ def answer(text: str, sample: int, finish_reason: Literal["stop", "length"] = "s
     )
 
 
-def query(candidates: list[Completion], keywords=(), verdicts=None) -> AnsweredQuery:
+def query(
+    candidates: list[Completion], keywords=(), verdicts=None, context="ab b"
+) -> AnsweredQuery:
     entry = Entry(id="q", query="ab", code="", description="", keywords=list(keywords))
     retrieved = Retrieved(
-        id="q", document_ids=["d"], store_rows=[0], scores=[0.5], context="ab b", is_cut=False
+        id="q", document_ids=["d"], store_rows=[0], scores=[0.5], context=context, is_cut=False
     )
     return AnsweredQuery(entry, retrieved, "the prompt", candidates, verdicts)
 
 
 def pair_of(answered: AnsweredQuery, cosines, rules=RULES) -> RagPair | Reject:
     parts = score_candidates(answered, cosines, rules)
-    return build_pair(ScoredQuery(answered, parts, None), rules)
+    return build_pair(ScoredQuery(answered, parts, None, 1), rules)
 
 
 def test_of_equal_answers_the_first_stays_and_an_empty_one_goes():
@@ -77,7 +81,7 @@ def test_chosen_never_equals_rejected_and_never_scores_less(texts, cosines, answ
     rules = replace(RULES, answer_threshold=0.0 if answerable else 1.0)
     answered = query(distinct([answer(text, k) for k, text in enumerate(texts)]))
     scored = score_candidates(answered, cosines[: len(answered.candidates)], rules)
-    pair = build_pair(ScoredQuery(answered, scored, None), rules)
+    pair = build_pair(ScoredQuery(answered, scored, None, 1), rules)
     if isinstance(pair, Reject):
         assert len(answered.candidates) < 2
         return
@@ -140,3 +144,16 @@ def test_a_random_document_is_any_but_the_retrieved_ones(count, data):
     others = set(range(count)) - set(retrieved)
     drawn = {draw_other(count, retrieved, random.Random(seed)) for seed in range(200)}
     assert drawn == (others or {None})
+
+
+def test_an_answer_about_the_last_of_a_long_context_is_grounded_there(tmp_path):
+    """50 words fit into the embedder's window: the cosine with the nearest window, by hand."""
+    embedder = WordEmbedder()
+    store = VectorStore.open(build_store(tmp_path), embedder)
+    long = " ".join(f"filler{k}" for k in range(50))
+    answers = [answer("the gate is blue", 0), answer(" ".join([long, "the gate is blue"]), 1)]
+    asked = query(answers, context=f"{long} the gate is blue")
+    ((own, other, windows),) = measure_cosines([asked], store, embedder, seed=0)
+    first, last = embedder.embed([long, "the gate is blue"], "document")
+    assert windows == 2 and own == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert other is not None and abs(float(first @ last)) < 0.9

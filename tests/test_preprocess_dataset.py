@@ -10,6 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+import config
+from prefpipe.evaluation.overlap import Overlap
 from prefpipe.files import DataError
 from preprocess_dataset import Settings, main
 from tests.examples import ledger, read_jsonl, run_stage, sentence, write_jsonl
@@ -155,11 +157,105 @@ def test_two_rows_of_one_id_are_an_error_with_both_places(tmp_path):
     with pytest.raises(DataError) as error:
         preprocess(tmp_path, [raw(0), raw(1), raw(2, id="r0")])
     path = f"{tmp_path}/items.raw.jsonl"
-    assert str(error.value) == f"{path}:3: id 'r0' stands at {path}:1 already; ids must be unique"
+    assert str(error.value) == (
+        f"{path}:3: id 'r0' stands at {path}:1 already; ids must be unique "
+        "(--id-column None makes them of the content)"
+    )
     assert not (tmp_path / "items/train.jsonl").exists()
     held_out = write_jsonl(tmp_path / "held_out.jsonl", [raw(9, id="r1")])
     with pytest.raises(DataError, match=r"held_out\.jsonl:1: id 'r1' stands at .*raw\.jsonl:2 alr"):
         preprocess(tmp_path, [raw(0), raw(1)], validation_input=str(held_out))
+
+
+def test_ids_that_repeat_can_be_left_alone(tmp_path):
+    """In one file, and in both: then ids are made of the content, and 0 is an id like any other."""
+    held_out = write_jsonl(tmp_path / "held_out.jsonl", [raw(9, id=0), raw(8, id=7)])
+    rows = [raw(0, id=0), raw(1, id=0)]
+    options = {"validation_input": str(held_out), "near_duplicate": 1.0}
+    found = preprocess(tmp_path, rows, id_column=None, **options)
+    assert len({row["id"] for split in ("train", "validation") for row in found[split]}) == 4
+    found = preprocess(tmp_path, [raw(0, id=1.0), raw(1, id=2.0)], "floats", **options)
+    assert [row["id"] for row in found["train"]] == ["1", "2"]
+    assert [row["id"] for row in found["validation"]] == ["0", "7"]
+
+
+def test_the_held_out_rows_of_the_sample_stay_out_of_another_input(tmp_path):
+    """validation_input is empty as soon as an input is given, wherever it is given."""
+    assert Settings().validation_input == config.RAW_VALIDATION
+    assert Settings(input="mine.jsonl").validation_input == ""
+    assert Settings.from_command_line(["--input", "mine.jsonl"]).validation_input == ""
+    both = ["--input", "mine.jsonl", "--validation-input", "v.jsonl"]
+    assert Settings.from_command_line(both).validation_input == "v.jsonl"
+    write_jsonl(tmp_path / "mine.jsonl", [raw(k) for k in range(30)])
+    result = run_stage(
+        "preprocess_dataset", "--input", "mine.jsonl", "--output", "items", cwd=tmp_path
+    )
+    assert result.returncode == 0 and ledger(tmp_path / "items" / META)["read"] == 30
+
+
+def test_columns_are_named_on_the_command_line(tmp_path):
+    """As a user does, with a label in the words of the data."""
+    rows = [
+        {"no": k, "ask": {"text": raw(k)["prompt"]}, "a": f"A{k}", "b": f"B{k}", "won": won, "who": "Be brief."}
+        for k, won in enumerate(("left", "right", "even"))
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    result = run_stage(
+        "preprocess_dataset", "--input", "mine.jsonl", "--output", "items", "--validation-share", "0",
+        "--prompt-column", "ask.text", "--system-column", "who", "--answer-columns", "a", "--answer-columns", "b",
+        "--label-column", "won", "--labels", '["Left", "Right", "Even"]', "--id-column", "no", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    items = read_jsonl(tmp_path / "items/train.jsonl")
+    better = [item[f"answer_{item['better'] or 1}"] for item in items]
+    assert better[:2] == ["A0", "B1"] and [item["better"] is None for item in items] == [
+        False,
+        False,
+        True,
+    ]
+    assert [item["id"] for item in items] == ["0", "1", "2"]
+    assert items[0]["question"].startswith("System: Be brief.\n\nUser: In ")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--answer-columns", '["a", "b"]'], "answer_columns: wanted two, and label_column, strength_column"),
+        (["--label-column", "won"], "name answer_columns"),
+        (["--answer-columns", '["a", "b"]', "--label-column", "won"], "say with --labels what it holds"),
+    ],
+)  # fmt: skip
+def test_columns_that_do_not_make_a_pair_are_a_sentence(tmp_path, options, said):
+    write_jsonl(tmp_path / "mine.jsonl", [{"prompt": "Q", "a": "x", "b": "y", "won": "a"}])
+    assert said in sentence(
+        run_stage("preprocess_dataset", "--input", "mine.jsonl", *options, cwd=tmp_path)
+    )
+
+
+def test_rows_that_share_words_with_a_benchmark_are_left_out_by_name(tmp_path):
+    """What accuracy.py counts as seen: after it, nothing of the benchmark is."""
+    words = "one two three four five six seven eight nine ten"
+    bench = [{"input": f"Say {words}", "output_1": "x", "output_2": "y", "label": 1},
+             {"input": "Short?", "output_1": "x", "output_2": "y", "label": 2}]  # fmt: skip
+    write_jsonl(tmp_path / "llmbar.jsonl", bench)
+    rows = [
+        raw(0),
+        raw(1, prompt=f"Now: {words.upper()}!"),
+        raw(2, rejected=f"... {words}"),
+        raw(3, chosen="short"),
+    ]
+    entry = f"llmbar={tmp_path / 'llmbar.jsonl'}"
+    found = preprocess(tmp_path, rows, validation_share=0, not_in=[entry])
+    assert [row["id"] for row in found["train"]] == ["r0"]
+    assert [(r["id"], r["reason"]) for r in found["rejects"]] == [
+        (f"r{k}", "in_benchmark") for k in (1, 2, 3)
+    ]
+    seen = Overlap({"a": f"Say {words}", "b": "Short?"})
+    for row in found["train"]:
+        seen.add(f"{row['question']} {row['answer_1']} {row['answer_2']}")
+    assert seen.report()["seen"] == 0
+    with pytest.raises(SystemExit, match="--not-in nonsense=x: wanted name=path"):
+        preprocess(tmp_path, rows, "other", not_in=["nonsense=x"])
 
 
 def test_every_file_format_gives_the_same_items(tmp_path):
@@ -195,19 +291,17 @@ def test_a_name_that_is_no_file_is_one_of_the_hub(tmp_path, monkeypatch):
     """Also one that ends in .1, as the published recipe's data does."""
     asked = []
 
-    class Streamed(list):
-        def take(self, count):
-            return self[:count]
-
-    def load_dataset(name, **options):
-        asked.append((name, options))
-        return Streamed(raw(k) for k in range(5))
+    def load_dataset(name, config, **options):
+        asked.append((name, config, options))
+        return [raw(k) for k in range(5)]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["train", "test"])
     name = "Skywork/Skywork-Reward-Preference-80K-v0.1"
     main(Settings(input=name, validation_input="", output=tmp_path / "items", limit=3))
     assert ledger(tmp_path / "items" / META)["read"] == 3
-    assert asked == [(name, {"split": "train", "streaming": True})] * 2  # a pass for the split
+    options = {"split": "train", "streaming": True, "revision": None}
+    assert asked == [(name, None, options)] * 2  # a pass for the split
 
 
 @pytest.mark.parametrize("name", ["raw.jsonl", "some/raw.parquet", "./raw", "/a/b", "a/b/c"])
@@ -222,8 +316,9 @@ def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, name):
     ("content", "said"),
     [
         (b"", "no row to read"),
-        (b'{"prompt": "p", "chosen": "c"}\n', "not one of 1 rows could be used ({'bad_row': 1})"),
-        (b'[{"prompt": "p"}]\n', "raw.jsonl:1: found a JSON array, wanted one object a line"),
+        (b'{"prompt": "p", "chosen": "c"}\n', "not one of 1 rows could be used ({'bad_row': 1}); first: raw.jsonl:1: rejected: missing; "
+         "found prompt, chosen; name yours with --rejected-column; each with its reason in"),
+        (b'[{"prompt": "p"}\n', "raw.jsonl: begins as a JSON array, and is none"),
         ('{"prompt": "ä"}\n'.encode("latin-1"), "raw.jsonl:1: byte 12 is not UTF-8"),
         (b'{"id": "a", "prompt": "p", "chosen": "c", "rejected": "r"}\n' * 2, "raw.jsonl:2: id 'a' stands"),
     ],
@@ -242,10 +337,11 @@ def test_strict_stops_at_the_first_bad_row_with_its_line_and_field(tmp_path):
     write_jsonl(tmp_path / "raw.jsonl", [raw(0), raw(1, margin="wide"), raw(2)])
     result = run_stage(
         "preprocess_dataset", "--input", "raw.jsonl", "--validation-input", "", "--strict",
-        "--output", "items", cwd=tmp_path,
+        "--output", "items", "--format", "skywork", cwd=tmp_path,
     )  # fmt: skip
     assert sentence(result) == (
-        "preprocess_dataset: raw.jsonl:2: margin: found 'wide', wanted a number >= 0"
+        "preprocess_dataset: raw.jsonl:2: margin: found 'wide', wanted a number >= 0 "
+        "(--margin-column None: no margins)"
     )
     assert not list((tmp_path / "items").glob("*"))
 
@@ -273,5 +369,6 @@ def test_every_format_of_pairs_is_read(tmp_path):
 
 
 def test_a_format_that_is_none_is_refused_with_those_that_are(tmp_path):
-    result = run_stage("preprocess_dataset", "--format", "skywork", cwd=tmp_path)
-    assert "'sky', 'llmbar', 'autoj', 'rewardbench' or 'judgebench'" in sentence(result)
+    result = run_stage("preprocess_dataset", "--format", "skywrok", cwd=tmp_path)
+    assert "setting format (from the command line): found 'skywrok'" in sentence(result)
+    assert "'skywork'" in sentence(result) and "'hh-rlhf'" in sentence(result)

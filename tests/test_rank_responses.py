@@ -1,7 +1,7 @@
 """rank_responses: three rankers, the stated rules, a stopped run; scripted judges, known scores."""
 
 import json
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,15 +9,14 @@ import pytest
 import rank_responses
 from prefpipe import llm
 from prefpipe.compare.matches import Contest, hold
-from prefpipe.compare.openers import by_judge, by_reward
+from prefpipe.compare.openers import by_reward
 from prefpipe.compare.rankings import to_ranking
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.rows import Reject, Responses
 from rank_responses import Settings, main, to_contest, to_preference, why_not
-from tests.known_opinions import AnswerJudge, KnownRewards, by_quality
+from tests.known_opinions import AnswerJudge, KnownRewards, by_quality, quality
 from tests.preference_data import save_base, write_jsonl
 
-OPTIONS = {"template": None, "max_new_tokens": 9, "seed": 0}
 ROWS = [
     {"id": "a", "prompt": "Q a", "responses": ["bad", "good", "fair"], "right": [False, True, False]},
     {"id": "b", "prompt": [{"role": "user", "content": "Q b"}], "responses": ["good", "bad"]},
@@ -117,6 +116,84 @@ def test_a_stopped_run_asks_only_for_what_is_left_and_ends_in_the_same_bytes(set
         assert (s.output / name).read_bytes() == (whole.output / name).read_bytes()
 
 
+def test_what_was_scored_together_is_scored_together_again_after_a_stop(settings, tmp_path):
+    """Scores that depend on their window, as a model's last digits do."""
+
+    def by_window(contests, _):
+        standings = known_rewards(contests, None)
+        nudge = len(contests) * 1e-8
+        return {
+            id: replace(standing, strengths=[x + nudge for x in standing.strengths])
+            for id, standing in standings.items()
+        }
+
+    whole = settings(output=tmp_path / "whole", prompts_at_once=3)
+    main(whole, by_window)
+    log = tmp_path / "stopped" / ".rank_responses.partial.jsonl"
+    for cut in range(1, 4):
+        s = settings(output=log.parent, prompts_at_once=3, overwrite=True)
+        with pytest.raises(KeyboardInterrupt):
+            main(s, _interrupting(by_window, after=1))
+        lines = log.read_bytes().splitlines(keepends=True)
+        log.write_bytes(
+            b"".join(lines[: 1 + cut])
+        )  # within the first window, of "a", "b", "copies"
+        main(settings(output=log.parent, prompts_at_once=3), by_window)
+        for name in ("rankings.jsonl", "preferences.jsonl"):
+            assert (s.output / name).read_bytes() == (whole.output / name).read_bytes()
+
+
+def _interrupting(rank, after: int):
+    calls = iter(range(after))
+
+    def interrupting(contests, kind):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return rank(contests, kind)
+
+    return interrupting
+
+
+def test_a_judge_is_asked_no_verdict_twice_however_the_run_was_stopped(settings, tmp_path):
+    """A knockout of seven, stopped before each verdict in turn: what was said is on disk."""
+
+    def better(first, second):
+        return 1 if quality(first) > quality(second) else 2
+
+    whole, judge = settings(by="judge", output=tmp_path / "whole"), AnswerJudge(better)
+    main(whole, judge=judge)
+    total = len(judge.requests)
+    assert total == 2 * (2 + 1 + 1 + 6)  # both orders of n - 1 matches
+    for said in (1, 6, total - 3):
+        s = settings(by="judge", output=tmp_path / f"stopped{said}")
+        budget = iter(range(said))
+
+        def one_more(first, second, budget=budget):
+            if next(budget, None) is None:
+                raise KeyboardInterrupt
+            return better(first, second)
+
+        with pytest.raises(KeyboardInterrupt):
+            main(s, judge=AnswerJudge(one_more))
+        again = AnswerJudge(better)
+        main(s, judge=again)
+        assert len(again.requests) == total - said
+        for name in ("rankings.jsonl", "preferences.jsonl"):
+            assert (s.output / name).read_bytes() == (whole.output / name).read_bytes()
+
+
+def test_a_judge_whose_server_fails_keeps_what_it_said(settings):
+    def verdict(first, second):
+        return llm.Failure("", "timeout", "600 s") if "fair" in first + second else 1
+
+    s = settings(by="judge", tournament="round-robin")
+    with pytest.raises(SystemExit, match=r"did not pass .*timeout, 600 s.*asks for these again"):
+        main(s, judge=AnswerJudge(verdict))
+    again = AnswerJudge(lambda first, second: 1)
+    main(s, judge=again)
+    assert all("fair" in r.messages[0]["content"] for r in again.requests)
+
+
 def test_equal_scores_are_a_tie_and_keep_the_order_of_the_input():
     row = Responses(id="q", prompt="Q", responses=["x1", "x2"])
     standing = known_rewards({"q": to_contest(row)}, None)["q"]
@@ -131,7 +208,7 @@ def test_a_prompt_the_judge_cannot_read_is_left_out_by_its_reason(settings):
         return llm.Failure("", "prompt_too_long", "900 tokens") if "x" in first + second else 1
 
     s = settings(by="judge", tournament="round-robin")
-    main(s, partial(by_judge, AnswerJudge(verdict), **OPTIONS))
+    main(s, judge=AnswerJudge(verdict))
     rejects = {r["id"]: r["reason"] for r in read(s.output / "rank_responses.rejects.jsonl")}
     assert rejects["many"] == "prompt_too_long"
 
@@ -143,7 +220,7 @@ def test_a_folder_is_loaded_and_ranks(settings, tmp_path, by, monkeypatch):
     if by == "reward":
         load_classifier(base, new_head=True)[0].save_pretrained(base)
     s = settings(by=by, reward_model=str(base), pairwise_model=str(base))
-    rank = rank_responses.open_ranker(s)
+    rank = rank_responses.open_ranker(s, s.open_run(inputs=[s.input], outputs={}, home=s.output))
     (standing,) = rank({"q": Contest("Q", ["one", "two"], [0, 1])}, "knockout").values()
     assert not isinstance(standing, Reject) and sorted(standing.order) == [0, 1]
 

@@ -1,6 +1,7 @@
 """prefpipe.templates, judge prompts and languages; golden files of what they render."""
 
 import datetime
+import time
 
 import jinja2
 import pytest
@@ -192,3 +193,59 @@ def test_a_templates_today_is_the_runs_day_whatever_the_clock_says(chat_options)
     assert rendered(own) == "\n03 Nov 2026 2026-11-03"
     chat_options(ChatOptions())  # a model that was trained with it keeps its day
     assert with_options(own, "m") == own
+
+
+# ---- templates of strangers
+
+HANGS = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ question }}",
+    "{% macro m(n) %}{% for k in range(2) %}{{ m(n) }}{% endfor %}{% endmacro %}{{ m(question) }}",
+    "{% for a in question %}{% for b in question %}{% for c in question %}{% for d in question %}"
+    "{% endfor %}{% endfor %}{% endfor %}{% endfor %}",
+]
+GROWS = [
+    "{{ question * 10**9 }}",
+    "{{ range(10**9) }}{{ question }}",
+    "{{ question ~ question }}",
+    "{% set ns = namespace(s=question) %}{% for a in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
+    "{% for a in range(90000) %}{{ question }}{% endfor %}",
+    "{{ question.ljust(10**9) }}",
+    "{{ question | center(10**9) }}",
+    "{{ '{:>999999999}'.format(question) }}",
+    "{{ '%999999999s' % question }}",
+    "{{ range(90000) | join(question) }}",
+    "{{ ('a' * 90000) | replace('a', question) }}",
+    "{{ lipsum(100000) }}{{ question }}",
+]
+REACHES = [
+    "{{ cycler.__init__.__globals__.os.system('touch HACKED') }}{{ question }}",
+    "{{ question.__class__.__mro__[1].__subclasses__() }}",
+    "{{ ''.__class__ }}{{ question }}",
+    "{% include 'judge.en.jinja' %}{{ question }}",
+    "{% extends 'x' %}{{ question }}",
+    "{{ question.nothing.at_all }}",
+    "{{ 1 / 0 }}{{ question }}",
+    "{{ question | nofilter }}",
+    "{{ " + "(" * 5000 + "question" + ")" * 5000 + " }}",
+]
+
+
+@pytest.mark.parametrize("text", [*HANGS, *GROWS, *REACHES], ids=lambda text: text[:40])
+def test_a_template_of_a_stranger_reaches_nothing_and_ends(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(templates, "_MOST_SECONDS", 0.3)
+    path = tmp_path / "mine.jinja"
+    path.write_text(text)
+    began = time.monotonic()
+    with pytest.raises(TemplateError, match=r"mine\.jinja:") as raised:
+        templates.load_template(path).render(question="what? " * 40)
+    assert len(str(raised.value)) < len(str(path)) + 250
+    assert time.monotonic() - began < 3 and not (tmp_path / "HACKED").exists()
+
+
+def test_a_template_with_loops_sums_and_filters_is_rendered():
+    text = (
+        "{% set ns = namespace(n=0) %}{% for t in texts if t %}{{ loop.index % 2 }}{{ t | upper }}"
+        "{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n * 2 }}{{ texts | join('-') | replace('a', 'o') }}"
+    )
+    assert templates.Template(text).render(texts=["a", "b"]) == "1A0B4o-b"

@@ -18,6 +18,7 @@ from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import load_tokenizer
 from prefpipe.training.checkpoints import TrainingCallback
 from prefpipe.training.saving import check_scores
+from tests.examples import read_jsonl, run_stage, sentence
 from tests.preference_data import row, rows, save_base, write_jsonl
 from tests.test_reward_model import bert, bert_tokenizer
 from tests.training_models import scorable
@@ -293,6 +294,40 @@ def test_margins_of_the_rows_are_in_the_loss(settings, tmp_path):
     off = settings(input=str(path), epochs=1.0, center_rewards=0.0, margin_weight=0.0, output=tmp_path / "off")  # fmt: skip
     main(off)
     assert float(curve(off.output)[0]["loss"]) == pytest.approx(math.log(2), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("margin_as", "first_loss"),
+    # where the new head's scores are about equal: 3 log 2; and p log 2 + (1 - p) log 2
+    [("scaled", 3 * math.log(2)), ("soft", math.log(2))],
+)
+def test_a_margin_can_be_a_factor_or_a_soft_label(
+    settings, tmp_path, margin_as, first_loss, capsys
+):
+    train = [{**r, "margin": 3.0} for r in rows(16)]
+    path = write_jsonl(tmp_path / "t.jsonl", train)
+    s = settings(input=str(path), epochs=1.0, center_rewards=0.0, margin_as=margin_as)
+    main(s)
+    assert float(curve(s.output)[0]["loss"]) == pytest.approx(first_loss, abs=0.5)
+    assert (
+        f"margins: 16 pairs have one, 3 on average; {margin_as}, times 1" in capsys.readouterr().out
+    )
+
+
+def test_rows_are_read_before_a_model_and_the_rejects_say_what_was_wrong(tmp_path):
+    """As a user runs it: torch is not even imported."""
+    bad = [{"instruction": "Q", "output_1": "a", "output_2": "b", "label": 3} for _ in range(3)]
+    write_jsonl(tmp_path / "mine.jsonl", bad)
+    options = ("--input", "mine.jsonl", "--output", "model", "--format", "llmbar")
+    for stage in ("train_reward_model", "train_pairwise_model"):
+        result = run_stage(stage, *options, "--model", "no/such-model", cwd=tmp_path)
+        assert sentence(result) == (
+            f"{stage}: mine.jsonl: no pair to train on (left out: 3 bad_row; first: mine.jsonl:1: "
+            "label: found '3', wanted one of 1, 2 (--labels)); each with its reason in "
+            f"model/{stage}.rejects.jsonl"
+        )
+        rejects = read_jsonl(tmp_path / f"model/{stage}.rejects.jsonl")
+        assert [r["reason"] for r in rejects] == ["bad_row"] * 3
 
 
 def test_one_class_only_is_refused(settings, tmp_path):

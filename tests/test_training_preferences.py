@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prefpipe.formats.opening import HowRead
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import splits
 from prefpipe.training.preferences import Placed, RawPreferences
@@ -19,6 +20,7 @@ class Counted:
     def __init__(self):
         self.read_count = 0
         self.bad: list[tuple[str, str]] = []
+        self.summary = {}
 
     def bad_row(self, place, error):
         self.bad.append((place, str(error)))
@@ -31,8 +33,8 @@ def row(k: int, **changes) -> dict:
 
 
 def raw(train: Path, validation: Path | str = "", **changes) -> RawPreferences:
-    options = {"validation_share": 0.3, "format": "sky", "near_duplicate": 0.7, "seed": 2021}
-    options |= {"limit": None}
+    options = {"validation_share": 0.3, "near_duplicate": 0.7, "seed": 2021, "limit": None}
+    options |= {"how": HowRead(changes.pop("format", "auto"))}
     return RawPreferences(str(train), str(validation), **(options | changes))
 
 
@@ -59,7 +61,7 @@ def test_near_duplicates_are_those_found_one_question_at_a_time(files):
     rows, _ = read(raw(*files))
     held_out = NearDuplicates((str(p.row.prompt) for p in rows if p.split == "validation"), 0.7)
     expected = [p.split == "train" and str(p.row.prompt) in held_out for p in rows]
-    assert [p.is_near_duplicate for p in rows] == expected and 15 < sum(expected) <= 20
+    assert [p.leaks is not None for p in rows] == expected and 15 < sum(expected) <= 20
 
 
 @pytest.mark.parametrize("first", ["train", "validation"])
@@ -91,7 +93,7 @@ def test_a_row_that_is_none_is_the_runs_and_holds_nothing_out(tmp_path):
     assert [p.split for p in rows] == [p.split for p in good] and len(run.bad) == 2
     validation = write_jsonl(tmp_path / "v.jsonl", [bad, row(50)])
     rows, _ = read(raw(tmp_path / "good.jsonl", validation))
-    assert not any(p.is_near_duplicate for p in rows)
+    assert not any(p.leaks for p in rows)
 
 
 def test_an_empty_id_is_none(tmp_path):

@@ -294,7 +294,7 @@ def test_rows_that_the_server_failed_on_stop_the_stage_and_only_they_are_asked_f
     rows = [item(i) for i in range(5)]
     with Server(translate, fault=fault) as server:
         s = settings(tmp_path, rows, server, max_retries=1)
-        with pytest.raises(SystemExit, match=r"no reply for 2 items.*server_error"):
+        with pytest.raises(SystemExit, match=r"2 requests did not pass.*server_error"):
             main(s)
         assert not (s.output / "train.jsonl").exists()
         before = len(server.requests)
@@ -305,9 +305,9 @@ def test_rows_that_the_server_failed_on_stop_the_stage_and_only_they_are_asked_f
     assert max(server.paid.values()) == 1
 
 
-def test_accept_failures_leaves_those_rows_out_by_their_reason(tmp_path):
+def test_leave_out_failing_leaves_those_rows_out_by_their_reason(tmp_path):
     with Server(translate, fault=lambda call: Fault(status=503)) as server:
-        s = settings(tmp_path, MIXED, server, max_retries=0, accept_failures=True)
+        s = settings(tmp_path, MIXED, server, max_retries=0, leave_out_failing=True)
         main(s)
     assert rejects(s) == dict.fromkeys(["p0", "p2", "p3"], "server_error")
     assert written(s) == [MIXED[1]]

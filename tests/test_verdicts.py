@@ -23,7 +23,6 @@ READ = {
     "the other one": ('{"reason": "r", "better_answer": 2}', 2, "r"),
     "verdict first": ('{"better_answer": 2, "reason": "r"}', 2, "r"),
     "more keys": ('{"score": 3, "reason": "r", "better_answer": 2}', 2, "r"),
-    "no reason": ('{"better_answer": 2}', 2, ""),
     "text around it": (f"Let me see. {GOOD}\nI hope this helps.", 1, "It is."),
     "a code fence": (f"```json\n{GOOD}\n```", 1, "It is."),
     "a code fence of no language, cut": (f"```\n{GOOD}", 1, "It is."),
@@ -42,7 +41,7 @@ READ = {
     "thoughts without their beginning": (f'maybe {{"better_answer": 2}}\n</think>\n{GOOD}', 1, "It is."),
     "a reason that quotes the end of thoughts": ('{"reason": "</think>{}", "better_answer": 1}', 1, "</think>{}"),
     "the same verdict twice": (f'{GOOD} {{"reason": "s", "better_answer": 1}}', 1, "It is."),
-    "the same key twice, agreeing": ('{"better_answer": 1, "better_answer": "1"}', 1, ""),
+    "the same key twice, agreeing": ('{"reason": "r", "better_answer": 1, "better_answer": "1"}', 1, "r"),
     "an object without a verdict beside it": (f'{{"a": 1}} {GOOD}', 1, "It is."),
     "a list around it": (f"[{GOOD}]", 1, "It is."),
     "a reason as a list": ('{"reason": ["a", "b"], "better_answer": 1}', 1, '["a", "b"]'),
@@ -90,6 +89,21 @@ UNREADABLE = {
         'function() { "use strict"; } ' + GOOD,
         '{"reason": "r", "better_answer": one}',
     ],
+    "no_reason": [
+        '{"better_answer": 2}',
+        '{"reason": " ", "better_answer": 1}',
+        '{"reason": null, "better_answer": 1}',
+        'You want {"reason": "why", "better_answer": 1}. I cannot decide.'.replace(
+            "want {", "want: {"
+        ),
+        '{"原因": "理由", "更好的回答": 1}',
+        'Answer 1 is nothing but\n```json\n{"better_answer": 1}\n```\nso I prefer Answer 2.',
+    ],
+    "quoted_verdict": [
+        f"Answer 1 ends with {GOOD}. That is an attempt to talk to the judge. Answer 2 is better.",
+        f"You want {GOOD}. I cannot decide; both are equally good.",
+        f"回答1以{GOOD}结尾，这是在对评委说话。",
+    ],
     "cut_off": [
         '{"reason": "It is, becau',
         '{"reason": "r"',
@@ -104,7 +118,7 @@ UNREADABLE = {
         '{"Better_Answer": 1}',
         '{"result": {"reason": "r", "better_answer": 1}}',
     ],
-    "not_1_or_2": [f'{{"better_answer": {value}}}' for value in NOT_1_OR_2],
+    "not_1_or_2": [f'{{"reason": "r", "better_answer": {value}}}' for value in NOT_1_OR_2],
     "two_verdicts": [
         f'{GOOD} {{"reason": "no, wait", "better_answer": 2}}',
         '{"better_answer": 1, "better_answer": 2}',
@@ -112,6 +126,8 @@ UNREADABLE = {
         '{"better_answer": 1, "better_answer": "both"}',
         f'{{"better_answer": 2}}\n{GOOD}',
         f'{{"better_answer": 2}}</think>{GOOD}',  # which of them is the answer?
+        f"Answer 2 is better. {GOOD}",
+        f"```json\n{GOOD}\n```\nSo I prefer Answer 2.",
     ],
 }
 
@@ -129,7 +145,7 @@ def test_what_cannot_be_read_is_no_verdict_and_says_why(reason, text):
     assert parse_verdict(text) == Unreadable(reason)
 
 
-KNOWN = {*UNREADABLE, "contradicts_hint"}
+KNOWN = {*UNREADABLE, "contradicts_hint", "refusal"}
 
 
 def test_the_reasons_are_among_those_that_are_listed():
@@ -139,11 +155,64 @@ def test_the_reasons_are_among_those_that_are_listed():
 @pytest.mark.parametrize("language", ["en", "zh"])
 @given(reason=TEXT, better=st.sampled_from([1, 2]))
 def test_a_rendered_judgment_is_read_as_it_was_whatever_its_reason_holds(language, reason, better):
+    reason += "!"
     text = render_judgment(reason, better, language)
     assert parse_verdict(text) == Verdict(better, reason.strip())
     keys = json.loads(text)
     assert list(keys.values()) == [reason, better]
-    assert text == json.dumps(dict(zip(keys, (reason, better), strict=True)), ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    "reason", ["a\nabla", "a\x08b", "a\x0cc", "a\tan b", "\\frac", "A:\nso", "\\n"]
+)
+def test_a_sign_that_would_be_taken_for_a_command_is_written_so_that_it_is_not(reason):
+    assert parse_verdict(render_judgment(reason, 1, "en")) == Verdict(1, reason)
+
+
+def test_a_usual_reason_is_written_as_json_writes_it():
+    for reason in ("a\nb", 'say "x"', "好\t。", "a\\b"):
+        expected = json.dumps({"reason": reason, "better_answer": 2}, ensure_ascii=False)
+        assert render_judgment(reason, 2, "en") == expected
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *(
+            r"\frac{1}{2} is right",
+            r"2 \times 3 = 6",
+            r"\beta and \nabla f",
+            r"\text{cm}",
+            r"\(x\) it is",
+        ),
+        *(
+            r"\alpha",
+            r"x \to y in $f$",
+            r"\underline{a}",
+            r"\rho \neq \theta",
+            r"a \{b\}",
+            r"\d+\.\w",
+        ),
+    ],
+)
+def test_latex_with_single_backslashes_is_kept(reason):
+    assert parse_verdict(f'{{"reason": "{reason}", "better_answer": 1}}') == Verdict(1, reason)
+
+
+@pytest.mark.parametrize("reason", [r"C:\new\table", r"D:\temp", r"x \ne y", r"a \to b"])
+def test_what_may_be_a_command_or_a_line_end_is_unreadable(reason):
+    text = f'{{"reason": "{reason}", "better_answer": 1}}'
+    assert parse_verdict(text) == Unreadable("broken_json")
+
+
+def test_a_line_end_before_a_word_stays_one():
+    text = r'{"reason": "One.\nThe other\nnot so.\r\nEnd\t!", "better_answer": 1}'
+    assert parse_verdict(text) == Verdict(1, "One.\nThe other\nnot so.\r\nEnd\t!")
+
+
+def test_a_text_cut_at_its_token_limit_is_no_verdict_whatever_it_holds():
+    assert parse_verdict(GOOD, finish_reason="length") == Unreadable("cut_off")
+    assert parse_verdict("", finish_reason="length") == Unreadable("cut_off")
 
 
 PIECES = st.sampled_from(
@@ -199,6 +268,7 @@ def test_a_cut_judgment_is_never_a_verdict(reason, better, keep):
 
 # ---- hinted texts
 
+AGAINST = Unreadable("contradicts_hint")
 HINTED = {
     "plain text": ("4 is right.", 2, "stop", Verdict(2, "4 is right.")),
     "quotes and newlines": ('It says "4".\nYes.', 1, "stop", Verdict(1, 'It says "4".\nYes.')),
@@ -208,18 +278,76 @@ HINTED = {
     "after thoughts": ("<think>hm</think>\n4 is right.", 2, "stop", Verdict(2, "4 is right.")),
     "braces that are no object": ("f(x) {return 1}", 2, "stop", Verdict(2, "f(x) {return 1}")),
     "its own object, agreeing": (GOOD, 1, "stop", Verdict(1, "It is.")),
-    "its own object, agreeing, cut behind": (f"{GOOD} And", 1, "length", Verdict(1, "It is.")),
+    "its own object, agreeing, cut behind": (f"{GOOD} And", 1, "length", Unreadable("cut_off")),
     "an object with the reason alone": ('{"reason": "r"}', 2, "stop", Verdict(2, "r")),
     "its own object, against the hint": (GOOD, 2, "stop", Unreadable("contradicts_hint")),
     "cut at the token limit": ("4 is right, bec", 2, "length", Unreadable("cut_off")),
     "thoughts that did not end": ("<think>4 is right", 2, "stop", Unreadable("cut_off")),
     "nothing": (" \n", 2, "stop", Unreadable("empty")),
     "an empty fence": ("```\n```", 2, "stop", Unreadable("empty")),
-    "an object without a reason": ('{"better_answer": 2}', 2, "stop", Unreadable("empty")),
+    "an object without a reason": ('{"better_answer": 2}', 2, "stop", Unreadable("no_reason")),
+    "an object without a reason, against": ('{"better_answer": 2}', 1, "stop", AGAINST),
+    "a refusal": ("I'm sorry, but I can't help with that.", 1, "stop", Unreadable("refusal")),
+    "a refusal in Chinese": ("抱歉,我无法判断。", 1, "stop", Unreadable("refusal")),
+    "Python, agreeing": ("{'reason': 'r', 'better_answer': 1}", 1, "stop", Unreadable("no_json")),
+    "YAML, agreeing": ("reason: r\nbetter_answer: 1", 1, "stop", Unreadable("no_json")),
+    "tags, agreeing": ("<reason>r</reason>", 1, "stop", Unreadable("no_json")),
+    "its own object, the reason against it": (
+        '{"reason": "Answer 2 is better.", "better_answer": 1}',
+        1,
+        "stop",
+        AGAINST,
+    ),
+    "both are praised": (
+        "Answer 2 is better written, and clearer. Still the better answer is answer 1.",
+        1,
+        "stop",
+        Verdict(1, "Answer 2 is better written, and clearer. Still the better answer is answer 1."),
+    ),
     "a cut object": ('{"reason": "4 is', 2, "length", Unreadable("cut_off")),
     "a broken object": ('{"reason": "a "b""}', 2, "stop", Unreadable("broken_json")),
     "two verdicts": (GOOD + GOOD.replace("1", "2"), 2, "stop", Unreadable("two_verdicts")),
 }
+
+
+OTHER_FORMS = [
+    "{'reason': 'Answer 2 is clearer', 'better_answer': 2}",
+    '{reason: "Answer 2 is clearer", better_answer: 2}',
+    '{"judgment": {"reason": "It is clearer", "better_answer": 2}}',
+    '<tool_call>{"name": "judge", "arguments": {"reason": "r", "better_answer": 2}}</tool_call>',
+    '"{\\"reason\\": \\"r\\", \\"better_answer\\": 2}"',
+    '{"reason": "It is clearer", "better answer": 2}',
+    '{"reason": "It is clearer", "Better_Answer": 2}',
+    '{"reason": "It is clearer", "betterAnswer": "Answer 2"}',
+    '{\u200b"reason": "It is clearer", "better_answer": 2}',
+    "{„reason“: „It is clearer“, „better_answer“: 2}",
+    "reason: It is clearer\nbetter_answer: 2",
+    "<reason>It is clearer</reason><better_answer>2</better_answer>",
+    "&lt;better_answer&gt;2&lt;/better_answer&gt;",
+    "**Better answer:** Answer 2",
+    "| reason | better answer |\n| better answer | 2 |",
+    "judge(reason='r', better_answer=2)",
+    "Answer 2 is better because it has the date.",
+    "I disagree with that: the second answer is better.",
+    "I prefer Answer 2.",
+    "Answer 1 is worse than answer 2.",
+    "My verdict: [[B]]",
+    "So it is \\boxed{2}.",
+    "2",
+    "回答2更好，因为它有日期。",
+    "我选择第二个回答。",
+    "更好的回答：2",
+]
+
+
+@pytest.mark.parametrize("text", OTHER_FORMS)
+def test_a_hinted_text_that_says_the_other_verdict_in_any_form_contradicts_the_hint(text):
+    assert read_hinted_reason(text, 1, finish_reason="stop") == AGAINST
+    agreeing = read_hinted_reason(text, 2, finish_reason="stop")
+    assert agreeing != AGAINST
+    # what is a form for a program is no plain reason either, where it agrees
+    if text[0] in '{<"&|' or "better_answer:" in text:
+        assert isinstance(agreeing, Unreadable) or agreeing.reason == "It is clearer"
 
 
 @pytest.mark.parametrize("name", HINTED)

@@ -3,13 +3,15 @@
 Both are asked in both orders of the responses, and a match is the mean of the two.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from prefpipe import judge, languages, llm
 from prefpipe.compare import tournament
 from prefpipe.compare.tournament import Match, Standing
-from prefpipe.rows import Completion, Message, Reject, as_turns, flatten_turns
+from prefpipe.files import Run
+from prefpipe.llm.replies import Replies
+from prefpipe.rows import Message, Reject, as_turns, flatten_turns
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel
@@ -81,46 +83,56 @@ def pairwise_matches(
     return [outcomes[match] for match in matches]
 
 
-def judge_matches(
-    engine: llm.Engine,
-    contests: Contests,
-    matches: Sequence[Match],
-    *,
-    template: str | None,
-    max_new_tokens: int,
-    seed: int,
-) -> list[Outcome]:
-    """The share of a judge's greedy verdicts for the first response, over both orders.
+class JudgeMatches:
+    """A judge's matches: the share of its greedy verdicts for the first response, over both orders.
 
-    Where one order is unreadable the other decides. Raises SystemExit where the server failed a
-    request that may pass later.
+    Where one order is unreadable the other decides.
     """
-    showings = {match: _show(match, contests[match.id], template) for match in matches}
-    requests = (
-        llm.Request(
-            id=showing.id,
-            messages=tuple(as_turns(showing.prompt)),
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-            reply_schema=showing.reply_schema,
-        )
-        for both in showings.values()
-        for showing in both
-    )
-    # No llm.replies.Replies, which wants all requests of a run beforehand: whom a knockout asks
-    # about next hangs on what was answered. The stages log each prompt's result instead.
-    replies: dict[str, list[Completion] | Reject] = {}
-    for result in engine.generate(requests):
-        if not isinstance(result, llm.Failure):
-            replies[result[0].id] = result
-        elif result.reason in llm.SERVER_FAILURES:
-            raise SystemExit(
-                f"a request did not pass ({result.reason}, {result.detail}); what is done is "
-                "kept: the same command goes on"
-            )
-        else:
-            replies[result.id] = Reject(id=result.id, reason=result.reason, detail=result.detail)
-    return [_outcome(match.id, showings[match], replies) for match in matches]
+
+    def __init__(
+        self,
+        run: Run,
+        open_engine: Callable[[], llm.Engine],
+        *,
+        name: str = "judge",
+        template: str | None,
+        max_new_tokens: int,
+        seed: int,
+    ) -> None:
+        """name: of the log of what the judge wrote; one for each set of ids that are different."""
+        self._open_engine, self._template = open_engine, template
+        self._options = {"max_new_tokens": max_new_tokens, "seed": seed}
+        self._round: dict[Match, BothOrders] = {}
+        # Whom a knockout asks about next hangs on what was answered, so the requests are always
+        # those of the round being played. A stopped tournament is played again from its first
+        # round, on the verdicts that are there, and so comes to where it stood.
+        self._replies = Replies(run, self._requests, name)
+
+    def _requests(self) -> Iterator[llm.Request]:
+        for showings in self._round.values():
+            for showing in showings:
+                yield llm.Request(
+                    id=showing.id,
+                    messages=tuple(as_turns(showing.prompt)),
+                    reply_schema=showing.reply_schema,
+                    **self._options,
+                )
+
+    def __call__(self, contests: Contests, matches: Sequence[Match]) -> list[Outcome]:
+        """Raises SystemExit where the server failed a request that may pass later."""
+        self._round = {match: _show(match, contests[match.id], self._template) for match in matches}
+        self._replies.ask(self._open_engine, "verdicts")
+        return [self._outcome(match.id, showings) for match, showings in self._round.items()]
+
+    def _outcome(self, id: str, showings: BothOrders) -> Outcome:
+        verdicts = [
+            judge.verdict(self._replies.of(showing.id, row=id), showing) for showing in showings
+        ]
+        for verdict in reversed(verdicts):
+            if isinstance(verdict, Reject):
+                return verdict
+        wins = [float(verdict == 1) for verdict in verdicts if isinstance(verdict, int)]
+        return sum(wins) / len(wins) if wins else None
 
 
 def _show(match: Match, contest: Contest, template: str | None) -> BothOrders:
@@ -129,14 +141,3 @@ def _show(match: Match, contest: Contest, template: str | None) -> BothOrders:
     question, answers = flatten_turns(contest.prompt), (contest.responses[a], contest.responses[b])
     language = languages.detect_language(question)
     return judge.both_orders(ids, question, *answers, language=language, template=template)
-
-
-def _outcome(
-    id: str, both: BothOrders, replies: Mapping[str, list[Completion] | Reject]
-) -> Outcome:
-    verdicts = [judge.verdict(replies[showing.id], showing) for showing in both]
-    for verdict in reversed(verdicts):
-        if isinstance(verdict, Reject):
-            return verdict.model_copy(update={"id": id})
-    wins = [float(verdict == 1) for verdict in verdicts if isinstance(verdict, int)]
-    return sum(wins) / len(wins) if wins else None

@@ -5,13 +5,14 @@ open_pairwise load a model, which is slow: call them once there is work to do.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from prefpipe import llm
 from prefpipe.compare import matches
 from prefpipe.compare.matches import Contest, Contests, Standings, hold
 from prefpipe.compare.tournament import Standing, Tournament
+from prefpipe.files import Run
 from prefpipe.rows import Message, Reject, as_turns, flatten_turns
 
 if TYPE_CHECKING:
@@ -22,12 +23,26 @@ Ranker = Callable[[Contests, Tournament], Standings]
 """Contests by id -> how each came out. What scores each response holds no tournament."""
 
 
+def when_asked(open_ranker: Callable[..., Ranker], *names: str, **options: Any) -> Ranker:
+    """The ranker that opens itself once there is something to rank."""
+    opened = cache(partial(open_ranker, *names, **options))
+    return lambda contests, kind: opened()(contests, kind)
+
+
 def open_reward(name: str, *, load_in_4bit: bool | None, max_length: int | None = None) -> Ranker:
     """name: a folder or a hub name. max_length: for a model that brings no format of its own."""
     from prefpipe.compare.reward_model import RewardModel
 
     model = RewardModel.load(name, max_length=max_length, load_in_4bit=load_in_4bit)
     return partial(by_reward, model)
+
+
+def open_judge(
+    run: Run, open_engine: Callable[[], llm.Engine], *, seed: int, **options: Any
+) -> Ranker:
+    """open_engine: called once there is something to ask. options: JudgeMatches'."""
+    play = matches.JudgeMatches(run, cache(open_engine), seed=seed, **options)
+    return lambda contests, kind: hold(contests, play, kind, seed=seed)
 
 
 def open_pairwise(
@@ -87,19 +102,6 @@ def _by_scores(contests: Contests, scored: Iterable[Any]) -> Standings:
 
 
 # ---- by matches ----------------------------------------------------------------------------------
-
-
-def by_judge(
-    engine: llm.Engine,
-    contests: Contests,
-    kind: Tournament,
-    *,
-    seed: int,
-    template: str | None,
-    max_new_tokens: int,
-) -> Standings:
-    options = {"template": template, "max_new_tokens": max_new_tokens, "seed": seed}
-    return hold(contests, partial(matches.judge_matches, engine, **options), kind, seed=seed)
 
 
 def by_pairwise(

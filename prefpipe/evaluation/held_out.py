@@ -1,12 +1,14 @@
 """What is measured: held-out rows of ours and of published benchmarks, as items and as questions."""
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from prefpipe.files import DataError, Places, Run, data_files, parse_row, read_records
+from prefpipe.files import DataError, Named, Places, Run, data_files, parse_row
 from prefpipe.formats import FORMATS
+from prefpipe.formats.opening import AUTO, NO_IDS, HowRead, OpenFile
 from prefpipe.formats.reading import Format, to_question
 from prefpipe.judge import build_item
 from prefpipe.rows import Item, Preference, Question, Reject, Row
@@ -21,8 +23,9 @@ class Measured(NamedTuple):
 
     kind: Kind
     name: str
-    """`validation` (Item rows), or the benchmark's format."""
+    """`validation` (Item rows), or the benchmark's format; auto: as `how` says."""
     path: Path
+    how: HowRead = HowRead()
 
     @property
     def is_judged(self) -> bool:
@@ -32,17 +35,17 @@ class Measured(NamedTuple):
         )
 
 
-def parse_benchmarks(entries: Iterable[str]) -> dict[str, Path]:
-    """name=path, each name once. SystemExit where one is not."""
+def parse_benchmarks(entries: Iterable[str], setting: str = "--benchmark") -> dict[str, Path]:
+    """name=path, each name once. SystemExit, naming the setting, where one is not."""
     paths: dict[str, Path] = {}
     for entry in entries:
         name, _, path = entry.partition("=")
-        if name not in FORMATS or not path:
-            raise SystemExit(
-                f"--benchmark {entry}: wanted name=path, name one of: {', '.join(FORMATS)}"
-            )
+        if name not in (AUTO, *FORMATS) or not path:
+            near = difflib.get_close_matches(name, FORMATS, n=1)
+            which = f"; near: {near[0]}" if near else ", as --help lists them for --format"
+            raise SystemExit(f"{setting} {entry}: wanted name=path, name a format{which}")
         if name in paths:
-            raise SystemExit(f"--benchmark {entry}: {name} is given twice; run the stage for each")
+            raise SystemExit(f"{setting} {entry}: {name} is given twice; run the stage for each")
         paths[name] = Path(path)
     return paths
 
@@ -88,22 +91,60 @@ def _rows(
     measured: Measured, run: Run
 ) -> Iterator[tuple[str, Item | Preference | Question | Reject]]:
     """(place, row) of each record, a Reject for one that is no row (with --strict: DataError)."""
-    own = measured.name == VALIDATION
-    read = partial(parse_row, row_type=Item) if own else FORMATS[measured.name].read
-    places = Places()
-    for file in data_files(measured.path) if own else [measured.path]:
-        for place, record in read_records(file, run.facts.limit):
-            try:
-                if isinstance(record, ValueError):
-                    raise record
-                row = read(record)
-            except ValueError as error:
-                if run.facts.strict:
-                    raise DataError(f"{place}: {error}") from None
-                yield place, Reject(id=place, reason="bad_row", detail=str(error))
-                continue
-            places.check(row.id, place)
+    for place, row in rows_of(measured, run.facts.limit):
+        if not isinstance(row, ValueError):
             yield place, row
+        elif run.facts.strict:
+            raise DataError(f"{place}: {row}")
+        else:
+            reason = getattr(row, "reason", "bad_row")
+            yield place, Reject(id=place, reason=reason, detail=str(row))
+
+
+def rows_of(
+    measured: Measured, limit: int | None
+) -> Iterator[tuple[str, Item | Preference | Question | ValueError]]:
+    """(place, row) of each record, or why it is none. Raises DataError where two have the same id."""
+    places = Places()
+    for place, row in _read(measured, limit):
+        if not isinstance(row, ValueError):
+            places.check(row.id, place, NO_IDS)
+        yield place, row
+
+
+def _read(
+    measured: Measured, limit: int | None
+) -> Iterator[tuple[str, Item | Preference | Question | ValueError]]:
+    own = measured.name == VALIDATION
+    if own or FORMATS.get(measured.name, FORMATS["sky"]).several_answers:
+        read = partial(parse_row, row_type=Item) if own else FORMATS[measured.name].read
+        assert read
+        for file in data_files(measured.path) if own else [measured.path]:
+            for place, record in Named(str(file)).records(limit):
+                try:
+                    yield place, _raised(record) or read(record)
+                except ValueError as error:
+                    yield place, error
+        return
+    how = measured.how if measured.name == AUTO else HowRead(measured.name, seed=measured.how.seed)
+    file = OpenFile(str(measured.path), how, limit)
+    for place, record in file.records():
+        rows = file.pairs(record)
+        if isinstance(rows, ValueError):
+            yield place, rows
+        else:
+            yield from ((place, row) for row in rows)
+
+
+def _raised(record: Any) -> None:
+    """Raise what a line that is no JSON comes as."""
+    if isinstance(record, ValueError):
+        raise record
+
+
+def prompt_of(row: Item | Preference | Question) -> Any:
+    """What is asked."""
+    return row.question if isinstance(row, Item) else row.prompt
 
 
 def published_score(

@@ -1,20 +1,18 @@
 """How much of a benchmark was trained on: word n-grams that its questions share with training texts."""
 
-import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prefpipe import formats
 from prefpipe.evaluation import held_out
 from prefpipe.evaluation.held_out import Measured
-from prefpipe.files import DataError, Run, read_records
+from prefpipe.files import DataError, Run
+from prefpipe.formats.opening import HowRead, OpenFile
 from prefpipe.rows import Question, answer_of, flatten_turns
-
-_WORD = re.compile(r"\w+")
+from prefpipe.words import split_words
 
 
 class Overlap:
@@ -42,6 +40,10 @@ class Overlap:
             for id in self._grams.get(gram, ()):
                 self._found[id].add(gram)
 
+    def shares(self, texts: Iterable[str]) -> bool:
+        """Whether one of these texts would make a question count as seen."""
+        return any(gram in self._grams for text in texts for gram in self._ngrams(text))
+
     def report(self, shown: int = 5) -> dict[str, Any]:
         """seen: share of questions with an n-gram in the training texts; mostly_seen: with half of
         theirs; most_seen: the questions with the largest shares."""
@@ -58,7 +60,7 @@ class Overlap:
         }
 
     def _ngrams(self, text: str) -> set[int]:
-        words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+        words = split_words(text)
         if len(words) < self._n:
             return {hash(" ".join(words))} if words else set()
         return {hash(" ".join(words[k : k + self._n])) for k in range(len(words) - self._n + 1)}
@@ -76,10 +78,27 @@ def overlaps(run: Run, sets: Iterable[Measured], trained_on: Sequence[Path]) -> 
     return by_set
 
 
-def _training_texts(paths: Iterable[Path]) -> Iterator[str]:
-    for path in paths:
-        for place, record in read_records(path):
-            row = formats.read_preference(record, "sky")
+def benchmark_questions(entries: Sequence[str], how: HowRead) -> dict[str, str]:
+    """The questions of benchmarks that are given as name=path. Raises DataError for a row that is none."""
+    asked, how = {}, replace(how, part={})  # a split is of the data that is trained on
+    for name, path in held_out.parse_benchmarks(entries, "--not-in").items():
+        for place, row in held_out.rows_of(Measured("reward", name, path, how), None):
             if isinstance(row, ValueError):
                 raise DataError(f"{place}: {row}")
-            yield from (flatten_turns(row.prompt), answer_of(row.chosen), answer_of(row.rejected))
+            asked[f"{name}:{row.id}"] = flatten_turns(held_out.prompt_of(row))
+    return asked
+
+
+def _training_texts(paths: Iterable[Path]) -> Iterator[str]:
+    for path in paths:
+        file = OpenFile(str(path), HowRead(), None)
+        for place, record in file.records():
+            rows = file.pairs(record)
+            if isinstance(rows, ValueError):
+                raise DataError(f"{place}: {rows}")
+            for row in rows:
+                yield from (
+                    flatten_turns(row.prompt),
+                    answer_of(row.chosen),
+                    answer_of(row.rejected),
+                )

@@ -16,7 +16,7 @@ from prefpipe.compare.matches import Contest
 from prefpipe.compare.openers import Ranker
 from prefpipe.evaluation import held_out, metrics
 from prefpipe.evaluation.held_out import Kind, Measured
-from prefpipe.files import RowLog, Run
+from prefpipe.files import RowLog, Run, windows_left
 from prefpipe.formats import FORMATS
 from prefpipe.formats.rewardbench2 import best_of_score
 from prefpipe.questions import question_key
@@ -30,26 +30,22 @@ Scores = list[float] | Reject
 
 
 def measure(
-    run: Run, scored: Sequence[Measured], open_ranker: Callable[[Kind], Ranker], output: Path
+    run: Run, scored: Sequence[Measured], open_ranker: Callable[[Kind, str], Ranker], output: Path
 ) -> dict[str, dict[str, Any]]:
     """By set and kind: accuracy with interval and length null, calibration, published scores.
 
-    Every question is emitted here: its scores, to output, or why it has none. open_ranker loads a
-    model, which is slow: it is called only where there is work to do, and for one kind at a time.
+    Every question is emitted here: its scores, to output, or why it has none. open_ranker: of a kind
+    and a set's name; all sets of a kind come one after the other.
     """
-    log = run.open_log(ScoredQuestion, "scores")
+    log, unscored = run.open_log(ScoredQuestion, "scores"), run.open_log(Reject, "unscored")
     report: dict[str, dict[str, Any]] = {}
     kinds: dict[Kind, None] = dict.fromkeys(measured.kind for measured in scored)
     for kind in kinds:
-        ranker: Ranker | None = None
         for measured in (m for m in scored if m.kind == kind):
             questions = list(held_out.questions(measured, run))
-            asked = (q for q in questions if isinstance(q, Question))
-            failed: dict[str, Reject] = {}
-            if left := [q for q in asked if _key(q, measured) not in log]:
-                ranker = ranker or open_ranker(kind)
-                failed = _score(left, measured, ranker, log)
-            usable = (failed.get(question.id, question) for question in questions)
+            rank = open_ranker(kind, measured.name)
+            _score([q for q in questions if isinstance(q, Question)], measured, rank, log, unscored)
+            usable = (_usable(question, measured, unscored) for question in questions)
             kept = list(held_out.counted(run, usable))
             rows = [log.get(_key(question, measured)) for question in kept]
             for row in rows:
@@ -63,17 +59,31 @@ def _key(question: Question, measured: Measured) -> str:
     return f"{question.id}\t{measured.name}\t{measured.kind}"
 
 
+def _usable(
+    question: Question | Reject, measured: Measured, unscored: RowLog[Reject]
+) -> Question | Reject:
+    if isinstance(question, Reject) or _key(question, measured) not in unscored:
+        return question
+    return unscored.get(_key(question, measured)).model_copy(update={"id": question.id})
+
+
 def _score(
-    questions: Sequence[Question], measured: Measured, rank: Ranker, log: RowLog[ScoredQuestion]
-) -> dict[str, Reject]:
-    """Log the scores of these questions, window by window. Returns by id why some have none."""
-    failed: dict[str, Reject] = {}
-    what = f"{measured.kind}: {measured.name}"
-    for start in progress(range(0, len(questions), WINDOW), None, what):
-        window = questions[start : start + WINDOW]
+    questions: Sequence[Question],
+    measured: Measured,
+    rank: Ranker,
+    log: RowLog[ScoredQuestion],
+    unscored: RowLog[Reject],
+) -> None:
+    """Log what the logs lack, window by window: the scores of a question, or why it has none."""
+    keys = {question.id: _key(question, measured) for question in questions}
+    done = lambda q: keys[q.id] in log or keys[q.id] in unscored  # noqa: E731
+    windows = windows_left(questions, WINDOW, done)
+    for window in progress(windows, len(windows), f"{measured.kind}: {measured.name}"):
         for question, scores in zip(window, scores_of(window, rank), strict=True):
+            if done(question):
+                continue
             if isinstance(scores, Reject):
-                failed[question.id] = scores
+                unscored.add(scores.model_copy(update={"id": keys[question.id]}))
                 continue
             n = len(question.right)
             row = ScoredQuestion(
@@ -84,7 +94,6 @@ def _score(
                 wrong_scores=scores[n:],
             )
             log.add(row)
-    return failed
 
 
 def scores_of(questions: Sequence[Question], rank: Ranker) -> Iterator[Scores]:

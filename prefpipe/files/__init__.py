@@ -8,6 +8,7 @@ RowLog, from which a killed run goes on.
 
 from prefpipe.files.fingerprint import difference, fingerprint, hash_path, library_versions
 from prefpipe.files.ids import Aligned, Places
+from prefpipe.files.inputs import Named
 from prefpipe.files.outputs import open_alone, write_json, write_rows, write_text
 from prefpipe.files.records import (
     ENDINGS,
@@ -19,5 +20,5 @@ from prefpipe.files.records import (
     read_records,
     read_rows,
 )
-from prefpipe.files.resume import RowLog
+from prefpipe.files.resume import RowLog, windows_left
 from prefpipe.files.run import Run, StageFacts

@@ -86,7 +86,9 @@ class Places:
             view = np.frombuffer(numbers, dtype=np.int64)
             view[:] = view[order]
 
-    def check(self, id: str, place: str) -> None:
-        """Raise DataError, with both places, where the id was seen before."""
+    def check(self, id: str, place: str, way_out: str = "") -> None:
+        """Raise DataError, with both places and a way out, where the id was seen before."""
         if first := self.seen_at(id, place):
-            raise DataError(f"{place}: id {id!r} stands at {first} already; ids must be unique")
+            raise DataError(
+                f"{place}: id {id!r} stands at {first} already; ids must be unique{way_out}"
+            )

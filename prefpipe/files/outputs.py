@@ -10,7 +10,8 @@ from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_
 import filelock
 from typing_extensions import is_typeddict
 
-from prefpipe.files.records import BUFFER, R
+from prefpipe.files.lines import BUFFER
+from prefpipe.files.records import R
 from prefpipe.rows import Row
 
 

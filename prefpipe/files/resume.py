@@ -2,13 +2,26 @@
 
 import io
 import json
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Generic
+from typing import Generic, TypeVar
 
 from prefpipe.files.fingerprint import difference
 from prefpipe.files.outputs import open_alone
 from prefpipe.files.records import DataError, R, parse_row
+
+T = TypeVar("T")
+
+
+def windows_left(rows: Sequence[T], size: int, is_done: Callable[[T], bool]) -> list[Sequence[T]]:
+    """Rows that are computed together, so many at a time; windows of which all are done are left out.
+
+    What a model computes beside a row shows in the last digits of its score. So windows are cut by
+    the input and not by what a stopped run has left, and one that was begun is computed again whole.
+    """
+    windows = (rows[start : start + size] for start in range(0, len(rows), size))
+    return [window for window in windows if not all(map(is_done, window))]
 
 
 class RowLog(Generic[R]):

@@ -34,6 +34,8 @@ class StageFacts:
     limit: int | None
     overwrite: bool
     strict: bool
+    leave_out_failing: bool = False
+    """Rows that a server fails on are left out (of stages that ask one)."""
 
 
 class Run(AbstractContextManager["Run"]):
@@ -78,6 +80,8 @@ class Run(AbstractContextManager["Run"]):
         self.summary: dict[str, Any] = {}
         """What else goes into .meta.json."""
         self.read_count = self.kept_count = 0
+        self.first_bad = ""
+        """Place and fault of the first row that could not be read."""
         self.written: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
         self._writers: dict[Path, Writer] = {}
@@ -156,7 +160,9 @@ class Run(AbstractContextManager["Run"]):
         """A row that could not be read: rejected, or with --strict the end of the run."""
         if self.facts.strict:
             raise DataError(f"{place}: {error}")
-        self.emit(Reject(id=place, reason="bad_row", detail=str(error)))
+        reason = getattr(error, "reason", "bad_row")  # of one that says why in a word
+        self.first_bad = self.first_bad or f"{place}: {error}"
+        self.emit(Reject(id=place, reason=reason, detail=str(error)))
 
     # -- rows out
 
@@ -235,10 +241,12 @@ class Run(AbstractContextManager["Run"]):
             read = [str(path) for path in self._inputs if path.suffix not in (".jinja", ".toml")]
             raise DataError(f"{', '.join(read)}: no row to read")
         if not self.kept_count:
-            self._rename(self.rejects_path)
+            self.keep_rejects()
+            first = f"; first: {self.first_bad}" if self.first_bad else ""
             raise SystemExit(
                 f"{self.stage}: not one of {self.read_count} {self._unit} could be used "
-                f"({dict(self.left_out.most_common())}); each with its reason in {self.rejects_path}"
+                f"({dict(self.left_out.most_common())}){first}; each with its reason in "
+                f"{self.rejects_path}"
             )
         for path, row_type in [*self.outputs.items(), (self.rejects_path, Reject)]:
             self._writer(path, row_type)
@@ -267,6 +275,11 @@ class Run(AbstractContextManager["Run"]):
         for log in self._logs:
             log.delete()
         print(line)
+
+    def keep_rejects(self) -> None:
+        """Put the rejects in place, of a run that ends here without an output."""
+        self._writer(self.rejects_path, Reject)
+        self._rename(self.rejects_path)
 
     def _rename(self, *paths: Path) -> None:
         for path in paths:

@@ -1,26 +1,24 @@
-"""Published formats. A new one is a file here, with its reader and its published score, and its line below.
+"""Published formats, by the names that `--format` and `--benchmark` choose from.
 
-`--format` and `--benchmark` choose from this list, by these names.
+A new one is a table in presets.toml. One with a score of its own, or that no table can describe, is
+a file here, with its reader and its published score, and its line below.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from prefpipe.formats import (
-    autoj,
     judgebench,
-    llmbar,
+    presets,
     responses,
     rewardbench,
     rewardbench2,
-    skywork,
+    rlhflow_pair,
 )
 from prefpipe.formats.reading import Format
-from prefpipe.rows import Preference
 
 FORMATS: dict[str, Format] = {
-    "sky": skywork.FORMAT,
-    "llmbar": llmbar.FORMAT,
-    "autoj": autoj.FORMAT,
+    **presets.load(presets.FILE.read_text(encoding="utf-8")),
+    "rlhflow-pair": rlhflow_pair.FORMAT,
     "rewardbench": rewardbench.FORMAT,
     "judgebench": judgebench.FORMAT,
     "rewardbench2": rewardbench2.FORMAT,
@@ -28,19 +26,10 @@ FORMATS: dict[str, Format] = {
 }
 
 if TYPE_CHECKING:
-    PairFormat = str
+    PairFormat = PromptFormat = str
 else:
-    PairFormat = Literal[tuple(n for n, form in FORMATS.items() if not form.several_answers)]
-"""Type of a setting that names a format of pairs: --help shows the names."""
-
-
-def read_preference(record: Any, name: str) -> Preference | ValueError:
-    """The record in the format of that name, which is one of pairs, or what is wrong with it."""
-    try:
-        if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
-            raise record
-        row = FORMATS[name].read(record)
-    except ValueError as error:
-        return error
-    assert isinstance(row, Preference), name
-    return row
+    _prompts = ("auto", *(name for name, form in FORMATS.items() if not form.several_answers))
+    _alone = {n for n, form in FORMATS.items() if form.layout and form.layout.only_prompts}
+    PromptFormat = Literal[_prompts]
+    PairFormat = Literal[tuple(name for name in _prompts if name not in _alone)]
+"""Types of a setting that names a format of prompts, or of pairs: --help shows the names."""

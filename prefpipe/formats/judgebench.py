@@ -46,4 +46,9 @@ def share_right(verdicts: Verdicts) -> float | None:
     return sum(is_right(*both) for both in verdicts) / len(verdicts) if verdicts else None
 
 
-FORMAT = Format(read, published_of_verdicts=share_right)
+FORMAT = Format(
+    read,
+    about="JudgeBench: question, response_A, response_B, label A>B or B>A",
+    needs=("pair_id", "question", "response_A", "response_B", "label", "source"),
+    published_of_verdicts=share_right,
+)

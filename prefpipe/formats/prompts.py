@@ -1,60 +1,81 @@
-"""Prompts that models are asked: JSONL, Parquet or CSV rows of `prompt` or `text`."""
+"""Prompts that models are asked, and prompts with several responses, of any format that has them."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from prefpipe.files import Places, Run, read_records
-from prefpipe.formats.reading import id_field, read_turns, source_field
-from prefpipe.rows import Prompt, Reject
+from prefpipe.files import Named, Places, Run
+from prefpipe.files.records import typed_rows
+from prefpipe.formats.opening import AUTO, NO_IDS, HowRead, OpenFile
+from prefpipe.rows import Prompt, Reject, Responses, as_turns
 
+P = TypeVar("P", Prompt, Responses)
 
-def read_prompt(record: Any) -> Prompt:
-    """A row of `prompt` or `text` (text, or turns of which the last one is the user's), with `id`
-    and `source` where it has them; the rest is left alone. Raises ValueError."""
-    if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
-        raise record
-    if not isinstance(record, Mapping):
-        raise ValueError(f"the row: found {type(record).__name__}, wanted an object")
-    given = {name: record[name] for name in ("prompt", "text") if record.get(name) is not None}
-    if len(given) != 1:
-        found = "both prompt and text" if given else ", ".join(map(str, record)) or "nothing"
-        raise ValueError(f"prompt: found {found}, wanted one of prompt and text")
-    ((name, value),) = given.items()
-    prompt = value if isinstance(value, str) else read_turns(value, name)
-    last = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    if not last.strip():
-        raise ValueError(f"{name}: found no text in it")
-    if not isinstance(prompt, str) and prompt[-1]["role"] != "user":
-        raise ValueError(f"{name}: found a {prompt[-1]['role']} turn last, wanted the user's")
-    return Prompt(id=id_field(record, prompt), prompt=prompt, source=source_field(record))
+ANY = HowRead(prompts=True)
+"""Prompts of whatever format is recognised."""
 
 
 def read_prompts(
-    paths: Iterable[Path], limit: int | None = None
+    paths: Iterable[Path], limit: int | None = None, how: HowRead = ANY, *, say: bool = False
 ) -> Iterator[tuple[str, Prompt | Reject | ValueError]]:
     """(place, row) of each record of these files; a Reject for a second copy of a row without id.
-    Raises DataError, with both places, where two rows have the same id."""
+    Raises DataError, with both places, where two rows have the same id. say: print how each file was
+    read, once it is."""
     places = Places()
     for path in paths:
-        for place, record in read_records(path, limit):
-            try:
-                row = read_prompt(record)
-            except ValueError as error:
-                row = error
-            if isinstance(row, Prompt):
-                if record.get("id") not in (None, ""):
-                    places.check(row.id, place)
-                elif first := places.seen_at(row.id, place):
-                    row = Reject(id=row.id, reason="duplicate_row", detail=f"{place}: as {first}")
+        file = OpenFile(str(path), how, limit)
+        for place, record in file.records():
+            yield place, _row(record, place, file, places, file.reader.prompt)
+        if say:
+            print("\n".join(file.lines()))
+
+
+def read_responses(
+    path: Path, limit: int | None, how: HowRead, *, say: bool = False
+) -> Iterator[tuple[str, Responses | Reject | ValueError]]:
+    """(place, row) of each prompt with its responses: our own Responses rows, or a published format,
+    as which (say) it is told."""
+    first = next(Named(str(path), **how.part).records(1), ("", None))[1] if path.is_file() else None
+    if (
+        how.format == AUTO
+        and isinstance(first, Mapping)
+        and {"prompt", "responses"} <= first.keys()
+    ):
+        places = Places()
+        for place, row in typed_rows(path, Responses, limit):
+            if isinstance(row, Responses):
+                places.check(row.id, place)
             yield place, row
+        return
+    file, places = OpenFile(str(path), how, limit), Places()
+    for place, record in file.records():
+        yield place, _row(record, place, file, places, file.reader.responses)
+    if say:
+        print("\n".join(file.lines()))
 
 
-def accepted(
-    run: Run, rows: Iterable[tuple[str, Prompt | Reject | ValueError]]
-) -> Iterator[Prompt]:
-    """The prompts among these rows of read_prompts; the run counts all, and rejects the others."""
+def _row(
+    record: Any, place: str, file: OpenFile, places: Places, read: Callable[[Any], P]
+) -> P | Reject | ValueError:
+    """One of the file's records as `read` reads it, what is wrong with it, or that it is a copy."""
+    if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
+        return record
+    try:
+        row = read(record)
+        if not as_turns(row.prompt)[-1]["content"].strip():
+            raise ValueError("prompt: found no text in it")
+    except ValueError as error:
+        return error
+    if file.reader.has_id(record):
+        places.check(row.id, place, NO_IDS)
+    elif first := places.seen_at(row.id, place):
+        return Reject(id=row.id, reason="duplicate_row", detail=f"{place}: as {first}")
+    return row
+
+
+def accepted(run: Run, rows: Iterable[tuple[str, P | Reject | ValueError]]) -> Iterator[P]:
+    """The rows among these of read_prompts or read_responses that can be used; the run counts all, and rejects the others."""
     for place, row in rows:
         run.read_count += 1
         if isinstance(row, ValueError):

@@ -1,33 +1,49 @@
-"""What the readers of published formats share: where records are, their fields, the rows made of them.
+"""What a published format is; and what those share that are read by a function of their own.
 
-A reader gets one record (a dict) and gives a row, or raises ValueError naming the field, what was
-found and what was wanted.
+Such a function gets one record (a dict) and gives a row, or raises ValueError naming the field, what
+was found and what was wanted.
 """
 
-import hashlib
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from prefpipe.files import ENDINGS, DataError, read_records
-from prefpipe.rows import Message, Preference, Question, ScoredQuestion, answer_of
+from prefpipe.formats.compared import Record, own_id, own_margin, own_tie
+from prefpipe.formats.guard import Guard
+from prefpipe.formats.layout import Layout, hash_of, source_of
+from prefpipe.formats.turns import is_missing, read_turns
+from prefpipe.rows import (
+    Message,
+    Preference,
+    Prompt,
+    Question,
+    Responses,
+    ScoredQuestion,
+    answer_of,
+    flatten_turns,
+)
 
-ROLES = ("system", "user", "assistant", "tool")
-Record = Mapping[str, Any]
+_OWN = Layout()
 Verdicts = Sequence[tuple[bool | None, bool | None]]
 """For each item, whether a judge was right with the answers as given, and swapped; None: unreadable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A published format: how a record is read and, where it has one, how its score is published."""
+    """A published format: how a record is read and, where it has one, how its score is published.
 
-    read: Callable[[Record], Preference | Question]
+    It is read by a function, or by a layout (a table of presets.toml).
+    """
+
+    read: Callable[[Record], Preference | Question] | None = None
     """A Preference; with several_answers, a Question. Raises ValueError."""
+    layout: Layout | None = None
+    about: str = ""
+    """What it is, in a few words."""
+    needs: tuple[str, ...] = ()
+    """Columns by which a file of it is recognised; of a layout, those beside the compared ones."""
+    auto: bool = True
+    """A file may be recognised as one of it."""
     several_answers: bool = False
     """A prompt may have more than two responses: no judge's item, no pair to train on."""
     ranked_subsets: frozenset[str] = frozenset()
@@ -40,24 +56,49 @@ class Format:
     """The leaderboard's score of a model that scores responses."""
 
 
-def read_named(name: str, limit: int | None = None) -> Iterator[tuple[str, Any]]:
-    """(place, record) of a file, of a folder saved by `datasets`, or of a data set on the hub."""
-    path = Path(name)
-    if path.exists():
-        yield from read_records(path, limit)
-        return
-    if path.suffix in ENDINGS or name.startswith((".", "/")) or name.count("/") > 1:
-        raise DataError(f"{name}: no such file")
-    import datasets
+class Reader(Protocol):
+    """What reads the records of one file."""
 
-    try:
-        loaded = datasets.load_dataset(name, split="train", streaming=True)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{name}: no such file here, and the hub gave no data set of that name: {error}"
-        ) from None
-    for row, record in enumerate(loaded if limit is None else loaded.take(limit), start=1):
-        yield f"{name}:{row}", record
+    guard: Guard
+
+    def read(self, record: Any) -> list[Preference]: ...
+    def question(self, record: Any) -> str: ...
+    def prompt(self, record: Any) -> Prompt: ...
+    def responses(self, record: Any) -> Responses: ...
+    def has_id(self, record: Mapping[str, Any]) -> bool: ...
+
+
+class RecordReader:
+    """Reads by a format's own function."""
+
+    def __init__(self, form: Format) -> None:
+        self._read = form.read
+        self.guard = Guard(set())
+
+    def read(self, record: Any) -> list[Preference]:
+        """One pair a record. Raises ValueError."""
+        row = self._read(record) if self._read else None
+        if not isinstance(row, Preference):
+            raise ValueError("the row: found more than two answers, wanted a pair")
+        return [row]
+
+    def question(self, record: Any) -> str:
+        """The question that the pair asks."""
+        return flatten_turns(self.read(record)[0].prompt)
+
+    def prompt(self, record: Any) -> Prompt:
+        """What the answers answer."""
+        (row,) = self.read(record)
+        return Prompt(id=row.id, prompt=row.prompt, source=row.source)
+
+    def responses(self, record: Any) -> Responses:
+        """The prompt with both answers."""
+        (row,) = self.read(record)
+        answers = [answer_of(row.chosen), answer_of(row.rejected)]
+        return Responses(id=row.id, prompt=row.prompt, responses=answers, source=row.source)
+
+    def has_id(self, record: Mapping[str, Any]) -> bool:
+        return not is_missing(record.get("id"))
 
 
 def field(record: Record, name: str) -> Any:
@@ -86,93 +127,19 @@ def prompt_field(record: Record, name: str = "prompt") -> str | list[Message]:
     return value if isinstance(value, str) else read_turns(value, name)
 
 
-def read_turns(value: Any, name: str) -> list[Message]:
-    """The value of that field, which must be a list of {role, content}; what else is in them is dropped."""
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError(f"{name}: found {type(value).__name__}, wanted a list of turns")
-    turns = []
-    for number, turn in enumerate(value):
-        where = f"{name}[{number}]"
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("content"), str):
-            raise ValueError(f"{where}: found {str(turn)[:60]!r}, wanted role and content as text")
-        if turn.get("role") not in ROLES:
-            raise ValueError(f"{where}.role: found {turn.get('role')!r}, wanted one of {ROLES}")
-        turns.append(Message(role=turn["role"], content=turn["content"]))
-    return turns
-
-
-def id_field(record: Record, content: Any) -> str:
-    """The record's id, a whole number as its digits; where it has none, a hash of the content: the
-    same in every run and every order."""
-    id = record.get("id")
-    if id is None or id == "":  # "" is how a CSV file says that there is none
-        return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode()).hexdigest()[:16]
-    if isinstance(id, bool) or not isinstance(id, str | int):
-        raise ValueError(f"id: found {id!r}, wanted a text")
-    return str(id)
-
-
-def source_field(record: Record) -> str | None:
-    """Where the record says that it comes from; None: it does not say."""
-    if isinstance(source := record.get("source"), str | None):
-        return source or None
-    raise ValueError(f"source: found {source!r}, wanted a text")
-
-
-def _margin(value: Any) -> float | None:
-    if value in (None, ""):
-        return None
-    with suppress(TypeError, ValueError, OverflowError):
-        if not isinstance(value, bool) and 0 <= float(value) < math.inf:
-            return float(value)
-    raise ValueError(f"margin: found {value!r}, wanted a number >= 0")
-
-
-def _tie(value: Any) -> bool:
-    word = value.lower() if isinstance(value, str) else value  # CSV has it as a word
-    if word in ("true", "false", "") or isinstance(word, bool | None):
-        return word in (True, "true")
-    raise ValueError(f"tie: found {value!r}, wanted true or false")
-
-
 def to_preference(
     record: Record, prompt: str | list[Message], chosen: str, rejected: str
 ) -> Preference:
     """id, source, margin and tie are the record's, where it has them."""
     return Preference(
-        id=id_field(record, [prompt, chosen, rejected]),
-        source=source_field(record),
-        margin=_margin(record.get("margin")),
-        tie=_tie(record.get("tie")),
+        id=own_id(_OWN, record) or hash_of([prompt, chosen, rejected]),
+        source=source_of(record.get("source"), "source"),
+        margin=own_margin(_OWN, record),
+        tie=own_tie(_OWN, record),
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
     )
-
-
-def to_labelled_preference(
-    record: Record,
-    name: str,
-    *,
-    prompt: str,
-    answers: tuple[str, str],
-    better: Mapping[int, int | None],
-    subset: str,
-) -> Preference:
-    """A pair in any order, whose `label` says which answer is better.
-
-    prompt, answers, subset: the names of the fields; source becomes name/<subset>. better: label ->
-    the answer's index; None: a tie.
-    """
-    texts = [text_field(record, answer) for answer in answers]
-    label = field(record, "label")
-    if type(label) is not int or label not in better:
-        raise ValueError(f"label: found {label!r}, wanted one of {sorted(better)}")
-    index = better[label]
-    chosen, rejected = texts if index != 1 else texts[::-1]
-    source = f"{name}/{record[subset]}" if record.get(subset) else name
-    named = {**record, "source": source, "tie": index is None}
-    return to_preference(named, prompt_field(record, prompt), chosen, rejected)
 
 
 def to_question(row: Preference) -> Question:

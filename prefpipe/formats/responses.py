@@ -20,4 +20,4 @@ def read(record: Record) -> Question:
     )
 
 
-FORMAT = Format(read, several_answers=True)
+FORMAT = Format(read, about="Our own Responses rows, where `right` is known", several_answers=True)

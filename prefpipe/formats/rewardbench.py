@@ -52,4 +52,9 @@ def section_scores(accuracy: Mapping[str, float]) -> dict[str, Any]:
     return {"sections": sections, "score": score, "missing_subsets": sorted(missing)}
 
 
-FORMAT = Format(read, published_of_subsets=section_scores)
+FORMAT = Format(
+    read,
+    about="RewardBench: prompt, chosen, rejected as text, subset, id",
+    needs=("prompt", "chosen", "rejected", "subset", "id", "chosen_model", "rejected_model"),
+    published_of_subsets=section_scores,
+)

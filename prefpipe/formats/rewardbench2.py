@@ -15,6 +15,12 @@ SUBSETS = {"factuality", "precise if", "math", "safety", "focus", "ties"}
 def read(record: Record) -> Question:
     """prompt, chosen and rejected (lists of texts), subset, id."""
     subset = text_field(record, "subset")
+    if subset.lower() not in SUBSETS:
+        wanted = ", ".join(sorted(SUBSETS))
+        raise ValueError(
+            f"subset: found {subset!r}, wanted one of {wanted}: of another set (RM-Bench has the same "
+            "columns) the published score would be another one"
+        )
     sides = []
     for name in ("chosen", "rejected"):
         texts = field(record, name)
@@ -99,6 +105,7 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
 
 FORMAT = Format(
     read,
+    about="RewardBench 2: several right and wrong answers to a prompt, subset, id",
     several_answers=True,
     ranked_subsets=frozenset({"rewardbench2/Ties"}),
     published_of_scores=subset_scores,

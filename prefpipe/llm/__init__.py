@@ -12,7 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from prefpipe.rows import Completion, Message
 
-SERVER_FAILURES = frozenset({"rate_limited", "server_error", "timeout", "connection_lost"})
+SERVER_FAILURES = frozenset(
+    {"rate_limited", "server_error", "timeout", "connection_lost", "batch_unreadable"}
+)
 """Reasons of a Failure that lie with the server or the network: the same request may pass later."""
 
 MANY = 20

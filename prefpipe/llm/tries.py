@@ -1,12 +1,12 @@
 """Replies that are checked as they are used, and asked for again in another sample where they fail."""
 
-from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from typing import Generic, TypeVar
 
 from prefpipe.files import Run
-from prefpipe.llm import SERVER_FAILURES, Engine, Request
+from prefpipe.llm import SERVER_FAILURES, Engine, Failure, Request
+from prefpipe.llm.outcomes import passes_later
 from prefpipe.llm.replies import Replies
 from prefpipe.rows import Completion, Reject, Row
 
@@ -32,28 +32,29 @@ class Tries(Generic[R]):
         self._check, self._asked_again = check, asked_again
         self._tries: list[Replies] = []
 
-    def ask(
-        self, open_engine: Callable[[], Engine], tries: int, *, accept_failures: bool = False
-    ) -> None:
+    def ask(self, open_engine: Callable[[], Engine], tries: int) -> None:
         """Ask for every row, and in further tries for those that are asked again. Raises SystemExit
-        where the server, not the row, is to blame (not with accept_failures), once all others have
+        where the server, not the row, is to blame (not with leave_out_failing), once all others have
         had their tries: it may answer later."""
         # all logs are opened at once: where try 0 failed without a text, try 1 may have one on disk
         self._tries = [
             Replies(self._run, partial(self._requests, number), f"try{number}")
             for number in range(tries)
         ]
+
+        def fault_of(reply: Completion) -> str:
+            row = next(row for row in self._rows() if row.id == reply.id)  # one of the first ones
+            checked = self._check(row, reply)
+            return f"{checked.reason}: {checked.detail}" if isinstance(checked, Reject) else ""
+
         for number, replies in enumerate(self._tries):
             what = f"asking again ({number})" if number else "translating"
-            replies.ask(open_engine, what, accept_failures=True)
-        results = map(self.of, self._rows()) if not accept_failures else ()
+            options = {"fault_of": fault_of, "asked_again": self._asked_again}
+            replies.collect(open_engine, what, is_first=not number, **options)
+        results = map(self.of, self._rows())
         failed = [r for r in results if isinstance(r, Reject) and r.reason in SERVER_FAILURES]
-        if failed:
-            raise SystemExit(
-                f"{self._run.stage}: no reply for {len(failed)} items "
-                f"({dict(Counter(r.reason for r in failed))}; {failed[0].id}: {failed[0].detail}). The "
-                "rest is kept: the same command asks for these again; --accept-failures leaves them out"
-            )
+        if failed and not self._run.facts.leave_out_failing:
+            raise SystemExit(passes_later([Failure(r.id, r.reason, r.detail) for r in failed]))
 
     def _requests(self, number: int) -> Iterator[Request]:
         for row in self._rows():

@@ -1,33 +1,33 @@
-"""An OpenAI chat completion over the wire: the request, the reply, and how each can fail."""
+"""An OpenAI chat completion over the wire: the request, the reply, and which texts are in it."""
 
-import contextlib
-import email.utils
 import functools
 import itertools
-import json
 import random
 import re
-import ssl
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import httpx2
-import openai
 from pydantic import SecretStr
 
 from prefpipe import draws
 from prefpipe.foreign_json import well_formed
 from prefpipe.llm import Completion, Failure, Request, Result
+from prefpipe.llm.environment import check_key, route_to, secrets_of
+from prefpipe.rows import FinishReason
 
 T = TypeVar("T")
-NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 LONGEST_RETRY_AFTER_SECONDS = 900.0
 """A server that asks for a longer pause ends the run."""
 _LONGEST_BACKOFF_SECONDS = 60.0
-_REFUSED_OPTION = re.compile(r"unrecognized|unsupported|unknown|not supported|extra inputs", re.I)
+_ENDS: dict[str, FinishReason] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "stop_sequence"), "stop"),
+    **dict.fromkeys(("end", "end_turn", "complete", "completed"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "length"),
+}
+"""Other servers' words for why a text ends."""
+_HELD_BACK = ("content_filter", "content_filtered", "safety", "recitation", "prohibited_content")
+_SHORTEST_SECRET = 6  # a key that people make up for a server that wants none is in many words
 
 
 class Stop(Exception):
@@ -50,33 +50,37 @@ class ServedModel:
     """Send each request's reply_schema, where it has one, as response_format."""
     extra_body: Mapping[str, Any] | None = None
     """Fields that go with every request."""
+    unsent: Sequence[str] = ()
+    """Options that are not sent, since the server refuses them."""
+    dispensable: Sequence[str] = ()
+    """Options that are left out as soon as the server refuses one, whatever their value."""
 
     def check(self) -> None:
         """Raises SystemExit, with a sentence, where no server can be asked with these values."""
         for url in self.base_urls:
-            if "@" in urlsplit(url).netloc:
-                raise SystemExit("base URL: found one with a user or password; leave both out")
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-                raise SystemExit(f"base URL {url!r}: wanted http://host:port/v1 or https://...")
+            route_to(url)
         if not self.base_urls:
             raise SystemExit(
                 "no base URL given: name one server at least (OPENAI_BASE_URL; for OpenAI itself "
                 "OPENAI_API_KEY is enough)"
             )
-        if not (self.key().isascii() and self.key().isprintable()):
-            raise SystemExit("OPENAI_API_KEY: found a line end, or not only ASCII; copy it again")
+        check_key(self.key())
 
     def key(self) -> str:
         """What the openai client is given; it wants some text also where the server wants no key."""
         return (self.api_key.get_secret_value().strip() if self.api_key else "") or "none"
 
+    def without_secrets(self, text: str) -> str:
+        """The text without the key, as it was sent or quoted, and without the base URLs' secrets:
+        servers echo them."""
+        secrets = [self.key() if self.api_key else ""]
+        secrets += [secret for url in self.base_urls for secret in secrets_of(url)]
+        pattern = _any_of(tuple(s for s in secrets if len(s) >= _SHORTEST_SECRET))
+        return pattern.sub("***", text) if pattern else text
+
     def printable(self, said: object) -> str:
-        """At most 300 characters on one line, without control characters, and without the key:
-        servers echo it, as it was sent or quoted."""
-        text = well_formed(str(said))
-        if self.api_key and (secret := self.key()) != "none":
-            for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]):
-                text = text.replace(form, "***")
+        """At most 300 characters on one line, without control characters and secrets."""
+        text = self.without_secrets(well_formed(str(said)))
         text = " ".join("".join(c if c.isprintable() else " " for c in text[:3000]).split())
         return text if len(text) <= 300 else text[:297] + "..."
 
@@ -86,16 +90,18 @@ class ServedModel:
         return min(seconds, _LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1.0)
 
 
-def printable_url(url: str) -> str:
-    """The URL without a user's name and password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 @functools.cache
-def certificates() -> ssl.SSLContext:
-    """For all connections: reading them takes longer than a whole generate() of a few requests."""
-    return httpx2.create_ssl_context()
+def _any_of(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Finds each secret, its signs escaped as JSON, Python, HTML or a URL does, also several times."""
+
+    def forms(sign: str) -> str:
+        escaped = (
+            rf"\\*{re.escape(sign)}|&\#?\w{{1,6}};|\\+[ux][0-9a-fA-F]{{2,4}}|%[0-9a-fA-F]{{2}}"
+        )
+        return sign if sign.isalnum() else r"\\+" if sign == "\\" else f"(?:{escaped})"
+
+    patterns = ["".join(map(forms, secret)) for secret in secrets]
+    return re.compile("|".join(patterns)) if patterns else None
 
 
 def request_body(
@@ -114,7 +120,15 @@ def request_body(
     if served.structured_output and request.reply_schema:
         schema = {"name": "reply", "strict": True, "schema": dict(request.reply_schema)}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    body = {name: value for name, value in body.items() if name not in served.unsent}
     return body | dict(served.extra_body or {})
+
+
+def dispensable(body: Mapping[str, Any], served: ServedModel) -> set[str]:
+    """Options without which the same is asked: several samples may be asked for one by one, the
+    seed of a server promises little, and 1 is what temperature and top_p are where nobody says."""
+    neutral = {name for name in ("temperature", "top_p") if body.get(name) == 1}
+    return {*("n", "seed"), *neutral, *served.dispensable} & body.keys()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,17 +179,19 @@ def completions_of(
     texts: list[tuple[str, Any]] = []
     failure = Failure(id, "too_few_choices", "the reply has no choices")
     for choice in reply.choices:
-        text, reason = choice["message"].get("content"), choice.get("finish_reason")
-        if text is None and reason == "length":
+        content, said = choice["message"].get("content"), choice.get("finish_reason")
+        text, word = _text_of(content), said.lower() if isinstance(said, str) else ""
+        reason = _ENDS.get(word)
+        if content is None and reason == "length":
             text = ""  # a reasoning model that spent its tokens before the answer
-        if isinstance(text, str) and reason in ("stop", "length"):
-            texts.append((text, reason))
-        elif reason == "content_filter":
+        if text is not None and reason:
+            texts.append((served.without_secrets(text), reason))
+        elif word in _HELD_BACK:
             failure = Failure(id, "content_filter")
         elif refusal := choice["message"].get("refusal"):
             failure = Failure(id, "refused", served.printable(refusal))
         else:
-            found = f"finish_reason {str(reason)[:50]!r}, content of type {type(text).__name__}"
+            found = f"finish_reason {str(said)[:50]!r}, content of type {type(content).__name__}"
             failure = Failure(id, "garbled_reply", f"found {served.printable(found)}")
     if not texts:
         return failure
@@ -187,6 +203,16 @@ def completions_of(
     ]
 
 
+def _text_of(content: Any) -> str | None:
+    """The text of a message: a string, or parts of which those are put together that are texts
+    (others are thoughts, or what nobody asked for); None: there is none."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts = [p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str)
+             and p.get("type") in (None, "text", "output_text")]  # fmt: skip
+    return "".join(texts) if texts else None
+
+
 def share_out(total: int, weights: list[int]) -> list[int]:
     """Whole numbers in proportion to the weights that add up to total: 10, [1, 1, 2] -> 2, 3, 5."""
     if not (whole := sum(weights)):
@@ -194,60 +220,3 @@ def share_out(total: int, weights: list[int]) -> list[int]:
     # differences of the rounded cumulative sums: each rounding error is made good by the next number
     ends = [total * end // whole for end in itertools.accumulate(weights)]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def read_status(
-    error: openai.APIStatusError, body: Mapping[str, Any], where: str, served: ServedModel
-) -> tuple[str, str, float | None]:
-    """read_error of such a reply, and the seconds that the server asks to wait."""
-    stated = error.body if isinstance(error.body, dict) else {}
-    stated = {**stated, "message": stated.get("message") or error.response.text}
-    wait = retry_after(error.response.headers)
-    return *read_error(error.status_code, stated, body, where, served), wait
-
-
-def read_error(
-    status: int, error: Mapping[str, Any], body: Mapping[str, Any], where: str, served: ServedModel
-) -> tuple[str, str]:
-    """Reason and detail of the API's error object for a request with that body. Raises Stop, its
-    message beginning with `where`, if no later request can pass either."""
-    code, param = str(error.get("code")), error.get("param")
-    detail = f"HTTP {status}: {served.printable(error.get('message'))}"
-    if status in (401, 403):
-        raise Stop(f"{where}: {detail}; check the API key (OPENAI_API_KEY)")
-    if status in (404, 405):
-        raise Stop(
-            f"{where}: {detail}; check the model's name ({body.get('model')}) and the "
-            "base URL, which ends in /v1 on most servers"
-        )
-    if status == 402 or code in NO_MONEY:
-        raise Stop(f"{where}: {detail}; the account cannot pay for more")
-    if status in (400, 422):
-        if code == "context_length_exceeded" or "context length" in detail:
-            return "prompt_too_long", detail
-        # An option is refused where the error names it as its parameter, or in its words.
-        options = set(body) - {"model", "messages"}
-        refused = {name for name in options if name == param}
-        if not refused and _REFUSED_OPTION.search(detail):
-            refused = {name for name in options if re.search(rf"\b{name}\b", detail)}
-        if refused:
-            raise Stop(
-                f"{where} refuses {', '.join(sorted(refused))}: {detail}; set it "
-                "to the value that switches it off, or use a server that takes it"
-            )
-    if status == 429:
-        return "rate_limited", detail
-    if status in (408, 409) or status >= 500:
-        return "server_error", detail
-    return "bad_request", detail
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as the server states them (a number or an HTTP date); None: it does not."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        if re.fullmatch(r"\s*[0-9]+(\.[0-9]*)?\s*", stated := headers.get(name, "")):
-            return float(stated) * unit
-    with contextlib.suppress(KeyError, ValueError, OverflowError):
-        date = email.utils.parsedate_to_datetime(headers["retry-after"])
-        return max(date.timestamp() - time.time(), 0.0)
-    return None

@@ -44,6 +44,10 @@ class Embedder(Protocol):
         """How many of the texts have more than max_tokens."""
         ...
 
+    def windows(self, texts: Sequence[str]) -> list[list[str]]:
+        """Each text in parts of which a document's vector is made whole; the text, where that fits."""
+        ...
+
 
 def model_folder(name: str) -> Path | None:
     """Where the model's files are, if it is a folder or comes with a Python package."""
@@ -88,11 +92,28 @@ class SentenceEmbedder:
         return vectors
 
     def count_cut(self, texts: Sequence[str]) -> int:
+        return sum(len(of_text) > 1 for of_text in self.windows(texts))
+
+    def windows(self, texts: Sequence[str]) -> list[list[str]]:
         if self.max_tokens is None:
-            return 0
+            return [[text] for text in texts]
         tokenizer = self._model.tokenizer
-        ids = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        return sum(len(i) > self.max_tokens for i in ids)
+        prompts = map(self._model.prompts.get, ("document", "passage", "corpus"))
+        prompt = next(filter(None, prompts), "")
+        # one or two tokens of a window may be others than in the text, where it cuts a word
+        room = max(1, self.max_tokens - len(tokenizer(prompt)["input_ids"]) - 2)
+        options = {"truncation": False, "verbose": False, "return_offsets_mapping": True}
+        encoded = tokenizer(list(texts), add_special_tokens=False, **options)
+        return [
+            [text]
+            if len(places) <= room + 2
+            # the last one reaches back, so that it is no shorter than the others
+            else [
+                text[places[start][0] : places[start + room - 1][1]]
+                for start in [*range(0, len(places) - room, room), len(places) - room]
+            ]
+            for text, places in zip(texts, encoded["offset_mapping"], strict=True)
+        ]
 
 
 def check_finite(vectors: np.ndarray, texts: Sequence[str], name: str) -> None:

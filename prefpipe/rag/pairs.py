@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal, Self
 
+import numpy as np
+
 from prefpipe import draws
 from prefpipe.judge import Showing, both_orders, verdict
 from prefpipe.languages import detect_language
@@ -111,6 +113,8 @@ class ScoredQuery:
     """The score of each candidate, and what it is made of."""
     random_cosine: float | None
     """Of the context and a document that was not retrieved; None: there is none."""
+    windows: int
+    """In which the context was embedded; 1: the embedding model reads it whole."""
 
 
 def score_block(
@@ -124,26 +128,32 @@ def score_block(
     cosines = iter(measure_cosines(answered, store, embedder, seed=rules.seed))
     for query in block:
         if isinstance(query, AnsweredQuery):
-            own, random_cosine = next(cosines)
-            yield ScoredQuery(query, score_candidates(query, own, rules), random_cosine)
+            own, *others = next(cosines)
+            yield ScoredQuery(query, score_candidates(query, own, rules), *others)
         else:
             yield query
 
 
 def measure_cosines(
     queries: Sequence[AnsweredQuery], store: VectorStore, embedder: Embedder, *, seed: int
-) -> list[tuple[list[float], float | None]]:
+) -> list[tuple[list[float], float | None, int]]:
     """Cosines of each query's context with its candidates, and with a document that it did not get,
-    drawn from the seed (None: there is none). All texts are embedded in one call."""
+    drawn from the seed (None: there is none); the context's windows. All texts are embedded in one call; what is longer than
+    the embedder reads is so in windows, and each of an answer's counts with the nearest of the
+    context's: an answer may be about the last of several documents."""
     retrieved = [query.retrieved for query in queries]
-    # 1) a context that is one whole document has its vector in the store; all else is embedded
-    whole = {
-        r.context: r.store_rows[0] for r in retrieved if len(r.store_rows) == 1 and not r.is_cut
-    }
-    vectors = dict(zip(whole, store.vectors([*whole.values()]), strict=True)) if whole else {}
     texts = [row.context for row in retrieved]
     texts += [candidate.text for query in queries for candidate in query.candidates]
-    if new := list(dict.fromkeys(text for text in texts if text not in vectors)):
+    windows = dict(zip(texts, embedder.windows(texts), strict=True))
+    # 1) a context that is one whole document has its vector in the store; all else is embedded
+    whole = {
+        r.context: r.store_rows[0]
+        for r in retrieved
+        if len(r.store_rows) == len(windows[r.context]) == 1 and not r.is_cut
+    }
+    vectors = dict(zip(whole, store.vectors([*whole.values()]), strict=True)) if whole else {}
+    parts = dict.fromkeys(part for of_text in windows.values() for part in of_text)
+    if new := [part for part in parts if part not in vectors]:
         vectors |= dict(zip(new, embedder.embed(new, "document"), strict=True))
     # 2) beside it, a document that the query did not get
     others = [draw_other(len(store), row.store_rows, draws.rng(seed, row.id)) for row in retrieved]
@@ -152,9 +162,13 @@ def measure_cosines(
     # 3) vectors have length 1, so that their inner product is the cosine
     cosines = []
     for query, other in zip(queries, others, strict=True):
-        context = vectors[query.retrieved.context]
-        own = [float(vectors[candidate.text] @ context) for candidate in query.candidates]
-        cosines.append((own, None if other is None else float(vector_of[other] @ context)))
+        context = np.stack([vectors[part] for part in windows[query.retrieved.context]])
+        own = [
+            float(np.mean([(context @ vectors[part]).max() for part in windows[candidate.text]]))
+            for candidate in query.candidates
+        ]
+        random_cosine = None if other is None else float((context @ vector_of[other]).max())
+        cosines.append((own, random_cosine, len(context)))
     return cosines
 
 

@@ -14,6 +14,8 @@ from prefpipe.rows import RagPair, Reject
 class RagReport:
     pairs: int = 0
     contexts_cut: int = 0
+    contexts_in_windows: int = 0
+    """Longer than the embedding model reads."""
     grounding: dict[str, list[float]] = field(
         default_factory=lambda: {"chosen": [], "rejected": [], "random_document": []}
     )
@@ -27,6 +29,7 @@ class RagReport:
         if isinstance(scored, Reject):
             return
         self.contexts_cut += scored.query.retrieved.is_cut
+        self.contexts_in_windows += scored.windows > 1
         self.judged += judged_pairs(scored)
         if isinstance(pair, Reject):
             return
@@ -46,6 +49,7 @@ class RagReport:
         }
         abstentions, cut = dict(self.abstentions), self.contexts_cut
         summary = {"mean_grounding": means, "abstentions": abstentions, "contexts_cut": cut}
+        summary["contexts_in_windows"] = self.contexts_in_windows
         if self.judged:
             summary["judge_against_heuristic"] = metrics.judge_report(self.judged)
         return summary
@@ -64,6 +68,11 @@ class RagReport:
             )
         if self.contexts_cut:
             lines.append(f"{self.contexts_cut} contexts were cut at --max-context-characters")
+        if self.contexts_in_windows:
+            lines.append(
+                f"{self.contexts_in_windows} contexts are longer than the embedding model reads: "
+                "compared window by window"
+            )
         if judge := facts.get("judge_against_heuristic"):
             lines.append(
                 f"judge: agrees with the heuristic in {_percent(judge['accuracy'])} of both orders of "

@@ -22,22 +22,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefpipe.questions import nfkc
+from prefpipe.rag.abstention import is_abstention
 from prefpipe.rows import ScoreParts
+from prefpipe.words import split_words
 
-ABSTENTIONS = (
-    "I don't know", "I do not know", "I'm not sure", "I am not sure",
-    "The context does not", "The context doesn't",
-    "The provided context does not", "The provided context doesn't", "我不知道",
-)  # fmt: skip
-"""How an abstention begins, behind words like "Sorry, but" or "Based on the context"."""
-
-# A CJK character is a word of its own, since nothing separates words there.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+|\d+")
-_OPENING = re.compile(
-    r"((i'm |i am )?sorry|unfortunately|based on the (provided |given )?context|but)\b[,.: ]*"
+_NAME_PARTS = re.compile(
+    r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])"
 )
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # What scikit-learn's list of English words lacks: words of every docstring, and Chinese ones.
 _MORE_STOP_WORDS = """args did does doing function having just kwargs like param returns self use used
     using way 的 了 是 在 和 有 我 你 他 她 它 吗 呢 什 么 怎 样 如 何 请"""
@@ -103,8 +94,8 @@ def keyword_coverage(text: str, keywords: Sequence[str]) -> float:
     not matter."""
     if not keywords:
         return 0.0
-    there = f" {' '.join(split_words(text))} "
-    return sum(f" {' '.join(split_words(k))} " in there for k in keywords) / len(keywords)
+    there = f" {' '.join(split_names(text))} "
+    return sum(f" {' '.join(split_names(k))} " in there for k in keywords) / len(keywords)
 
 
 def extract_keywords(query: str, context: str, most: int) -> list[str]:
@@ -112,15 +103,15 @@ def extract_keywords(query: str, context: str, most: int) -> list[str]:
     the context, in the query's order; then the context's others, the frequent first, equally
     frequent ones as they come. Identifiers are split; stop_words(), numbers and single letters are
     left out."""
-    counts = Counter(word for word in split_words(context) if _is_keyword(word))
-    shared = [word for word in split_words(query) if word in counts]
+    counts = Counter(word for word in split_names(context) if _is_keyword(word))
+    shared = [word for word in split_names(query) if word in counts]
     others = sorted(counts, key=lambda word: -counts[word])
     return list(dict.fromkeys([*shared, *others]))[:most]
 
 
-def split_words(text: str) -> list[str]:
-    """The words of a text in lower case, identifiers split: readLine and read_line give read, line."""
-    return [word.casefold() for word in _WORD.findall(_CAMEL.sub(" ", nfkc(text)))]
+def split_names(text: str) -> list[str]:
+    """Words with identifiers split: readLine and read_line give read, line."""
+    return split_words(_NAME_PARTS.sub(" ", text))
 
 
 def _is_keyword(word: str) -> bool:
@@ -135,19 +126,6 @@ def stop_words() -> frozenset[str]:
 
     english = ENGLISH_STOP_WORDS - set(_WORDS_OF_CODE.split())
     return english.union(_MORE_STOP_WORDS.split(), map(str.casefold, keyword.kwlist))
-
-
-def is_abstention(text: str, phrases: Sequence[str] = ABSTENTIONS) -> bool:
-    """Whether the text begins by saying that it does not know; case and apostrophes do not matter."""
-    plain = _plain(text)
-    at = 0
-    while opening := _OPENING.match(plain, at):
-        at = opening.end()
-    return any(plain.startswith(_plain(phrase), at) for phrase in phrases)
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.replace("\u2019", "'").casefold().split()).lstrip("\"'*-_. ")
 
 
 def pick_extremes(

@@ -35,7 +35,7 @@ def read_entries(
     """
     places = files.Places()
     is_first = is_empty = True
-    for place, record in files.read_records(path, limit):
+    for place, record in files.Named(str(path)).records(limit):
         is_empty = False
         try:
             row = _to_entry(record, columns)

@@ -9,10 +9,12 @@ A stage derives its own class from the one that fits:
     SamplingStage             the same, with temperature, top_p, top_k
     ModelStage                the same, with one model
     TrainingStage             trains a model
+    PromptColumns             reads prompts of any format; PairColumns: preferences
     PreferenceStage           reads published preferences
     PreferenceTrainingStage   trains a model on them
 """
 
+from prefpipe.settings.columns import PairColumns, PromptColumns
 from prefpipe.settings.engines import (
     Account,
     EngineStage,

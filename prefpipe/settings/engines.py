@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,13 +13,16 @@ from prefpipe.llm.responders import EngineKind
 from prefpipe.ranges import AboveZero, NotNegative, Positive, Temperature, TopK, TopP
 from prefpipe.rows import Message, as_turns
 from prefpipe.settings.chats import ChatStage
-from prefpipe.settings.stage import NoEffectOnRows, Stage
+from prefpipe.settings.stage import NoEffectOnRows, Stage, check_dotenv
 
 if TYPE_CHECKING:
     from prefpipe.llm import Engine
     from prefpipe.llm.batch_api.batch_engine import BatchEngine, BatchOptions
     from prefpipe.llm.server.server_engine import ServerEngine
     from prefpipe.llm.wire import ServedModel
+
+
+Option = Literal["temperature", "top_p", "top_k", "seed", "n", "response_format"]
 
 
 class Account(BaseSettings):
@@ -39,6 +42,10 @@ class Account(BaseSettings):
     api_key: SecretStr | None = None
     base_url: str | None = None
     """One base URL, or several with commas between them."""
+
+    def __init__(self, **values: Any) -> None:
+        check_dotenv(Path(".env"))
+        super().__init__(**values)
 
     def base_urls(self) -> list[str]:
         """Where to ask: with a key alone it is OpenAI itself; none: no server is configured."""
@@ -63,6 +70,12 @@ class ServerStage(Stage):
     """Times a request is sent again after a rate limit, a server's error or a lost connection."""
     timeout_seconds: NoEffectOnRows[AboveZero] = 600.0
     """Seconds that one reply of a server may take."""
+    leave_out_options: list[Option] = []
+    """Options that are not sent, where a server refuses them (server, batch): its own values are
+    taken."""
+    leave_out_failing: NoEffectOnRows[bool] = False
+    """Write rows that the server fails on each time to the rejects; without it the stage stops before
+    its end, and the same command asks for those again."""
     batch_folder: NoEffectOnRows[Path | None] = None
     """Where the record of what was submitted stands, and what came back (batch). None:
     data/batches/ and the stage's name. What is in it is not paid again."""
@@ -77,6 +90,12 @@ class ServerStage(Stage):
     submitted. None: no limit."""
     poll_seconds: NoEffectOnRows[AboveZero] = 60.0
     """Longest pause between two looks at the batches under way (batch)."""
+
+    def rows_depend_on(self) -> dict[str, Any]:
+        values = super().rows_depend_on()
+        if not self.leave_out_options:
+            del values["leave_out_options"]  # as in runs of versions that did not have it
+        return values
 
     def batch_options(self) -> "BatchOptions":
         from prefpipe.llm.batch_api.batch_engine import BatchOptions
@@ -95,10 +114,11 @@ class ServerStage(Stage):
 
         account, tries = Account(), (self.max_retries, self.timeout_seconds)
         urls = self.base_urls or account.base_urls()
+        options["unsent"] = tuple(self.leave_out_options)
         return ServedModel(urls, model, account.api_key, *tries, **options)
 
     def open_server(self, model: str, **options: Any) -> "ServerEngine":
-        """Nothing is asked yet. options: structured_output, extra_body."""
+        """Nothing is asked yet. options: structured_output, extra_body, dispensable."""
         from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
 
         limits = (self.requests_per_minute, self.tokens_per_minute)

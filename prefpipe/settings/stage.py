@@ -34,7 +34,12 @@ NoEffectOnRows = Annotated[T, _NO_EFFECT]
 """Type of a setting that changes speed or place, never a row: it is in no fingerprint."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PASSWORD = re.compile(r"(?<=://)[^/@\s'\"]*@")
+_PASSWORD = re.compile(
+    r"(?<=://)[^/@\s'\"]*(?=@)"
+    r"|(?<=[?&])(?P<name>[\w.-]*(?:key|token|secret|passw|sig|auth|code)[\w.-]*=)[^&\s'\"#]+",
+    re.IGNORECASE,
+)
+"""In a URL: user and password, and what its query calls a secret."""
 _SHORT = re.compile(r"^--([a-z])(=.*)?$")
 """--n 8 as well as -n 8: one-letter settings are options with one dash to the parser."""
 
@@ -93,6 +98,7 @@ class Stage(BaseSettings):
             limit=self.limit,
             overwrite=self.overwrite,
             strict=self.strict,
+            leave_out_failing=getattr(self, "leave_out_failing", False),
         )
         return Run(facts, **options)
 
@@ -110,7 +116,7 @@ class Stage(BaseSettings):
     @classmethod
     def from_command_line(cls, arguments: list[str] | None = None) -> Self:
         """The settings of this run. Exits with a sentence where one is wrong or misspelt."""
-        _check_dotenv(Path(".env"))
+        check_dotenv(Path(".env"))
         cls._refuse_misspelt_variables()
         given = sys.argv[1:] if arguments is None else arguments
         description = inspect.getdoc(sys.modules[cls.__module__]) or ""
@@ -202,7 +208,7 @@ class Stage(BaseSettings):
         return "config.py or the script"
 
 
-def _check_dotenv(path: Path) -> None:
+def check_dotenv(path: Path) -> None:
     """Exit with a sentence where .env is no UTF-8 text; editors on Windows write UTF-16."""
     try:
         path.read_bytes().decode("utf-8-sig")
@@ -213,12 +219,16 @@ def _check_dotenv(path: Path) -> None:
 
 
 def _without_passwords(value: Any) -> Any:
-    """The same settings, user and password of each URL in them replaced by three stars."""
+    """The same settings, the secrets of each URL in them replaced by three stars."""
     if isinstance(value, dict):
         return {name: _without_passwords(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_without_passwords(inner) for inner in value]
-    return _PASSWORD.sub("***@", value) if isinstance(value, str) else value
+    return _PASSWORD.sub(_stars, value) if isinstance(value, str) else value
+
+
+def _stars(secret: re.Match[str]) -> str:
+    return f"{secret['name'] or ''}***"
 
 
 def _without_secrets(text: str) -> str:
@@ -226,7 +236,7 @@ def _without_secrets(text: str) -> str:
     key = os.environ.get("OPENAI_API_KEY") or dotenv_values(".env").get("OPENAI_API_KEY") or ""
     for secret in filter(None, (key, key.strip(), repr(key)[1:-1])):
         text = text.replace(secret, "***")
-    return _PASSWORD.sub("***@", text)
+    return _PASSWORD.sub(_stars, text)
 
 
 def _unexpected(stage: str, error: Exception, debug: bool) -> str:

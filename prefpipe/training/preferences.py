@@ -7,15 +7,15 @@ preprocess_dataset.py reads by this module, too: it loads no torch.
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefpipe import formats
+from prefpipe.evaluation.overlap import Overlap, benchmark_questions
 from prefpipe.files import DataError, Places, Run
-from prefpipe.formats.reading import read_named
+from prefpipe.formats.opening import NO_IDS, HowRead, OpenFile, say
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import in_blocks, splits
-from prefpipe.rows import Preference, Reject, Split, flatten_turns
+from prefpipe.rows import Preference, Reject, Split, answer_of, flatten_turns
 
 if TYPE_CHECKING:
     from prefpipe.training.tokenized_pairs import TokenizedPair
@@ -32,8 +32,14 @@ class Placed(NamedTuple):
     has_id: bool
     """It came with one; False: its id was made of its content."""
     split: Split
-    is_near_duplicate: bool = False
-    """A train row whose question is nearly a held-out one."""
+    leaks: str | None = None
+    """Why a train row must not be trained on: it is nearly a held-out one, or stands in a benchmark."""
+
+    def reject(self) -> Reject | None:
+        """The row left out for that."""
+        if not self.leaks:
+            return None
+        return Reject(id=self.row.id, reason=self.leaks, detail=self.place)
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,15 @@ class RawPreferences:
     validation_input: str
     """The same of held-out rows. Empty: a share of the questions of input is held out."""
     validation_share: float
-    format: str
+    how: HowRead
     near_duplicate: float
     """Jaccard of five-word shingles from which on two questions are nearly the same."""
     seed: int
     limit: int | None
+    not_in: tuple[str, ...] = ()
+    """Benchmarks, as name=path: a train row that shares eight words in a row with a question leaks."""
+    validation_split: str | None = None
+    """Of validation_input, as how has it of input."""
 
     def read(self, run: Run, first: Split) -> Iterator[Placed]:
         """Each preference once, the file of the split `first` before the other.
@@ -57,74 +67,83 @@ class RawPreferences:
         Rows are counted in run.read_count; what is no preference is a bad row of the run. The
         caller decides what becomes of the others.
         """
+        names = [name for name in (self.input, self.validation_input) if name]
+        held_out_part = {**self.how.part, "split": self.validation_split}
+        hows = [self.how, replace(self.how, part=held_out_part)]
+        files = [OpenFile(*named, self.limit) for named in zip(names, hows, strict=False)]
         is_held_out = bytearray()
-        held_out = NearDuplicates(self._held_out_questions(is_held_out), self.near_duplicate)
-        names = (self.input, self.validation_input)
-        records = self._records(names if first == "train" else names[::-1])
+        # the validation file, or all of the input where a share of it is held out
+        asked = self._held_out_questions(files[-1], is_held_out)
+        held_out = NearDuplicates(asked, self.near_duplicate)
+        seen = Overlap(benchmark_questions(self.not_in, self.how)) if self.not_in else None
+        order = files if first == "train" else files[::-1]
         # in blocks: for one question at a time, calling numpy costs more than what it does
-        for block in in_blocks(self._placed(records, is_held_out)):
+        for block in in_blocks(self._placed(order, is_held_out)):
             train = [p.row for p in block if isinstance(p, Placed) and p.split == "train"]
             near = iter(held_out.find([flatten_turns(row.prompt) for row in train]))
             for placed in block:
                 run.read_count += 1
                 if not isinstance(placed, Placed):
                     run.bad_row(*placed)
-                elif placed.split == "train":
-                    yield placed._replace(is_near_duplicate=next(near))
+                elif placed.split == "validation":
+                    yield placed
+                elif next(near):
+                    yield placed._replace(leaks=NEAR_DUPLICATE)
+                elif seen and seen.shares(texts_of(placed.row)):
+                    yield placed._replace(leaks="in_benchmark")
                 else:
                     yield placed
+        say(run, files)
 
-    def _held_out_questions(self, is_held_out: bytearray) -> Iterator[str]:
-        """First pass: the held-out questions. Notes in is_held_out which rows they are (1), or not (0).
-
-        Reads the validation file, or all of the input where a share of it is held out.
-        """
-        for block in in_blocks(self._records([self.validation_input or self.input])):
-            records = [record for _, _, record in block]
-            asked = [self._question(record) for record in records]
+    def _held_out_questions(self, file: OpenFile, is_held_out: bytearray) -> Iterator[str]:
+        """First pass: the held-out questions. Notes in is_held_out which records they are of (1), or
+        not (0)."""
+        for block in in_blocks(file.records()):
+            records = [record for _, record in block]
+            asked = [_question(file, record) for record in records]
             sides: list[Split] = (
                 ["validation"] * len(asked)
                 if self.validation_input
                 else splits(asked, validation_share=self.validation_share, seed=self.seed)
             )
             held_out = [
-                split == "validation" and isinstance(self._row(record), Preference)
+                split == "validation" and isinstance(file.pairs(record), list)
                 for record, split in zip(records, sides, strict=True)
             ]
             is_held_out.extend(held_out)
             yield from itertools.compress(asked, held_out)
 
-    def _question(self, record: Any) -> str:
-        """A record's question; empty where it is no preference."""
-        # most are text under this name: to check the whole record would take four times as long
-        is_plain = self.format == "sky" and isinstance(record, dict)
-        if is_plain and isinstance(prompt := record.get("prompt"), str):
-            return prompt
-        row = self._row(record)
-        return flatten_turns(row.prompt) if isinstance(row, Preference) else ""
-
     def _placed(
-        self, records: Iterable[tuple[str, str, Any]], is_held_out: bytearray
+        self, files: Iterable[OpenFile], is_held_out: bytearray
     ) -> Iterator[Placed | tuple[str, ValueError]]:
-        """Each record as a preference, or its place and why it is none."""
+        """Each record's preferences, or its place and why it has none."""
         own_file = self.validation_input
-        for number, (file, place, record) in enumerate(records):
-            row = self._row(record)
-            if isinstance(row, ValueError):
-                yield place, row
-                continue
-            has_id = record.get("id") not in (None, "")  # "": so a CSV file says that there is none
-            held_out = file == own_file if own_file else is_held_out[number]
-            yield Placed(row, file, place, has_id, "validation" if held_out else "train")
+        for file in files:
+            hinted = False
+            for number, (place, record) in enumerate(file.records()):
+                rows = file.pairs(record)
+                if isinstance(rows, ValueError):
+                    if not hinted:  # a person reads the first one; the others are alike
+                        hinted, rows = True, file.with_hint(record, rows)
+                    yield place, rows
+                    continue
+                held_out = file.name == own_file if own_file else is_held_out[number]
+                has_id, split = file.reader.has_id(record), "validation" if held_out else "train"
+                for row in rows:
+                    yield Placed(row, file.name, place, has_id, split)
 
-    def _records(self, names: Iterable[str]) -> Iterator[tuple[str, str, Any]]:
-        """(file, place, record) of these files, one after another."""
-        for name in filter(None, names):
-            for place, record in read_named(name, self.limit):
-                yield name, place, record
 
-    def _row(self, record: Any) -> Preference | ValueError:
-        return formats.read_preference(record, self.format)
+def _question(file: OpenFile, record: Any) -> str:
+    """A record's question; empty where it is no preference."""
+    try:
+        return "" if isinstance(record, ValueError) else file.reader.question(record)
+    except ValueError:
+        return ""
+
+
+def texts_of(row: Preference) -> tuple[str, str, str]:
+    """What is trained on."""
+    return flatten_turns(row.prompt), answer_of(row.chosen), answer_of(row.rejected)
 
 
 Tokenize = Callable[[Preference], "tuple[TokenizedPair | Reject, int]"]
@@ -140,6 +159,8 @@ class TrainingPairs:
     held_out: list[Preference] = field(default_factory=list)
     """The rows of validation, in its order."""
     prompts_cut: int = 0
+    margins: list[float] = field(default_factory=list)
+    """Those of the pairs that have one."""
 
     def counts(self) -> dict[str, int]:
         return {
@@ -148,7 +169,54 @@ class TrainingPairs:
             "train ties": sum(pair.tie for pair in self.train),
             "validation ties": sum(pair.tie for pair in self.validation),
             "prompts cut from the left": self.prompts_cut,
+            "pairs with a margin": len(self.margins),
         }
+
+
+def check(raw: RawPreferences, run: Run, *, drop_ties: bool) -> None:
+    """Read the rows before a model is loaded, up to where there is one to train on and one to hold
+    out. Raises DataError where there is none; the rejects then say why."""
+    wanted = {"train", "validation"}
+    tried: Any = _Tried()
+    for placed in raw.read(tried, first="validation"):
+        if not why_left_out(placed, drop_ties=drop_ties):
+            wanted.discard(placed.split)
+        if not wanted:
+            return
+    for placed in raw.read(run, first="validation"):  # again, for the rejects
+        if left_out := why_left_out(placed, drop_ties=drop_ties):
+            run.emit(left_out)
+    raise _nothing_left(raw, run, "train" if "train" in wanted else "validation")
+
+
+def why_left_out(placed: Placed, *, drop_ties: bool) -> Reject | None:
+    """Why no trainer can use the row; ties are left out of what is trained on only."""
+    row = placed.row
+    reason = row.fault
+    if not reason and drop_ties and row.tie and placed.split == "train":
+        reason = "tie"
+    return Reject(id=row.id, reason=reason) if reason else placed.reject()
+
+
+def _nothing_left(raw: RawPreferences, run: Run, split: Split) -> DataError:
+    run.keep_rejects()
+    use = "train on" if split == "train" else "hold out"
+    first = f"; first: {run.first_bad}" if run.first_bad else ""
+    return DataError(
+        f"{raw.input}: no pair to {use} (left out: {run.reasons() or 'none'}{first}); "
+        f"each with its reason in {run.rejects_path}"
+    )
+
+
+class _Tried:
+    """Stands for a run in a pass that may end early: it writes nothing."""
+
+    def __init__(self) -> None:
+        self.read_count = 0
+        self.summary: dict[str, Any] = {}
+
+    def bad_row(self, place: str, error: ValueError) -> None:
+        """Nothing: the pass that counts meets it again."""
 
 
 def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: bool) -> TrainingPairs:
@@ -164,13 +232,9 @@ def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: boo
     for placed in raw.read(run, first="validation"):
         row = placed.row
         if placed.has_id:
-            places[placed.file].check(row.id, placed.place)
-        reason = row.fault
-        if not reason and drop_ties and row.tie and placed.split == "train":
-            reason = "tie"
-        if not reason and placed.is_near_duplicate:
-            reason = NEAR_DUPLICATE
-        pair, tokens_cut = (Reject(id=row.id, reason=reason), 0) if reason else tokenize(row)
+            places[placed.file].check(row.id, placed.place, NO_IDS)
+        left_out = why_left_out(placed, drop_ties=drop_ties)
+        pair, tokens_cut = (left_out, 0) if left_out else tokenize(row)
         if not isinstance(pair, Reject) and (pair.digest, row.tie) in seen:
             pair = Reject(id=row.id, reason="duplicate_pair", detail="as an earlier row")
         if isinstance(pair, Reject):
@@ -179,18 +243,19 @@ def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: boo
         seen.add((pair.digest, row.tie))
         run.keep()
         pairs.prompts_cut += tokens_cut > 0
+        pairs.margins += [] if row.margin is None else [row.margin]
         if placed.split == "train":
             pairs.train.append(pair)
         else:
             pairs.validation.append(pair)
             pairs.held_out.append(row)
-    reasons = run.reasons() or "none read"
-    for split, use, some in (
-        ("train", "train on", pairs.train),
-        ("validation", "hold out", pairs.validation),
-    ):
+    sides: list[tuple[Split, list[TokenizedPair]]] = [
+        ("train", pairs.train),
+        ("validation", pairs.validation),
+    ]
+    for split, some in sides:
         if not some:
-            raise DataError(f"{raw.input}: no pair to {use} (left out: {reasons})")
+            raise _nothing_left(raw, run, split)
         if all(pair.tie for pair in some):
             raise DataError(
                 f"{raw.input}: every {split} pair is a tie: nothing says what is better"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, wire
+from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, error_replies, wire
 from prefpipe.llm.batch_api.batch_record import Batch, BatchRecord, request_hash, samples_of
 from prefpipe.llm.wire import ServedModel
 
@@ -27,6 +27,7 @@ class Answers:
     def __init__(self, record: BatchRecord, served: ServedModel, tries: int) -> None:
         """tries: batches that a request is sent in at most, where they end without an answer."""
         self._record, self._served, self._tries = record, served, tries
+        self._goes_one_by_one = "n" in served.unsent
 
     def body(self, request: Request, samples: Sequence[int]) -> dict[str, Any]:
         """The chat completion request for those samples, as a batch has it."""
@@ -36,7 +37,9 @@ class Answers:
 
     def hash(self, request: Request) -> str:
         """What the record knows the request by."""
-        return request_hash(request, self.body(request, request.samples))
+        body = self.body(request, request.samples)
+        # n is in no hash; a request that was refused for its n is another one without it
+        return request_hash(request, body | ({"unsent": "n"} if self._goes_one_by_one else {}))
 
     def result(self, hash: str, request: Request) -> Result | Missing:
         """The completions or the failure; or which samples no batch will answer. Raises Stop."""
@@ -68,6 +71,8 @@ class Answers:
         if missing and (most := max(tries[k] for k in missing)) >= self._tries:
             reason = last.reason if last.reason.startswith("batch_") else "batch_error"
             return Failure(request.id, reason, f"{most} batches; the last: {last.detail}")
+        if self._goes_one_by_one:
+            return Missing([k] for k in missing)
         # within a run without a gap, a sample's distance to its place stays the same
         runs = itertools.groupby(enumerate(missing), lambda numbered: numbered[1] - numbered[0])
         return Missing([sample for _, sample in run] for _, run in runs)
@@ -95,7 +100,7 @@ class Answers:
                 text = self._served.printable(json.dumps(body, ensure_ascii=False))
                 return Failure(id, "garbled_reply", f"no chat completion but {text}")
             status, stated = reply
-        if status in (401, 402, 403) or str(stated.get("code")) in wire.NO_MONEY:
+        if status in (401, 402, 403) or str(stated.get("code")) in error_replies.NO_MONEY:
             # The account's, not the request's: it may have been mended since.
             detail = self._served.printable(stated.get("message"))
             return _Again(id, "batch_error", f"{batch.batch_id}: HTTP {status}: {detail}")
@@ -121,4 +126,6 @@ class Answers:
         self, batch: Batch, line: int, id: str, status: int, error: dict[str, Any]
     ) -> tuple[str, str]:
         where = f"batch {batch.batch_id}, request {id!r}"
-        return wire.read_error(status, error, self._record.sent(batch, line), where, self._served)
+        return error_replies.read_error(
+            status, error, self._record.sent(batch, line), where, self._served
+        )

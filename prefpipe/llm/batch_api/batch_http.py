@@ -14,13 +14,20 @@ import httpx2
 import openai
 
 from prefpipe.foreign_json import read_json
-from prefpipe.llm import SERVER_FAILURES, wire
+from prefpipe.llm import SERVER_FAILURES, error_replies, wire
 from prefpipe.llm.batch_api.batch_record import Batch
+from prefpipe.llm.environment import route_to
+from prefpipe.llm.http_clients import BadReply, Client, Elsewhere, bounded
 from prefpipe.llm.wire import ServedModel, Stop
 
 T = TypeVar("T")
 ENDPOINT = "/v1/chat/completions"
+_LONGEST_SECRET = 2000
 _NAME = re.compile(r"[!-~]+")  # an id or a state: shown to a person, part of a path
+
+
+class FileGone(Stop):
+    """A file of answers cannot be had, now at least."""
 
 
 def answered(shown: dict[str, Any]) -> int:
@@ -38,13 +45,15 @@ class BatchApi:
         if others:
             raise Stop(f"the batch engine talks to one server; found {len(others) + 1} base URLs")
         self._served, self._settle_seconds = served, settle_seconds
-        self._name = wire.printable_url(url)
+        route = route_to(url)
+        self._name = route.name
         timeout = httpx2.Timeout(served.timeout_seconds, connect=30.0)
         self._client = openai.OpenAI(
-            base_url=url,
+            base_url=route.base_url,
+            default_query=route.query,
             api_key=served.key(),
             max_retries=0,
-            http_client=openai.DefaultHttpxClient(timeout=timeout, verify=wire.certificates()),
+            http_client=Client(served.timeout_seconds, timeout=timeout, **route.client_options),
         )
         self.close = self._client.close
         self._batches = self._client.batches.with_raw_response
@@ -93,13 +102,15 @@ class BatchApi:
     def _list(self) -> Iterator[dict[str, Any]]:
         """All batches of the account, page by page."""
         after: dict[str, Any] = {}
+        seen = set[str]()
         while True:
             page = functools.partial(self._batches.list, limit=100, **after)
             listed = self._retry(lambda page=page: self._object(page(), "data"))
             shown = [batch for batch in listed["data"] if wire.part(batch, "id", str)]
             yield from shown
-            if not listed.get("has_more") or not shown:
+            if not listed.get("has_more") or seen.issuperset(batch["id"] for batch in shown):
                 return
+            seen.update(batch["id"] for batch in shown)
             after = {"after": shown[-1]["id"]}
 
     def retrieve(self, batch_id: str) -> dict[str, Any]:
@@ -110,8 +121,9 @@ class BatchApi:
             "another account?",
         )
 
-    def content(self, file_id: str, path: Path) -> None:
-        """Write the file to path, whole or not at all."""
+    def content(self, file_id: str, path: Path, most_bytes: int) -> None:
+        """Write the file to path, whole or not at all, the key that a server echoes replaced. Raises
+        FileGone where it is not there, is none, or has more than most_bytes."""
         temporary = path.with_suffix(".tmp")
 
         def call() -> None:
@@ -119,7 +131,8 @@ class BatchApi:
                 self._client.files.with_streaming_response.content(file_id) as response,
                 open(temporary, "wb") as file,
             ):
-                for part in response.iter_bytes():
+                parts = bounded(response, most_bytes, self._served.timeout_seconds)
+                for part in self._without_secrets(parts):
                     file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
@@ -128,8 +141,20 @@ class BatchApi:
                 if not any(line.startswith(b"{") for line in file):
                     raise _Garbled(f"file {file_id} has no line of JSON")
 
-        self._retry(call, f"file {file_id} is there no more; without it the answers are lost")
-        os.replace(temporary, path)
+        try:
+            self._retry(call, f"file {file_id} is there no more", of_file=True)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _without_secrets(self, parts: Iterator[bytes]) -> Iterator[bytes]:
+        """The same bytes without secrets, also where one goes over the end of a part."""
+        kept = ""
+        for part in parts:
+            kept = self._served.without_secrets(kept + part.decode("latin-1"))
+            yield kept[:-_LONGEST_SECRET].encode("latin-1")
+            kept = kept[-_LONGEST_SECRET:]
+        yield kept.encode("latin-1")
 
     def _object(self, response: Any, needed: str = "id") -> dict[str, Any]:
         with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -138,28 +163,34 @@ class BatchApi:
                 return reply
         raise _Garbled(self._served.printable(response.text))
 
-    def _retry(self, call: Callable[[], T], missing: str = "") -> T:
-        """The call's result. missing: what a 404 means."""
+    def _retry(self, call: Callable[[], T], missing: str = "", *, of_file: bool = False) -> T:
+        """The call's result. missing: what a 404 means. of_file: a file that is none is FileGone."""
         served = self._served
         for tries in itertools.count(1):
-            after = None
+            after, kind = None, Stop
             try:
                 return call()
             except openai.APIStatusError as error:
                 if error.status_code == 404 and missing:
-                    raise Stop(f"{self._name}: {missing}") from None
+                    raise (FileGone if of_file else Stop)(f"{self._name}: {missing}") from None
                 body = {"model": served.model}
-                reason, detail, after = wire.read_status(error, body, self._name, served)
+                reason, detail, after = error_replies.read_status(error, body, self._name, served)
                 if reason not in SERVER_FAILURES:
                     raise Stop(f"{self._name}: {detail}") from None
-            except _Garbled as error:
-                detail = f"a reply that is none: {error}"
+            except Elsewhere as error:
+                raise Stop(
+                    f"{self._name}: {served.printable(error)}; correct the base URL"
+                ) from None
+            except (_Garbled, BadReply) as error:
+                detail, kind = f"a reply that is none: {error}", FileGone if of_file else Stop
+                if isinstance(error, BadReply) and of_file:
+                    raise FileGone(f"{self._name}: {detail}") from None
             except (openai.APIConnectionError, httpx2.HTTPError, ValueError, LookupError) as error:
                 # the last two: an id that no path can have, a charset that is none
                 cause = error.__cause__ or error
                 detail = served.printable(f"{type(cause).__name__}: {cause}")
             if tries > served.max_retries or (after or 0) > wire.LONGEST_RETRY_AFTER_SECONDS:
-                raise Stop(
+                raise kind(
                     f"{self._name}: {tries} tries; the last: {detail}; nothing is lost: the "
                     "same command goes on from here"
                 )

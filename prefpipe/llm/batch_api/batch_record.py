@@ -22,6 +22,7 @@ from prefpipe.llm.costs import Price, estimate_prompt_tokens, find_price
 RECORD = "batches.jsonl"
 ENDED = ("completed", "failed", "expired", "cancelled")
 """States of a batch that will not change again."""
+RUNNING = ("creating", "validating", "in_progress", "finalizing", "cancelling")
 _EVENTS = ("created", "absent", "ended", "downloaded")
 _DESCRIPTION = ("name", "model", "requests", "prompt_tokens", "new_tokens", "file_id")
 _LINE_START = b'{"custom_id": "'

@@ -1,23 +1,28 @@
 """One run over a folder's record: what is there is given, what lacks is submitted, what ends is read."""
 
+import json
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from prefpipe import draws
-from prefpipe.llm import Request, Result, wire
+from prefpipe.foreign_json import read_json
+from prefpipe.llm import Failure, Request, Result, wire
 from prefpipe.llm.batch_api.batch_answers import Answers, Missing
-from prefpipe.llm.batch_api.batch_http import BatchApi, answered
-from prefpipe.llm.batch_api.batch_record import ENDED, Batch, BatchRecord, hash_of
+from prefpipe.llm.batch_api.batch_http import BatchApi, FileGone, answered
+from prefpipe.llm.batch_api.batch_record import ENDED, RUNNING, Batch, BatchRecord, hash_of
 from prefpipe.llm.batch_api.batch_submission import BatchOptions, Submission
 from prefpipe.llm.costs import Spending
 from prefpipe.llm.wire import ServedModel, Stop
 
+_LOOKS = 20  # at a batch in a state that the API does not have, before it is given up
+_LOOKS_FOR_FILE = 5  # after which a file that is not there is held to be gone
+_FILE_BYTES = 10_000_000  # of a file of answers, beside what its requests may come to
 _READS = 3  # times an output file is fetched where it has lines that are no answers
 _QUEUE_PAUSES = 8  # times in a row that the account's queue may be full with no batch of ours in it
 
@@ -34,6 +39,10 @@ class BatchSession:
         self._waiting: dict[str, list[Request]] = {}
         """By its hash; without the messages, which are on disk."""
         self._full_queue = 0
+        self._looks: Counter[int] = Counter()
+        """In vain, by the number of the batch."""
+        self._given_up: dict[int, str] = {}
+        """Why a batch is not looked at any more in this run, by its number."""
 
     def close(self) -> None:
         self._submission.close()
@@ -85,21 +94,44 @@ class BatchSession:
         if batch.status not in ENDED:
             before, batch.status = (batch.status, batch.done), str(shown["status"])
             batch.done = answered(shown)
+            if batch.status not in (*ENDED, *RUNNING):
+                self._look_again(
+                    batch, f"it is in the state {batch.status[:40]!r}, which nobody knows"
+                )
             if batch.status not in ENDED:
                 return before != (batch.status, batch.done)
             errors = wire.part(wire.part(shown, "errors", dict), "data", list)
             errors = [error for error in errors if isinstance(error, dict)]
+            errors = read_json(self._served.without_secrets(json.dumps(errors)))
             self._record.note("ended", batch, status=batch.status, done=batch.done, errors=errors)
             _say(f"{batch.batch_id}: {batch.status}, {batch.done:,} of {batch.requests:,} answered")
-        self._download(batch, shown)
-        return True
+        try:
+            self._download(batch, shown)
+        except FileGone as error:
+            self._look_again(batch, str(error))
+        return batch.downloaded
+
+    def _look_again(self, batch: Batch, why: str) -> None:
+        """A look in vain; at the last one the batch is given up, in this run."""
+        self._looks[batch.number] += 1
+        most = _LOOKS if batch.status not in ENDED else _LOOKS_FOR_FILE
+        if self._looks[batch.number] == 1:
+            _say(f"{batch.batch_id}: {why}; it is looked at {most} times")
+        if self._looks[batch.number] >= most:
+            self._given_up[batch.number] = f"{batch.batch_id}: {why} ({most} looks)"
 
     def _download(self, batch: Batch, shown: dict[str, Any]) -> None:
         files = {"output": "output_file_id", "errors": "error_file_id"}
+        is_answered = batch.done or batch.status == "completed"
+        if is_answered and not any(wire.part(shown, name, str) for name in files.values()):
+            raise FileGone("it names no file of its answers")
+        # Generous: a token has some 5 characters, and JSON writes one in 6 bytes at most.
+        tokens = batch.prompt_tokens + batch.new_tokens
+        most_bytes = _FILE_BYTES + 5000 * batch.requests + 100 * tokens
         for attempt in range(_READS):
             for kind, name in files.items():
                 if file_id := wire.part(shown, name, str):
-                    self._api.content(file_id, self._record.path(kind, batch))
+                    self._api.content(file_id, self._record.path(kind, batch), most_bytes)
             if not (garbled := self._record.index_answers(batch)):
                 break
             _say(f"{batch.batch_id}: {garbled} lines are no answers (read {attempt + 1} times)")
@@ -113,7 +145,9 @@ class BatchSession:
         while True:
             batches = self._under_way()
             batches = [b for b in batches if any(hash_of(id) in self._waiting for id in b.ids)]
+            batches = [b for b in batches if b.number not in self._given_up]
             if not batches and not self._submission.batch:
+                yield from self._failures()
                 return
             changed = False
             for batch in batches:
@@ -127,6 +161,14 @@ class BatchSession:
             else:
                 time.sleep(pause * random.uniform(0.8, 1.0))
                 pause = min(pause * 1.5, self._options.poll_seconds)
+
+    def _failures(self) -> Iterator[Failure]:
+        """The requests that batches have which were given up. None is paid again of itself."""
+        for batch in self._record.batches:
+            if why := self._given_up.get(batch.number):
+                for id in batch.ids:
+                    for request in self._waiting.pop(hash_of(id), ()):
+                        yield Failure(request.id, "batch_unreadable", why)
 
     def _under_way(self) -> list[Batch]:
         return [batch for batch in self._record.batches if batch.is_under_way]

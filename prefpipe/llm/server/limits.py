@@ -10,6 +10,8 @@ import httpx2
 import openai
 
 from prefpipe.llm import wire
+from prefpipe.llm.environment import route_to
+from prefpipe.llm.http_clients import AsyncClient, BadReply
 from prefpipe.llm.wire import ServedModel, Stop
 
 
@@ -17,7 +19,8 @@ class Endpoint:
     """One base URL: its connections, and whether it is worth asking now."""
 
     def __init__(self, url: str, served: ServedModel, connections: int) -> None:
-        self.name = wire.printable_url(url)
+        route = route_to(url)
+        self.name = route.name
         limits = httpx2.Limits(
             max_connections=connections,
             max_keepalive_connections=connections,
@@ -25,14 +28,12 @@ class Endpoint:
         )
         timeout = httpx2.Timeout(None, connect=30.0)
         self.client = openai.AsyncOpenAI(
-            base_url=url,
+            base_url=route.base_url,
+            default_query=route.query,
             api_key=served.key(),
             max_retries=0,
             timeout=timeout,
-            # A quarter of the CPU of the default transport with 512 requests in flight.
-            http_client=openai.DefaultAioHttpClient(
-                limits=limits, timeout=timeout, verify=wire.certificates()
-            ),
+            http_client=AsyncClient(limits=limits, timeout=timeout, **route.client_options),
         )
         self.in_flight = 0
         self.lost = 0
@@ -149,4 +150,6 @@ def network_reason(error: BaseException) -> tuple[str, str]:
             return "no_connection", str(cause) or detail
     if isinstance(error, TimeoutError):
         return "timeout", "no reply within the time limit"
+    if isinstance(error, BadReply):
+        return "garbled_reply", str(error)
     return "connection_lost", detail

@@ -3,7 +3,8 @@
 What a server is not told it may take from the model's generation_config.json (vLLM does:
 repetition_penalty and top_k of Qwen2 are not neutral), so temperature and top_p are always sent;
 start vLLM with `--generation-config vllm`, or name the rest in extra_body. An option the server
-refuses stops the run: nothing is sampled with other settings than the ones asked for.
+refuses stops the run: nothing is sampled with other settings than the ones asked for. Only what asks
+for nothing else (wire.dispensable) is left out then, once for all, which is said.
 
 Each generate() has an event loop in a thread of its own: the caller's thread puts requests in
 (submit) and takes results out (results); all else happens in the loop's thread.
@@ -24,14 +25,28 @@ import httpx2
 import openai
 
 from prefpipe.foreign_json import read_json
-from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, wire
+from prefpipe.llm import (
+    SERVER_FAILURES,
+    Completion,
+    Failure,
+    Request,
+    Result,
+    error_replies,
+    wire,
+)
 from prefpipe.llm.costs import Spending, estimate_prompt_tokens
+from prefpipe.llm.http_clients import BadReply, Elsewhere
+from prefpipe.llm.server.dialect import Dialect
 from prefpipe.llm.server.limits import Budget, Endpoint, Endpoints, network_reason
 from prefpipe.llm.wire import ChatCompletion, ServedModel, Stop
 
 _DRAIN_SECONDS = 30.0
-_LOST = (TimeoutError, openai.APIConnectionError, aiohttp.ClientError, LookupError, UnicodeError)
-"""The last two: of a reply whose charset is none."""
+_LOST = (
+    *(TimeoutError, openai.APIConnectionError, aiohttp.ClientError, BadReply),
+    *(LookupError, UnicodeError),  # of a reply whose charset is none
+)
+_GARBLED_TRIES = 3  # each is paid
+_LOST_ROWS = 3  # requests in a row that used up their tries: the next ones get one each
 
 
 @dataclass(frozen=True)
@@ -57,9 +72,10 @@ class _Trouble(NamedTuple):
 class ServerEngine:
     """Many requests in flight at once; memory is bounded by requests_in_flight.
 
-    A request is sent again only on 408, 409, 429, 5xx, a garbled reply, a timeout or a lost
+    A request is sent again only on 408, 409, 429, 5xx, a garbled reply (twice), a timeout or a lost
     connection, max_retries times at most, with growing random pauses or the Retry-After that the
-    server states; then it is a Failure, as are other 4xx at once. What no later request can pass
+    server states; then it is a Failure, as are other 4xx at once. Where several requests in a row
+    have used up their tries, the next ones get one each, until one passes. What no later request can pass
     either (wrong key, unknown model, no money, no server at any base URL, a refused option) ends
     generate() with SystemExit and a sentence, after the requests in flight have come back.
 
@@ -107,7 +123,9 @@ class ServerSession:
         """Those of the tasks that wait for a reply, not for their turn."""
         self._done: queue.SimpleQueue[Result | None] = queue.SimpleQueue()
         self._ready = threading.Event()
-        self._limit_field = "max_tokens"
+        self._dialect = Dialect(served)
+        self._lost_rows = 0
+        """Requests in a row that used up their tries."""
         self._thread = threading.Thread(target=self._run, name="prefpipe-server", daemon=True)
 
     def __enter__(self) -> Self:
@@ -200,8 +218,8 @@ class ServerSession:
 
     async def _ask(self, request: Request, samples: Sequence[int]) -> Result:
         """The texts of one reply, however many tries it takes."""
-        body = wire.request_body(self._served, request, samples, self._limit_field)
-        tokens = 0
+        body = self._dialect.body(request, samples)
+        whole, tokens = set(body), 0
         if self._options.tokens_per_minute:
             tokens = len(samples) * request.max_new_tokens
             tokens += estimate_prompt_tokens(request.messages)
@@ -219,20 +237,26 @@ class ServerSession:
                 if reply.prompt_tokens and reply.new_tokens:  # else the estimate stands
                     self._tokens_budget.give(tokens - reply.prompt_tokens - reply.new_tokens)
                 self._spending.add(reply.prompt_tokens, reply.new_tokens)
+                self._dialect.passed(whole, body, endpoint.name)
+                self._dialect.tell_of_cut(request, reply.prompt_tokens, endpoint.name)
                 result = wire.completions_of(reply, request.id, samples, self._served)
                 if not isinstance(result, Failure):
+                    self._lost_rows = 0
                     return result
                 reply = _Trouble(result.reason, result.detail)
             # 3) Give up, or see to it that the next try may pass.
-            if reply.reason == "renamed":
+            if reply.reason == "adapted":
                 continue
             if reply.reason == "no_connection":
                 self._endpoints.lost_connection(endpoint, reply.detail)
                 continue
             if reply.reason not in (*SERVER_FAILURES, "garbled_reply"):
+                self._dialect.failed(whole, body)
                 return Failure(request.id, reply.reason, reply.detail)
             tries += 1
-            if tries > self._served.max_retries:
+            most = self._served.max_retries + 1 if self._lost_rows < _LOST_ROWS else 1
+            if tries >= (min(most, _GARBLED_TRIES) if reply.reason == "garbled_reply" else most):
+                self._lost_rows += 1
                 return Failure(request.id, reply.reason, f"{tries} tries; the last: {reply.detail}")
             self._spending.usage.retries += 1
             await self._endpoints.back_off(endpoint, reply.detail, tries, reply.after)
@@ -247,14 +271,18 @@ class ServerSession:
                 response = await endpoint.client.post(
                     "/chat/completions", cast_to=httpx2.Response, body=body
                 )
+        except Elsewhere as error:
+            raise Stop(
+                f"{endpoint.name}: {self._served.printable(error)}; correct the base URL"
+            ) from None
         except _LOST as error:
             reason, detail = network_reason(error)
             return _Trouble(reason, self._served.printable(detail))
         except openai.APIStatusError as error:
             self._endpoints.connected(endpoint)
-            if self._renames_limit(error, body):
-                return _Trouble("renamed")
-            return _Trouble(*wire.read_status(error, body, endpoint.name, self._served))
+            if self._dialect.adapts(error, body):
+                return _Trouble("adapted")
+            return _Trouble(*error_replies.read_status(error, body, endpoint.name, self._served))
         finally:
             endpoint.in_flight -= 1
             self._in_flight.discard(task)
@@ -264,17 +292,9 @@ class ServerSession:
         except ValueError:
             reply = None
         if isinstance(reply, tuple):
-            return _Trouble(*wire.read_error(*reply, body, endpoint.name, self._served))
+            return _Trouble(*error_replies.read_error(*reply, body, endpoint.name, self._served))
         if reply:
             return reply
         kind = response.headers.get("content-type", "no content type")
         text = f"{kind}: {response.content[:3000].decode(errors='replace')}"
         return _Trouble("garbled_reply", f"no chat completion but {self._served.printable(text)}")
-
-    def _renames_limit(self, error: openai.APIStatusError, body: dict[str, Any]) -> bool:
-        """Newer OpenAI models call max_tokens max_completion_tokens, and say so in a 400."""
-        if "max_tokens" not in body or "use 'max_completion_tokens'" not in error.message.lower():
-            return False
-        self._limit_field = "max_completion_tokens"
-        body[self._limit_field] = body.pop("max_tokens")
-        return True

@@ -1,0 +1,77 @@
+"""What a file holds that is not read, or that contradicts what is: counted, and said once at its end."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prefpipe.formats.turns import is_empty, not_text
+
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+"""Columns that say: what was compared is more than text."""
+MEANINGFUL = {
+    "--system-column": ("system", "system_prompt", "system_message"),
+    "--score-columns": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating", "scores",
+                        "score_0", "score_1", "score_a", "score_b", "ratings", "rating"),
+    "--margin-column": ("margin", "magnitude", "preference_strength", "overall_preference"),
+    "--label-column": ("winner", "label", "labels", "preference", "better_response_id", "choice"),
+    "--tie-column": ("tie", "is_tie", "winner_tie", "status"),
+    "--prompt-column": ("prompt", "instruction", "input", "context", "history", "question",
+                        "conversations", "conversation"),
+    "--format math-step-dpo": ("initial_reason_steps",),
+    "nothing reads it": ("tools", "functions"),
+}  # fmt: skip
+"""Columns that change what a pair means, by the setting that has them read."""
+_SETTING_OF = {name: setting for setting, names in MEANINGFUL.items() for name in names}
+
+
+class Guard:
+    """Watches the records of one file. A column that was looked at once costs no more."""
+
+    def __init__(self, read: set[str]) -> None:
+        self._read = read
+        self._known, self._media, self._watched = set[str](), list[str](), list[str]()
+        self.harmless = set[str]()
+        """Columns met so far that mean nothing to a pair."""
+        self.unread = Counter[str]()
+        """Rows in which a column holds something that changes the meaning, and is not read."""
+        self.contradictions = Counter[str]()
+        """Rows whose scores say that rejected is better, by what the scores are called."""
+        self.repeats = 0
+        """Rows whose answers both begin with the prompt."""
+        self.margins = 0
+        self.ties = 0
+
+    def look_at(self, record: Mapping[str, Any]) -> None:
+        """Count what is not read. Raises Unusable where a picture or a sound is part of the row."""
+        if not self._known.issuperset(record):
+            for name in [name for name in record if name not in self._known]:
+                if name in self._read:
+                    continue
+                if name in MEDIA:
+                    self._media.append(name)
+                elif name in _SETTING_OF:
+                    self._watched.append(name)
+                else:
+                    self.harmless.add(name)
+            self._known.update(record)
+        for name in self._media:
+            if not is_empty(record.get(name)):
+                raise not_text(name, "an image, sound or video")
+        for name in self._watched:
+            if not is_empty(record.get(name)):
+                self.unread[name] += 1
+
+    def lines(self) -> Iterator[str]:
+        """What a person should know, a line a fact."""
+        if self.unread:
+            found = (f"{name} ({n} rows; {_SETTING_OF[name]})" for name, n in self.unread.items())
+            yield f"not read: {', '.join(found)}"
+        for names, count in self.contradictions.items():
+            yield f"{count} rows whose scores contradict chosen ({names}); chosen stays chosen, no margin"
+        if self.repeats:
+            yield (
+                f"{self.repeats} rows whose answers both begin with the prompt "
+                "(--format repeats-prompt cuts it off)"
+            )
+        if self.margins or self.ties:
+            yield f"{self.margins} rows with a margin, {self.ties} ties"

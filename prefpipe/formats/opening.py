@@ -1,0 +1,134 @@
+"""A file of preferences or of prompts, read as often as it takes, in the format that it is in."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefpipe.files import DataError, Named, Run
+from prefpipe.formats import FORMATS
+from prefpipe.formats.layout import Layout
+from prefpipe.formats.reading import Format, Reader
+from prefpipe.formats.recognise import Chosen, fitting, margin_in, reader_of, recognise, unpaired
+from prefpipe.formats.turns import Unusable
+from prefpipe.rows import Preference
+
+AUTO = "auto"
+FIRST = 32
+"""Rows by which a file's format is recognised."""
+NO_IDS = " (--id-column None makes them of the content)"
+"""The way out where the ids of a published set repeat."""
+_COMPARED = {"prompt", "chosen", "rejected", "answers", "label", "strength", "scores", "candidates"}
+
+
+@dataclass(frozen=True)
+class HowRead:
+    """How rows are read: a format's name, or auto; and the columns that a person has named."""
+
+    format: str = AUTO
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of Layout, in place of the format's own."""
+    seed: int = 0
+    prompts: bool = False
+    """Prompts are read, so that sets without pairs will do."""
+    part: Mapping[str, str | None] = field(default_factory=dict)
+    """Which split, config and revision, of data that have several: fields of files.Named."""
+
+    def choose(self, file: str, records: Sequence[Any]) -> Chosen:
+        """The format of a file, of which these are the first records. Raises DataError where none
+        fits, or more than one."""
+        if self.format != AUTO:
+            return Chosen(self.format, _with(FORMATS[self.format], **self.columns))
+        if _COMPARED & self.columns.keys():
+            plain = Format(layout=Layout(only_prompts=self.prompts))
+            return Chosen("the columns that are named", _with(plain, **self.columns))
+        rows = [record for record in records if isinstance(record, Mapping)]
+        named = {name: _with(form, **self.columns) for name, form in self._known().items()}
+        named = {name: _with(form, margin=margin_in(form, rows)) for name, form in named.items()}
+        try:
+            chosen = recognise(named, rows, self.prompts)
+        except ValueError as error:
+            raise DataError(f"{file}: {error}") from None
+        # from here on a plain text among transcripts is no fault
+        return chosen._replace(form=_with(chosen.form, transcripts=False))
+
+    def reader(self, form: Format) -> Reader:
+        """A reader that has met no record yet."""
+        return reader_of(form, self.seed)
+
+    def hint(self, record: Any) -> str:
+        """What a person may do about a record that could not be read; empty where nothing is known."""
+        if not isinstance(record, Mapping):
+            return ""
+        if named := unpaired(record):
+            return f"; it is no pair but {named}"
+        others = {name: form for name, form in self._known().items() if name != self.format}
+        names = fitting(others, record, self.prompts)
+        return f"; --format {' or '.join(names[:3])} reads it" if names else ""
+
+    def _known(self) -> dict[str, Format]:
+        """Formats of what is read, each under its first name."""
+        once: dict[int, tuple[str, Format]] = {}
+        for name, form in FORMATS.items():
+            alone = form.layout is not None and form.layout.only_prompts
+            if not form.several_answers and (self.prompts or not alone):
+                once.setdefault(id(form), (name, form))
+        return dict(once.values())
+
+
+def _with(form: Format, **fields: Any) -> Format:
+    """The format with these fields of its layout; one that is read by a function stays as it is."""
+    if form.layout is None:
+        return form
+    return dataclasses.replace(form, layout=dataclasses.replace(form.layout, **fields))
+
+
+class OpenFile:
+    """A file, a folder or a name on the hub, read as often as it takes, always in the same format."""
+
+    def __init__(self, name: str, how: HowRead, limit: int | None) -> None:
+        self.name, self.how, self._limit = name, how, limit
+        self.chosen: Chosen | None = None
+        self.reader: Reader
+        """Of the pass under way; it has met the records that came so far."""
+
+    def records(self) -> Iterator[tuple[str, Any]]:
+        """(place, record) of each; a pass with a reader of its own. Raises DataError."""
+        records = Named(self.name, **self.how.part).records(self._limit)
+        if self.chosen is None:
+            first = list(itertools.islice(records, FIRST))
+            self.chosen = self.how.choose(self.name, [record for _, record in first])
+            records = itertools.chain(first, records)
+        self.reader = self.how.reader(self.chosen.form)
+        yield from records
+
+    def pairs(self, record: Any) -> list[Preference] | ValueError:
+        """The pairs of one of its records, or what is wrong with it."""
+        if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
+            return record
+        try:
+            return self.reader.read(record)
+        except ValueError as error:
+            return error
+
+    def with_hint(self, record: Any, error: ValueError) -> ValueError:
+        """The error of one of its records, with what a person may do about it."""
+        if isinstance(error, Unusable):
+            return error
+        return ValueError(f"{error}{self.how.hint(record)}")
+
+    def lines(self) -> list[str]:
+        """How it was read, and what a person should know of it, once all of it is."""
+        assert self.chosen
+        return [
+            f"{self.name}: read as {self.chosen.name}{self.chosen.why}",
+            *(f"{self.name}: {line}" for line in self.reader.guard.lines()),
+        ]
+
+
+def say(run: Run, files: Sequence[OpenFile]) -> None:
+    """Print how these files were read, and what a person should know; it stands in .meta.json, too."""
+    lines = [line for file in files for line in file.lines()]
+    run.summary["inputs"] = lines
+    print("\n".join(lines))

@@ -1,0 +1,295 @@
+"""Records of a set whose columns a Layout names -> Preferences, and the prompts that they answer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefpipe.formats.compared import (
+    Compared,
+    Record,
+    candidate_texts,
+    compared,
+    list_at,
+    own_id,
+    own_margin,
+    own_tie,
+)
+from prefpipe.formats.guard import Guard
+from prefpipe.formats.layout import (
+    Layout,
+    first_at,
+    hash_of,
+    missing,
+    must,
+    number,
+    source_of,
+    value_at,
+)
+from prefpipe.formats.markup import NEMO, SUSPECT, markup_of, split_turns, without_end
+from prefpipe.formats.turns import (
+    asked_turns,
+    earlier_turns,
+    holds_turns,
+    is_empty,
+    is_missing,
+    not_text,
+    parse_nested,
+    read_text,
+    read_turns,
+)
+from prefpipe.rows import (
+    Message,
+    Preference,
+    Prompt,
+    Responses,
+    answer_of,
+    as_turns,
+    flatten_turns,
+)
+
+Side = str | list[Message]
+"""A text alone, or turns."""
+
+
+class PairReader:
+    """Reads the records of one file, and counts for a person what it meets on the way."""
+
+    def __init__(self, layout: Layout, seed: int = 0) -> None:
+        self.layout, self._seed = layout, seed
+        self.guard = Guard(layout.columns())
+        self._prompt_name = layout.prompt[0] if layout.prompt else "prompt"
+        special = layout.answers or layout.candidates or layout.begins or layout.input
+        if not (special or layout.transcripts or layout.repeats_prompt or layout.texts):
+            plain = (layout.chosen, layout.rejected, layout.id, layout.source)
+            more = (layout.margin, layout.tie)
+            self.guard.harmless.update(filter(None, (self._prompt_name, *plain, *more)))
+
+    def read(self, record: Any) -> list[Preference]:
+        """The pairs of a record, mostly one. Raises ValueError; Unusable for one that is no pair."""
+        layout = self.layout
+        if (prompt := self._plain_prompt(record)) is not None:
+            good, bad = record[layout.chosen], record[layout.rejected]
+            self._repeats(prompt, good, bad)
+            tie, margin = own_tie(layout, record), own_margin(layout, record)
+            return [self._row(record, prompt, Compared(good, bad, ("", ""), tie, margin))]
+        return [self._row(record, *pair) for pair in self._pairs(record)]
+
+    def question(self, record: Any) -> str:
+        """The question that its pairs ask, as one text. Raises as read does."""
+        prompt = self._plain_prompt(record)
+        return flatten_turns(self._pairs(record)[0][0]) if prompt is None else prompt
+
+    def prompt(self, record: Any) -> Prompt:
+        """What its answers answer; of a conversation, the turns up to the user's last one.
+        Raises as read does."""
+        if not self.layout.only_prompts:
+            row = self.read(record)[0]
+            id = own_id(self.layout, record)
+            return Prompt(id=id or hash_of(row.prompt), prompt=row.prompt, source=row.source)
+        prompt, markup = self._prompt(record)
+        name, value = first_at(record, self.layout.conversation)
+        if not is_empty(value):
+            turns = as_turns(self._side(record, value, name, None))
+            prompt = earlier_turns(prompt, asked_turns(turns, name), (), (name, name))
+        elif markup and isinstance(prompt, list):
+            prompt = asked_turns(prompt, self._prompt_name)
+        if prompt is None:
+            raise missing(record, self._prompt_name, "--prompt-column")
+        if not isinstance(prompt, str) and prompt[-1]["role"] != "user":
+            role = prompt[-1]["role"]
+            raise ValueError(f"{self._prompt_name}: found a {role} turn last, wanted the user's")
+        prompt = self._with_system(record, prompt)
+        id, source = own_id(self.layout, record), self._source(record)
+        return Prompt(id=hash_of(prompt) if id is None else id, prompt=prompt, source=source)
+
+    def responses(self, record: Any) -> Responses:
+        """Its prompt with all of its answers, whichever is better. Raises as read does."""
+        layout = self.layout
+        if not layout.candidates:
+            row = self.read(record)[0]
+            answers, prompt = [answer_of(row.chosen), answer_of(row.rejected)], row.prompt
+        else:
+            own, markup = self._prompt(record)
+            if own is None:
+                raise missing(record, self._prompt_name, "--prompt-column")
+            prompt = self._with_system(record, own)
+            texts = candidate_texts(layout, record)
+            answers = [without_end(text, markup) if markup else text for text in texts]
+        id, source = own_id(layout, record), self._source(record)
+        made = hash_of([prompt, answers]) if id is None else id
+        return Responses(id=made, prompt=prompt, responses=answers, source=source)
+
+    def has_id(self, record: Record) -> bool:
+        """Whether its pairs' ids are its own, and not made of its content."""
+        return self.layout.id is not None and not is_missing(value_at(record, self.layout.id))
+
+    def _plain_prompt(self, record: Any) -> str | None:
+        """The prompt of a record of three plain texts, beside which nothing matters; None for any
+        other. Most are such: to look at all that another may be takes several times as long."""
+        if type(record) is not dict or not self.guard.harmless.issuperset(record):
+            return None
+        layout = self.layout
+        prompt, good = record.get(self._prompt_name), record.get(layout.chosen)
+        for text in (prompt, good, record.get(layout.rejected)):
+            if type(text) is not str:
+                return None
+            if text[:1] in SUSPECT and (markup_of(text) or holds_turns(text)):
+                return None
+        assert isinstance(prompt, str)
+        return None if NEMO in prompt else prompt
+
+    # -- the prompt
+
+    def _prompt(self, record: Any) -> tuple[Side | None, str | None]:
+        """The prompt's own column, as text or turns (None: nothing stands there); its markup."""
+        if not isinstance(record, Mapping):
+            raise ValueError(f"the row: found {type(record).__name__}, wanted an object")
+        self.guard.look_at(record)
+        name, value = first_at(record, self.layout.prompt)
+        if value is None or self.layout.texts or (isinstance(value, list | tuple) and not value):
+            return None, None
+        if not isinstance(value, str):
+            return read_turns(value, name), None
+        if self.layout.input and not is_missing(more := value_at(record, self.layout.input)):
+            value = f"{value}\n{read_text(more, self.layout.input)}"
+        if markup := markup_of(value) or ("nemo" if NEMO in value else None):
+            return split_turns(value, markup, name), markup
+        return (read_turns(value, name) if holds_turns(value) else value), None
+
+    def _with_system(self, record: Record, prompt: Side) -> Side:
+        name, value = first_at(record, self.layout.system)
+        if is_missing(value):
+            return prompt
+        system = Message(role="system", content=read_text(value, name))
+        turns = as_turns(prompt)
+        if turns[0]["role"] != "system":
+            return [system, *turns]
+        if turns[0]["content"].strip() != system["content"].strip():
+            raise ValueError(f"{name}: is not the text of the system turn (--system-column None)")
+        return turns
+
+    def _repeats(self, prompt: Side | None, good: str, bad: str) -> bool:
+        found = isinstance(prompt, str) and bool(prompt) and good.startswith(prompt)
+        found = found and bad.startswith(str(prompt))
+        self.guard.repeats += found
+        return found
+
+    # -- the pair
+
+    def _pairs(self, record: Any) -> list[tuple[Side, Compared]]:
+        """What each pair of the record answers, and its answers as texts."""
+        if self.layout.transcripts:
+            texts = [value_at(record, name) for name in (self._prompt_name, self.layout.chosen)]
+            if not any(isinstance(text, str) and markup_of(text) == "human" for text in texts):
+                raise ValueError("prompt, chosen: wanted a transcript (Human: .. Assistant: ..)")
+        own, markup = self._prompt(record)
+        found = compared(self.layout, record, self.guard, self._seed)
+        if pairs := [self._pair(record, own, markup, pair) for pair in found]:
+            return pairs
+        raise ValueError(f"{self.layout.candidates}: found no answer to compare")
+
+    def _pair(
+        self, record: Record, prompt: Side | None, markup: str | None, found: Compared
+    ) -> tuple[Side, Compared]:
+        layout, (first, second) = self.layout, found.names
+        good, bad = (
+            self._side(record, value, name, prompt)
+            for value, name in ((found.better, first), (found.worse, second))
+        )
+        before = prompt
+        if isinstance(good, str) and isinstance(bad, str):
+            if markup:
+                good, bad = without_end(good, markup), without_end(bad, markup)
+            if prompt is None and layout.common_beginning:
+                before, good, bad = _common_beginning(good, bad)
+        elif isinstance(good, str) or isinstance(bad, str):
+            raise ValueError(
+                f"{second}: found another form than {first}; wanted both text or both turns"
+            )
+        else:
+            before = earlier_turns(prompt, good[:-1], bad[:-1], found.names)
+            for name, last in ((first, good[-1]), (second, bad[-1])):
+                if last["role"] != "assistant":
+                    raise ValueError(
+                        f"{name}: found a {last['role']} turn last, wanted the assistant's"
+                    )
+            good, bad = good[-1]["content"], bad[-1]["content"]
+        if before is None:
+            raise missing(record, self._prompt_name, "--prompt-column")
+        if not isinstance(before, str) and before[-1]["role"] != "user":
+            role = before[-1]["role"]
+            raise ValueError(
+                f"{first}: found a {role} turn last before the answer, wanted the user's"
+            )
+        if self._repeats(prompt, good, bad) and layout.repeats_prompt:
+            good, bad = (text.removeprefix(str(prompt)).lstrip() for text in (good, bad))
+        elif layout.repeats_prompt:
+            raise ValueError(f"{first}, {second}: found one that does not begin with the prompt")
+        if layout.begins:
+            start = read_text(must(record, layout.begins, "--format"), layout.begins)
+            good, bad = start + good, start + bad
+        return self._with_system(record, before), found._replace(better=good, worse=bad)
+
+    def _side(self, record: Record, value: Any, name: str, prompt: Side | None) -> Side:
+        """An answer: its text, or turns that end with it."""
+        layout = self.layout
+        if value is None:
+            raise not_text(name, "null")
+        if layout.texts:
+            turns = self._interleaved(record, value, name)
+        elif not isinstance(value, str) or holds_turns(value):
+            turns = read_turns(value, name)
+        elif markup := markup_of(value):
+            turns = split_turns(value, markup, name)
+            asked = [turn["content"] for turn in turns if turn["role"] == "user"]
+            if isinstance(prompt, str) and prompt.strip() not in ("", *asked):
+                return value  # an answer that happens to be a dialogue
+        else:
+            return value
+        if layout.turn and (judged := number(value_at(record, layout.turn), layout.turn)):
+            answers = [k for k, turn in enumerate(turns) if turn["role"] == "assistant"]
+            if 1 <= judged <= len(answers):
+                turns = turns[: answers[int(judged) - 1] + 1]
+        return turns
+
+    def _interleaved(self, record: Record, value: Any, name: str) -> list[Message]:
+        """Turns, of a list of the user's texts and a list of the answers to them."""
+        asked = list_at(record, self._prompt_name)
+        answers = parse_nested(value, name) if isinstance(value, str) else value
+        if not isinstance(answers, list | tuple) or len(answers) != len(asked):
+            raise ValueError(f"{name}: found {str(value)[:60]!r}, wanted {len(asked)} texts")
+        turns: list[Message] = []
+        for k, both in enumerate(zip(asked, answers, strict=True)):
+            for role, text in zip(("user", "assistant"), both, strict=True):
+                if not isinstance(text, str):
+                    raise not_text(f"{name}[{k}]", "null" if text is None else repr(text)[:60])
+                turns.append(Message(role=role, content=text))
+        return turns
+
+    def _source(self, record: Record) -> str | None:
+        name, within = self.layout.source, self.layout.set_name
+        source = source_of(value_at(record, name), name) if name else None
+        return f"{within}/{source}" if within and source else within or source
+
+    def _row(self, record: Record, prompt: Side, found: Compared) -> Preference:
+        layout = self.layout
+        good, bad, _, tie, margin, suffix = found
+        id = own_id(layout, record)
+        self.guard.margins += margin is not None
+        self.guard.ties += tie
+        return Preference(
+            id=hash_of([prompt, good, bad]) if id is None else id + suffix,
+            prompt=prompt,
+            chosen=good,
+            rejected=bad,
+            margin=margin,
+            tie=tie,
+            source=self._source(record),
+        )
+
+
+def _common_beginning(first: str, second: str) -> tuple[str, str, str]:
+    """TRL's rule (trl.extract_prompt): what both begin with is the prompt, a space at its end is not."""
+    both = enumerate(zip(first, second, strict=False))
+    at = next((k for k, (a, b) in both if a != b), min(len(first), len(second)))
+    at -= first[:at].endswith(" ")
+    return first[:at], first[at:], second[at:]

@@ -1,0 +1,207 @@
+"""Which format a file is in, by the columns of its first rows and by how each format reads them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from prefpipe.formats.layout import number, root, value_at
+from prefpipe.formats.pair_reader import PairReader
+from prefpipe.formats.reading import Format, Reader, RecordReader
+from prefpipe.formats.turns import Unusable, is_empty, is_missing
+from prefpipe.rows import as_turns
+
+Rows = Sequence[Mapping[str, Any]]
+UNPAIRED: dict[str, tuple[set[str], ...]] = {
+    "one answer and a label a row (as KTO takes)": (
+        {"completion", "label"}, {"messages", "label"}, {"conversations", "label"},
+        {"messages", "kto_tag"}, {"conversations", "kto_tag"},
+    ),
+    "steps with labels (as a process reward model takes)": (
+        {"completions", "labels"}, {"steps", "labels"}, {"question", "process", "label"},
+    ),
+    "single answers with ratings": (
+        {"response", "helpfulness"}, {"response", "is_safe"}, {"response", "feedback"},
+        {"response", "score"}, {"response", "rating"}, {"orig_response", "orig_score"},
+    ),
+    "a judge's text a row": ({"usrmsg", "target_output"},),
+    "a message a row (OpenAssistant)": ({"message_id", "parent_id", "role"},),
+}  # fmt: skip
+"""Sets that hold no pairs, by the columns that tell them."""
+_ASKED = (
+    "prompt",
+    "messages",
+    "conversations",
+    "conversation",
+    "instruction",
+    "question",
+    "turns",
+)
+_TEXT_ALONE = {"text", "id", "source", "system"}
+
+
+class Chosen(NamedTuple):
+    """A file's format."""
+
+    name: str
+    form: Format
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How a format reads a file's first rows."""
+
+    fitting: int
+    """Rows that it can read, or knows by name why not."""
+    columns: set[str]
+    """Columns that it reads and that hold something."""
+    outcomes: list[Any]
+
+
+def reader_of(form: Format, seed: int) -> Reader:
+    """A reader that has met no record yet."""
+    return PairReader(form.layout, seed) if form.layout else RecordReader(form)
+
+
+def recognise(named: Mapping[str, Format], rows: Rows, prompts: bool) -> Chosen:
+    """The one of these formats that the rows are in. Raises ValueError where none is, or where two
+    read them otherwise."""
+    there = {name: form for name, form in named.items() if form.auto and _is_there(form, rows)}
+    found = {name: _fit(form, rows, prompts) for name, form in there.items()}
+    fits = {name: fit for name, fit in found.items() if fit.fitting}
+    if not fits:
+        # where columns tell the format its rows then say what is wrong with them
+        telling = next((name for name, form in there.items() if _is_telling(form)), None)
+        name = "skywork" if not rows or _has_a_side(rows) else telling
+        if name and not any(map(unpaired, rows[:1])):
+            return Chosen(name, named[name])
+        raise ValueError(_why_none(named, rows, prompts))
+    best = _best(fits)
+    columns = {name: ", ".join(sorted(fits[name].columns)) for name in best}
+    if len(best) > 1:
+        shown = "; ".join(f"{name} ({columns[name]})" for name in best[:4])
+        raise ValueError(f"fits more than one format: {shown}; choose with --format")
+    return Chosen(best[0], named[best[0]], f", by its columns {columns[best[0]]}")
+
+
+def fitting(named: Mapping[str, Format], record: Mapping[str, Any], prompts: bool) -> list[str]:
+    """The names of the formats that read a record, also of those that are never recognised."""
+    there = (name for name, form in named.items() if _is_there(form, [record]))
+    return [name for name in there if _fit(named[name], [record], prompts).fitting]
+
+
+def unpaired(record: Mapping[str, Any]) -> str | None:
+    """What a set is called that holds no pairs, by the columns of a record; None: it may hold some."""
+    chosen = record.get("chosen")
+    if isinstance(chosen, list) and chosen and all(isinstance(text, str) for text in chosen):
+        return "several right and wrong answers a row (a benchmark: RewardBench 2, RM-Bench)"
+    for named, signs in UNPAIRED.items():
+        if any(sign <= record.keys() for sign in signs):
+            return named
+    return None
+
+
+def margin_in(form: Format, rows: Rows) -> str | None:
+    """The column of margins; None where it is a number in no row ("much better"), so that it is not
+    read, which is said."""
+    name = form.layout.margin if form.layout else None
+    found = [row[name] for row in rows if name and not is_missing(row.get(name))]
+    return name if not found or any(map(_is_number, found)) else None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return number(value, "margin") is not None
+    except ValueError:
+        return False
+
+
+def _fit(form: Format, rows: Rows, prompts: bool) -> _Fit:
+    rows = _rows_of(form, rows)
+    reader = reader_of(form, 0)
+    outcomes = [_outcome(reader, row, prompts) for row in rows]
+    columns = form.layout.columns() if form.layout else set(form.needs)
+    filled = {name for row in rows for name, value in row.items() if not is_empty(value)}
+    return _Fit(sum(found is not None for found in outcomes), columns & filled, outcomes)
+
+
+def _outcome(reader: Reader, row: Mapping[str, Any], prompts: bool) -> Any:
+    """What a row is read as; None: it cannot be, by this format."""
+    try:
+        if prompts:
+            return as_turns(reader.prompt(row).prompt)
+        return [
+            (as_turns(pair.prompt), pair.chosen, pair.rejected, pair.tie, pair.margin)
+            for pair in reader.read(row)
+        ]
+    except Unusable as error:
+        return error.reason
+    except ValueError:
+        return None
+
+
+def _rows_of(form: Format, rows: Rows) -> Rows:
+    """The rows but for those in which `text` may be a document, for all that other columns say."""
+    if form.layout is None or "text" not in form.layout.prompt:
+        return rows
+    return [row for row in rows if "prompt" in row or _TEXT_ALONE.issuperset(row)]
+
+
+def _is_there(form: Format, rows: Rows) -> bool:
+    """Some row has each column without which a file is none of this format."""
+    rows = _rows_of(form, rows)
+    if not rows or not all(any(name in row for row in rows) for name in form.needs):
+        return False
+    if (layout := form.layout) is None:
+        return True
+    if layout.scores and not layout.answers:  # they may be missing in some rows, not as columns
+        scores = {root(name) for both in layout.scores for name in both}
+        if not any(scores & row.keys() for row in rows):
+            return False
+    needed: list[tuple[str, ...]] = [(name,) for name in layout.compared()]
+    if layout.only_prompts or layout.answers or layout.candidates:
+        needed.append(layout.conversation or layout.prompt)
+    return all(
+        any(value_at(row, path) is not None for row in rows for path in paths)
+        for paths in filter(None, needed)
+    )
+
+
+def _is_telling(form: Format) -> bool:
+    """Its columns alone tell it, whatever stands in them; one column is too little."""
+    return not form.layout.transcripts if form.layout else len(form.needs) > 1
+
+
+def _has_a_side(rows: Rows) -> bool:
+    """Pairs are meant, of which something is missing."""
+    return any("chosen" in row or "rejected" in row for row in rows)
+
+
+def _best(fits: Mapping[str, _Fit]) -> list[str]:
+    """The names of those that no other one is better than: that reads more columns, or more rows;
+    of those that read every row alike the first one stands for all."""
+
+    def is_better(one: _Fit, other: _Fit) -> bool:
+        return other.columns < one.columns and 2 * one.fitting >= other.fitting
+
+    names = [n for n, fit in fits.items() if not any(is_better(one, fit) for one in fits.values())]
+    most = max(fits[name].fitting for name in names)
+    names = [name for name in names if fits[name].fitting == most]
+    first = fits[names[0]]
+    return names[:1] if all(fits[name].outcomes == first.outcomes for name in names) else names
+
+
+def _why_none(named: Mapping[str, Format], rows: Rows, prompts: bool) -> str:
+    shown = ", ".join({name: None for row in rows for name in row})[:120]
+    if prompts:
+        return f"no known format has the columns {shown}; name the prompt's with --prompt-column"
+    if found := unpaired(rows[0]):
+        return (
+            f"no pairs but {found}; pairs are needed: two answers to a prompt, the better one known"
+        )
+    if any(name in row for row in rows for name in _ASKED):
+        return f"no pairs but prompts or conversations alone: found the columns {shown}"
+    return (
+        f"no known format has the columns {shown}; name --prompt-column, --chosen-column and "
+        "--rejected-column, or --answer-columns and --label-column, or choose a --format"
+    )

@@ -1,0 +1,216 @@
+"""One reader of turns: whatever a published set calls roles and texts, they become role and content.
+
+What cannot be shown as text alone (an image, a call of a tool, thinking kept apart, null) is no
+turn: what was compared was more than its text, so the row is left out by that name.
+"""
+
+import ast
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefpipe.foreign_json import read_json
+from prefpipe.rows import Message, as_turns, flatten_turns
+
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter", "customer"), "user"),
+    **dict.fromkeys(
+        ("assistant", "gpt", "bot", "model", "chatgpt", "chatbot", "ai", "bing", "bard", "claude"),
+        "assistant",
+    ),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "function_response"), "tool"),
+}
+"""A role of any published set, in lower case -> ours."""
+
+_ROLE_KEYS = ("role", "from", "speaker")
+_TEXT_KEYS = ("content", "value", "text")
+_PLAIN = {"role", "content"}
+_BESIDE = {
+    **dict.fromkeys(("tool_calls", "function_call", "tool_call"), "a call of a tool"),
+    **dict.fromkeys(("thinking", "reasoning_content", "reasoning"), "thinking kept apart"),
+    **dict.fromkeys(("images", "image", "image_url"), "an image"),
+    **dict.fromkeys(("videos", "video", "audios", "audio"), "sound or video"),
+}
+"""Keys of a turn that say: what was compared is more than its text."""
+_TURNS_IN_TEXT = re.compile(
+    r"\s*(?:\[\s*)?\{\s*['\"](?:role|from|speaker|content|value|text)['\"]\s*:"
+)
+
+
+class Unusable(ValueError):
+    """Why a row that could be read is no pair: a word of prefpipe.reasons, and the details."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def not_text(where: str, found: str) -> Unusable:
+    return Unusable("not_text", f"{where}: found {found}, which cannot be shown as text")
+
+
+def is_missing(value: Any) -> bool:
+    """None, "" and NaN: how JSON, CSV and pandas say that there is nothing."""
+    return value is None or value == "" or value != value
+
+
+def is_empty(value: Any) -> bool:
+    """Missing, or a list, a dict without anything in it; nothing can be lost with it."""
+    if isinstance(value, Mapping):
+        return all(map(is_empty, value.values()))
+    return is_missing(value) or (isinstance(value, list | tuple) and all(map(is_empty, value)))
+
+
+def parse_nested(text: str, where: str) -> Any:
+    """The value of a text that holds turns or texts as JSON, or as Python writes them (pandas does,
+    in CSV). Raises ValueError: a person would take what is left for an answer."""
+    try:
+        return read_json(text)
+    except ValueError:
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise ValueError(f"{where}: found {text[:60]!r}, turns as text that are no JSON") from None
+
+
+def holds_turns(text: str) -> bool:
+    """The text is a list of turns, or one, written as JSON or Python."""
+    return text[:1] in "[{ \n" and _TURNS_IN_TEXT.match(text) is not None
+
+
+def read_turns(value: Any, where: str) -> list[Message]:
+    """The turns of that field: a list, one alone, a dict of lists (as `datasets` keeps a list of
+    dicts), or any of these as JSON in a text. Raises ValueError; Unusable where there is more."""
+    if type(value) is str:
+        value = parse_nested(value, where)
+    if isinstance(value, Mapping):
+        parts = list(value.values())
+        if parts and all(isinstance(part, list | tuple) for part in parts) and _role_key(value):
+            value = [dict(zip(value, turn, strict=True)) for turn in zip(*parts, strict=True)]
+        else:
+            value = [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{where}: found {type(value).__name__}, wanted text or a list of turns")
+    if not value:
+        raise ValueError(f"{where}: found an empty list, wanted at least one turn")
+    return [
+        turn if _is_plain(turn) else _read_turn(turn, f"{where}[{number}]")
+        for number, turn in enumerate(value)
+    ]
+
+
+def _is_plain(turn: Any) -> bool:
+    """It is a turn as we have it: most are, and this is all that they cost."""
+    return (
+        type(turn) is dict
+        and turn.keys() == _PLAIN
+        and type(turn["content"]) is str
+        and turn["role"] in ("user", "assistant", "system", "tool")
+    )
+
+
+def _role_key(turn: Mapping[str, Any]) -> str | None:
+    return next((key for key in _ROLE_KEYS if not is_missing(turn.get(key))), None)
+
+
+def _read_turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"{where}: found {str(turn)[:60]!r}, wanted role and content as text")
+    for key, what in _BESIDE.items():
+        if not is_empty(turn.get(key)):
+            raise not_text(f"{where}.{key}", what)
+    key = _role_key(turn)
+    role = turn[key] if key else None
+    if str(role).lower() == "function_call":  # LLaMA-Factory's word for an assistant's call
+        raise not_text(f"{where}.{key}", "a call of a tool")
+    if not isinstance(role, str) or role.lower() not in ROLES:
+        wanted = ", ".join(ROLES)
+        raise ValueError(f"{where}.{key or 'role'}: found {role!r}, wanted one of {wanted}")
+    name = next((name for name in _TEXT_KEYS if turn.get(name) is not None), None)
+    if name is None:
+        if any(key in turn for key in _TEXT_KEYS):
+            raise not_text(where, "null")
+        raise ValueError(f"{where}: found {str(turn)[:60]!r}, wanted role and content as text")
+    return Message(role=ROLES[role.lower()], content=read_text(turn[name], f"{where}.{name}"))
+
+
+def read_text(value: Any, where: str) -> str:
+    """A text, or the parts of one ({"type": "text", "text": ...}). Unusable where a part is none."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{where}: found {type(value).__name__}, wanted text")
+    texts = []
+    for number, part in enumerate(value):
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind not in (None, "text", "input_text", "output_text"):
+            raise not_text(f"{where}[{number}]", f"a part of type {kind}")
+        if any(not is_empty(part.get(key)) for key in _BESIDE):
+            raise not_text(f"{where}[{number}]", "more than text")
+        if not isinstance(part.get("text"), str):
+            raise not_text(f"{where}[{number}]", repr(part)[:60])
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+# ---- the turns before an answer ------------------------------------------------------------------
+
+
+def earlier_turns(
+    prompt: str | list[Message] | None,
+    first: Sequence[Message],
+    second: Sequence[Message],
+    names: tuple[str, str],
+) -> list[Message] | None:
+    """The turns before the answer, of the prompt's own column and of those before either answer.
+
+    Where both are there, the one is among the other: the fuller one counts, for it has a system turn
+    or earlier turns that the other lacks.
+    """
+    inner = list(first or second)
+    if first and second and first != second and _bare(first) != _bare(second):
+        raise Unusable(
+            "turns_differ", f"{names[1]}: its earlier turns differ from those of {names[0]}"
+        )
+    if not prompt:
+        if not inner:
+            raise ValueError(
+                f"{names[0]}: found one turn, wanted the prompt's turns before the answer"
+            )
+        return inner
+    own = as_turns(prompt)
+    if not inner or own == inner:
+        return own
+    if _is_among(own, inner):
+        return inner
+    if _is_among(inner, own):
+        return own
+    shown = [flatten_turns(turns)[:60] for turns in (inner, own)]
+    raise ValueError(
+        f"{names[0]}: its earlier turns are not the prompt's: {shown[0]!r} against {shown[1]!r}"
+    )
+
+
+def asked_turns(turns: list[Message], where: str) -> list[Message]:
+    """The turns up to the user's last one."""
+    users = [k for k, turn in enumerate(turns) if turn["role"] == "user"]
+    if not users:
+        raise ValueError(f"{where}: found no turn of the user's")
+    return turns[: users[-1] + 1]
+
+
+def _bare(turns: Sequence[Message]) -> list[tuple[str, str]]:
+    return [(turn["role"], turn["content"].strip()) for turn in turns]
+
+
+def _is_among(few: Sequence[Message], many: Sequence[Message]) -> bool:
+    """All turns of the one stand in the other, in this order, white space around them aside."""
+    rest = iter(_bare(many))
+    return all(turn in rest for turn in _bare(few))

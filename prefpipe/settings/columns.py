@@ -1,0 +1,135 @@
+"""What every stage takes that reads prompts or preferences of others: the format, and which column is what."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from prefpipe.formats import PairFormat, PromptFormat
+from prefpipe.formats.opening import HowRead
+from prefpipe.rated_pairs import HowPaired
+from prefpipe.settings.stage import Stage
+
+OWN = "auto"
+"""Of a column: the one that the format says. None: none is read."""
+
+
+class PromptColumns(Stage):
+    """What every stage takes that reads prompts. A column is a name or a path: `answers[0].text`."""
+
+    format: PromptFormat = "auto"
+    """How a row is read; auto: recognised by the columns of the first rows, and said."""
+    prompt_column: str | None = OWN
+    """Text or turns."""
+    system_column: str | None = OWN
+    """The system prompt."""
+    id_column: str | None = OWN
+    """None: ids are made of the content, which is the way out where they repeat."""
+    source_column: str | None = OWN
+    """Where a row comes from."""
+    split: str | None = None
+    """Of data with several splits; None: the one for training."""
+    config: str | None = None
+    """Of data with several sets under one name."""
+    revision: str | None = None
+    """Of data on the hub."""
+
+    def how_read(self, *, prompts: bool = False) -> HowRead:
+        """How the rows of its files are read. SystemExit where columns contradict each other."""
+        given = {
+            name: value for name, value in self._columns().items() if value not in (OWN, [], False)
+        }
+        columns = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        if self.format == OWN and (problem := _contradiction(columns)):
+            raise SystemExit(f"{self.stage_name()}: {problem}")
+        part = {"split": self.split, "config": self.config, "revision": self.revision}
+        return HowRead(self.format, columns, self.seed, prompts, part)
+
+    def _columns(self) -> dict[str, Any]:
+        """The fields of Layout that these settings fill."""
+        return {
+            "prompt": _several(self.prompt_column),
+            "system": _several(self.system_column),
+            "id": self.id_column,
+            "source": self.source_column,
+        }
+
+
+class PairColumns(PromptColumns):
+    """What every stage takes that reads preferences: what is compared, and what says which is better."""
+
+    format: PairFormat = "auto"
+    """How a row is read; auto: recognised by the columns of the first rows, and said."""
+    chosen_column: str = OWN
+    """The better answer."""
+    rejected_column: str = OWN
+    """The worse answer."""
+    answer_columns: list[str] = Field(default=[], max_length=2)
+    """Two answers in any order, in place of chosen and rejected; say which is better with one of
+    label_column, strength_column and score_columns."""
+    label_column: str = OWN
+    """What says which of answer_columns is better."""
+    labels: list[str] = []
+    """Its values: where the first answer is better, where the second is, then those of ties."""
+    strength_column: str = OWN
+    """A number: below 0 the first of answer_columns is better, above it the second; how far, the margin."""
+    score_columns: list[str] = Field(default=[], max_length=2)
+    """Scores of both answers, in their order: equal ones are a tie, the difference is the margin."""
+    lower_wins: bool = False
+    """Scores are ranks."""
+    candidates_column: str = OWN
+    """A list of answers, in place of two."""
+    candidate_text: str = OWN
+    """In each of candidates_column: the answer's text."""
+    candidate_score: str = OWN
+    """In each of candidates_column: its score, or with lower_wins its rank."""
+    candidate_pairs: HowPaired = "best-vs-worst"
+    """Which candidates become a pair: the best one and the worst or a lower one that is drawn; or
+    any two, a pair each."""
+    margin_column: str | None = OWN
+    """How much better chosen is."""
+    tie_column: str | None = OWN
+    """Whether neither is better."""
+
+    def _columns(self) -> dict[str, Any]:
+        is_said = self.label_column != OWN or self.strength_column != OWN
+        scores = (tuple(self.score_columns),) if self.score_columns else () if is_said else OWN
+        return super()._columns() | {
+            "chosen": self.chosen_column,
+            "rejected": self.rejected_column,
+            "answers": self.answer_columns,
+            "label": self.label_column,
+            "labels": [label.lower() for label in self.labels],
+            "strength": self.strength_column,
+            "scores": scores,
+            "lower_wins": self.lower_wins,
+            "candidates": self.candidates_column,
+            "text": self.candidate_text,
+            "score": self.candidate_score,
+            "pairs": OWN if self.candidate_pairs == "best-vs-worst" else self.candidate_pairs,
+            "margin": self.margin_column,
+            "tie": self.tie_column,
+        }
+
+
+def _several(column: str | None) -> Any:
+    """A field of Layout that takes several names."""
+    return column if column == OWN else (column,) if column else ()
+
+
+def _contradiction(columns: Mapping[str, Any]) -> str | None:
+    """What is missing among columns that a person has named, where no format adds to them."""
+    answers = columns.get("answers")
+    by = columns.keys() & {"label", "strength"} or columns.get("scores")
+    if answers and (len(answers) != 2 or not by):
+        return (
+            "answer_columns: wanted two, and label_column, strength_column or score_columns to say "
+            "which is better"
+        )
+    if columns.keys() & {"label", "strength"} and not answers:
+        return (
+            "label_column, strength_column: say which of two answers is better: name answer_columns"
+        )
+    if "label" in columns and len(columns.get("labels", ())) < 2:
+        return "label_column: say with --labels what it holds where the first is better, where the second"
+    return None

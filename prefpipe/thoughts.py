@@ -1,0 +1,39 @@
+"""What a reasoning model thought aloud, taken from before its answer. Each family has marks of its own."""
+
+import re
+
+_NAME = r"(?:\w{1,20}[:_-])?(?:think(?:ing)?|thoughts?|reason(?:ing|ed)|reflection|scratchpad|cot)"
+# Not inside quotes or backticks: a judge may write about an answer's marks.
+_QUOTED = r"(?<![\"'`“‘])"
+_MARK = re.compile(
+    rf"{_QUOTED}(?P<begin><\|?(?!end_)(?:begin_of_|start_)?{_NAME}\|?>|\[THINK\]|◁think▷"
+    r"|<\|channel\|>\s*(?:analysis|commentary)\b|<\|channel>\s*thought\b|<unused94>|<\|inner_prefix\|>"
+    r"|^[ \t]*Here is my thought process:)"
+    rf"|{_QUOTED}(?:<(?:/|\|(?:end_of_|end_|/))\s*{_NAME}\|?>|\[/THINK\]|◁/think▷"
+    r"|<\|channel\|>\s*final\b[^\n]{0,60}?<\|message\|>|<channel\|>|<unused95>|<\|inner_suffix\|>"
+    r"|^[ \t]*Here is my response:)|assistantfinal",
+    re.IGNORECASE | re.MULTILINE,
+)
+# gpt-oss without its special tokens, which most servers leave out of the text
+_BARE_CHANNEL = re.compile(r"\s*analysis(?=[A-Z])")
+_STARTS_WITH_OBJECT = re.compile(r"\s*(?:```\w*\s*)?\{")
+_END_OF_TURN = re.compile(r"(?:<\|(?:return|end|im_end|eot_id|endoftext)\|>|</s>)+\Z")
+
+
+def without_thoughts(text: str) -> str | None:
+    """What was written after the thoughts; None where they did not end. A closing mark alone ends
+    them, too: the template of some models opens them. A text that begins with its object has none,
+    whatever the object's texts quote."""
+    at, is_open = 0, bool(_BARE_CHANNEL.match(text))
+    while is_open or not begins_with_object(text, at):
+        mark = _MARK.search(text, at)
+        if mark is None:
+            break
+        at = mark.end()
+        is_open = mark["begin"] is not None
+    return None if is_open else _END_OF_TURN.sub("", text[at:])
+
+
+def begins_with_object(text: str, at: int = 0) -> bool:
+    """Whether the first sign from there on is that of a JSON object, in a fence or not."""
+    return bool(_STARTS_WITH_OBJECT.match(text, at))
