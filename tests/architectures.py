@@ -378,7 +378,9 @@ def rewards(folder: Path) -> bool:
     model, tokenizer = plain(folder, hf.AutoModelForSequenceClassification)
     tokenizer.chat_template = scorer.tokenizer.chat_template  # with the run's date
     found, want = [], []
-    asked = ASKED if scorer.is_causal else [[{"role": "user", "content": "is two and two four"}]]
+    asked: list[list[Message]] = (
+        ASKED if scorer.is_causal else [[{"role": "user", "content": "is two and two four"}]]
+    )
     answers = ANSWERS if scorer.is_causal else ["yes", "the dog says no"]  # in 130 positions
     for turns, scores in zip(asked, scorer.score((t, answers) for t in asked), strict=True):
         for answer, score in zip(answers, scores, strict=True):  # pyright: ignore[reportArgumentType]
@@ -442,6 +444,11 @@ def arguments(kind: Any, folder: Path, count: int, **more: Any) -> Any:
     )  # fmt: skip
 
 
+def router_loss(trainer: Any) -> float | None:
+    """Its weight: 0 where a model only seems to have one, with which TRL's trainer fails."""
+    return trainer.args.router_aux_loss_coef
+
+
 def losses(trainer: Any) -> list[float]:
     trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
@@ -463,7 +470,7 @@ def dpo_training(folder: Path) -> bool:
         model, arguments(DPOConfig, folder, len(data), **more), data, processing_class=tokenizer
     )
     found = losses(ours)
-    more["router_aux_loss_coef"] = ours.args.router_aux_loss_coef  # TRL's fails for Doge
+    more["router_aux_loss_coef"] = router_loss(ours)  # TRL's fails for Doge
     stock = load_both(folder, for_training=True)[0]
     switch_off_dropout(stock)
     theirs = StockDPOTrainer(
@@ -483,7 +490,7 @@ def reward_training(folder: Path, *, lora: bool = False) -> bool:
     reader = RewardTokenizer(
         tokenizer, RewardFormat(max_positions(model), True, read_at="template_end"), causal
     )
-    pairs = kept([reward.tokenize_pair(row, reader, 0.0)[0] for row in preferences()])
+    pairs = kept([reward.tokenize_pair(row, reader, 0.0, "additive")[0] for row in preferences()])
     data = to_dataset(pairs, "tie")
     adapter = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", modules_to_save=new_modules(model)) if lora else None  # fmt: skip
     torch.manual_seed(1)
@@ -541,7 +548,7 @@ def ab_training(folder: Path) -> bool:
     stock = load_both(folder, for_training=True)[0]
     switch_off_dropout(stock)
     theirs = SFTTrainer(
-        stock, args=arguments(SFTConfig, folder, len(rows), completion_only_loss=True, router_aux_loss_coef=ours.args.router_aux_loss_coef),
+        stock, args=arguments(SFTConfig, folder, len(rows), completion_only_loss=True, router_aux_loss_coef=router_loss(ours)),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
     )  # fmt: skip
     require_equal("losses", found, losses(theirs), 2e-4)

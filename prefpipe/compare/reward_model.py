@@ -220,7 +220,8 @@ class RewardModel:
         ids, mask = (x.to(self.model.device) for x in packs.pad_right(rows, pad))
         more = {}
         if self.has_types:  # the second text stands behind the first separator
-            is_separator = (ids == self.tokenizer.sep_token_id).long()
-            more["token_type_ids"] = ((is_separator.cumsum(1) - is_separator) > 0).long() * mask
+            separator: Any = self.tokenizer.sep_token_id
+            is_separator = ids.eq(separator).long()
+            more["token_type_ids"] = (is_separator.cumsum(1) - is_separator).gt(0).long() * mask
         logits = self.model(input_ids=ids, attention_mask=mask, **more).logits
         return logits[:, 0].float().tolist()

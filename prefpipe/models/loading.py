@@ -173,9 +173,9 @@ def max_positions(model: "PreTrainedModel") -> int:
     """
     import torch
 
-    for name, module in model.named_modules():
-        is_table = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
-        if is_table and module.padding_idx is not None:
+    modules = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding))
+    for name, module in modules:
+        if name.endswith("position_embeddings") and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
     config = model.config.get_text_config()
     known = (getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len"))
