@@ -1,7 +1,7 @@
 """Make judge items of a preference data set: a question, two answers in random order, the better one.
 
-Reads   embedded/sample/preferences-*.parquet   a published format (--format), by default sky: the
-                                                Skywork one; or Preference rows
+Reads   embedded/sample/preferences-*.parquet   Preference rows, or a published format,
+                                                which is recognised (--format names one)
 Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item rows
         data/pairwise_critic_inference2_get_answer/Sky/validation.jsonl  Item rows
         .../preprocess_dataset.rejects.jsonl                             Reject rows: why each was left out
@@ -9,7 +9,7 @@ Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item ro
     {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
  -> {"id": "p8", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
 
-    uv run preprocess_dataset.py --input my_preferences.parquet --validation-input ""
+    uv run preprocess_dataset.py --input my_preferences.parquet
 """
 
 from pathlib import Path

@@ -15,7 +15,7 @@ Writes  data/models/pairwise/                     the model or adapter, the toke
 The model reads "[CONTEXT] ... [RESPONSE A] ... [RESPONSE B] ..." (prefpipe/compare/ab_model.py), each pair in
 both orders; the loss is -log p of the label token alone. Its probability is the mean of both orders.
 
-    uv run train_pairwise_model.py --input my_preferences.jsonl --validation-input ""
+    uv run train_pairwise_model.py --input my_preferences.jsonl
 """
 
 import functools

@@ -15,7 +15,7 @@ Writes  data/models/reward/                     the model or adapter with its he
 The loss is -log sigmoid(r(chosen) - r(rejected) - margin_weight * margin), Bradley & Terry 1952 as
 in Ouyang et al. 2022, eq. 1 (--margin-as has other uses of a margin). The saved model is loaded again and must give the same scores.
 
-    uv run train_reward_model.py --input my_preferences.jsonl --validation-input ""
+    uv run train_reward_model.py --input my_preferences.jsonl
 """
 
 import dataclasses

@@ -57,13 +57,13 @@ def real_data() -> Path:
 
 def read_pairs(path: Path, tokenize: Any) -> tuple[list[Any], list[Any], int]:
     """Rows with their token ids (prompts cut from the left); how many responses are too long."""
-    from prefpipe import files
     from prefpipe.compare.context import Unscorable
-    from prefpipe.formats import autoj
+    from prefpipe.formats.opening import HowRead, OpenFile
 
     rows, tokens, left_out = [], [], 0
-    for _, record in files.read_records(path):
-        row = autoj.read(record)
+    file = OpenFile(str(path), HowRead("autoj"), None)
+    for _, record in file.records():
+        (row,) = file.reader.read(record)
         both = tokenize(row.prompt, [row.chosen, row.rejected])
         if isinstance(both, Unscorable) or both.completions[0] == both.completions[1]:
             left_out += 1

@@ -108,6 +108,8 @@ def well_formed(value: Any) -> Any:
     """The value with U+FFFD for each half of a surrogate pair (`\\ud83d`, of an emoji that was cut):
     no file holds such a text."""
     if isinstance(value, str):
+        if value.isascii():
+            return value
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, dict):
         return {well_formed(key): well_formed(inner) for key, inner in value.items()}

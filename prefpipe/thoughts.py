@@ -31,7 +31,10 @@ def without_thoughts(text: str) -> str | None:
             break
         at = mark.end()
         is_open = mark["begin"] is not None
-    return None if is_open else _END_OF_TURN.sub("", text[at:])
+    if is_open:
+        return None
+    # most texts do not end like this: to search for it takes as long as to parse their object
+    return _END_OF_TURN.sub("", text[at:]) if text.endswith(">") else text[at:]
 
 
 def begins_with_object(text: str, at: int = 0) -> bool:

@@ -110,6 +110,8 @@ def _located_objects(text: str) -> "list[tuple[int, int, KeyValues]] | Unreadabl
 
 def _is_quoted(text: str, start: int, end: int) -> bool:
     """Whether what stands there is a part of a sentence: `it ends with {...}. That ...`."""
+    if not start and end == len(text):
+        return False
     before = text[text.rfind("\n", 0, start) + 1 : start].rstrip(" `\"'“")
     behind, _, later = text[end:].lstrip(" `\"'”").partition("\n")
     goes_on = any(map(str.isalnum, behind)) or (behind[:1] in (*".,;",) and later.strip())
@@ -124,22 +126,20 @@ def _read_verdict(text: str) -> Verdict | Unreadable:
     located = _located_objects(text)
     if isinstance(located, Unreadable):
         return located
-    with_verdict = [found for found in located if any(key in _VERDICT_KEYS for key, _ in found[2])]
-    objects = [pairs for _, _, pairs in with_verdict]
-    numbers: set[Literal[1, 2] | None] = {
-        _one_or_two(v) for pairs in objects for k, v in pairs if k in _VERDICT_KEYS
-    }
+    stated = [(one, value) for one in located for key, value in one[2] if key in _VERDICT_KEYS]
+    numbers: set[Literal[1, 2] | None] = {_one_or_two(value) for _, value in stated}
     if not numbers:
         return Unreadable("no_verdict")
     if len(numbers) > 1:
         return Unreadable("two_verdicts")
     if (number := numbers.pop()) is None:
         return Unreadable("not_1_or_2")
-    if all(_is_quoted(text, start, end) for start, end, _ in with_verdict):
+    if all(_is_quoted(text, start, end) for (start, end, _), _ in stated):
         return Unreadable("quoted_verdict")
-    if _says_nothing(reason := _reason(objects)):
+    if _says_nothing(reason := _reason([pairs for (_, _, pairs), _ in stated])):
         return Unreadable("no_reason")
-    if opinions(_outside(text, located)) == {3 - number}:
+    outside = _outside(text, located)
+    if not outside.isspace() and opinions(outside) == {3 - number}:
         return Unreadable("two_verdicts")
     return Verdict(number, reason)
 
@@ -150,6 +150,9 @@ def _says_nothing(reason: str) -> bool:
 
 def _outside(text: str, located: "list[tuple[int, int, KeyValues]]") -> str:
     """The text without its objects."""
+    if len(located) == 1:
+        ((start, end, _),) = located
+        return f"{text[:start]}\n{text[end:]}"
     ends = [0, *(end for _, end, _ in located)]
     starts = [*(start for start, _, _ in located), len(text)]
     return "\n".join(text[end:start] for end, start in zip(ends, starts, strict=True))

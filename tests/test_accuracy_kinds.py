@@ -164,6 +164,26 @@ def test_the_training_file_s_overlap_is_shown(settings, tmp_path, capsys):
     )
 
 
+def test_a_benchmark_is_recognised_or_its_columns_are_named(settings, tmp_path, capsys):
+    """auto=PATH: what preprocess_dataset.py would read, with the same settings."""
+    arena = [
+        {"question_id": k, "winner": w, "turn": 1, **{
+            f"conversation_{s}": [{"role": "user", "content": f"Q{k}"}, {"role": "assistant", "content": text}]
+            for s, text in (("a", "good"), ("b", "bad"))}}
+        for k, w in enumerate(("model_a", "model_a", "tie"))
+    ]  # fmt: skip
+    s = settings(benchmark=[f"auto={write_jsonl(tmp_path / 'arena.jsonl', arena)}"])
+    main(s)
+    assert read(s.output / "accuracy.json")["scored"]["auto"]["reward"]["accuracy"] == 1.0
+    assert "arena.jsonl: read as arena, by its columns conversation_a" in capsys.readouterr().out
+    mine = [{"q": "Q", "yes": "bad", "no": "good"}]
+    columns = {"prompt_column": "q", "chosen_column": "yes", "rejected_column": "no"}
+    path = write_jsonl(tmp_path / "mine.jsonl", mine)
+    s = settings(benchmark=[f"auto={path}"], output=tmp_path / "named", **columns)
+    main(s)
+    assert read(s.output / "accuracy.json")["scored"]["auto"]["reward"]["accuracy"] == 0.0
+
+
 def test_a_stopped_run_scores_only_what_is_left(settings, monkeypatch, known_scores):
     s = settings()
     monkeypatch.setattr(scoring, "WINDOW", 2)

@@ -16,7 +16,8 @@ from build_pairwise_prefs import Settings
 from prefpipe import files, templates
 from prefpipe.compare.reward_model import RewardModel
 from prefpipe.files import DataError
-from prefpipe.formats import skywork
+from prefpipe.formats import FORMATS
+from prefpipe.formats.opening import HowRead
 from prefpipe.llm import Request
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rag import score
@@ -144,7 +145,7 @@ def test_the_pairs_are_preferences_for_the_next_step_and_for_trl(home):
     run(s)
     assert len(pairs_of(s)) == 5
     for record in map(json.loads, s.output.read_text().splitlines()):
-        row = skywork.read(record)
+        (row,) = HowRead().reader(FORMATS["skywork"]).read(record)
         assert row.id == record["id"] and row.margin == record["margin"]
     after = preprocess_dataset.Settings(
         input=str(s.output), validation_input="", output=home / "items", near_duplicate=1.0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from prefpipe import files
 from prefpipe.files import Aligned, DataError, Places, RowLog
-from prefpipe.rows import JudgmentPair, Preference, Reject, Row
+from prefpipe.rows import Item, JudgmentPair, Preference, Reject, Row
 from prefpipe.settings import Stage
 from tests.examples import ROOT, judgment, ledger, read_jsonl, write_jsonl
 
@@ -172,7 +173,7 @@ def test_a_kill_between_the_renames_and_the_meta_file_is_no_finished_run(tmp_pat
     source = write_jsonl(tmp_path / "in.jsonl", [row.model_dump() for row in notes("a", "b")])
     out = tmp_path / "out.jsonl"
     monkeypatch.setattr(
-        "prefpipe.files.run.write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        "prefpipe.files.run.write_meta", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         copy_notes(Settings(), source, out)
@@ -714,3 +715,13 @@ def test_a_log_holds_offsets_and_no_rows(tmp_path):
     tracemalloc.stop()
     log.close()
     assert used < 2000 * 250, used  # bytes; the texts alone are 2,000,000
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", "{}", '{"closing_line": 1}', "[" * 9999])
+def test_a_damaged_meta_file_is_a_sentence_until_overwritten(tmp_path, damage):
+    facts = files.StageFacts("s", {}, {}, limit=None, overwrite=False, strict=False)
+    (tmp_path / "x.meta.json").write_text(damage)
+    with pytest.raises(DataError, match=r"x\.meta\.json: is damaged, .*--overwrite makes them anew"):
+        files.Run(facts, inputs=[], outputs={tmp_path / "x.jsonl": Item})
+    again = replace(facts, overwrite=True)
+    assert not files.Run(again, inputs=[], outputs={tmp_path / "x.jsonl": Item}).finished

@@ -47,6 +47,10 @@ def test_a_cut_compressed_file_is_a_sentence_with_its_place(tmp_path, ending):
         DataError, match=rf"x.jsonl\{ending}:\d+: a broken \{ending} file from here"
     ):
         list(read_records(path))
+    array = PACKED[ending](json.dumps([{"k": k * 7919} for k in range(9999)]).encode())
+    path.write_bytes(array[: len(array) // 2])
+    with pytest.raises(DataError, match=rf"x.jsonl\{ending}:1: a broken \{ending} file from here"):
+        rows_of(path)
     path.write_bytes(b"no compressed file at all")
     with pytest.raises(DataError, match=rf"x.jsonl\{ending}:1: a broken"):
         list(read_records(path))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefpipe.formats.markup import MARKUPS, markup_of, split_turns
+from prefpipe.formats.markup import MARKUPS, markup_of, prompt_turns, split_turns
 from tests.examples import ROOT
 
 TURNS = [("user", "I own a horse."), ("assistant", "What is it called?"), ("user", "Guess.")]
@@ -22,6 +22,7 @@ TEXTS = {
     "What is it called?<end_of_turn>\n<start_of_turn>user\nGuess.<end_of_turn>\n",
     "llama2": "<s>[INST] I own a horse. [/INST] What is it called? </s><s>[INST] Guess. [/INST]",
     "vicuna": "USER: I own a horse. ASSISTANT: What is it called?</s>USER: Guess. ASSISTANT:",
+    "oasst": "prompter: I own a horse. assistant: What is it called? prompter: Guess.",
     "nemo": "I own a horse.\n<extra_id_1>Assistant\nWhat is it called?\n<extra_id_1>User\nGuess.",
 }
 
@@ -32,7 +33,7 @@ def test_the_turns_of_a_marked_text_are_those_that_were_marked(name):
     assert markup_of(text) == (
         name if name != "nemo" else None
     )  # found by its mark, not its beginning
-    assert [(t["role"], t["content"]) for t in split_turns(text, name, "x")] == TURNS
+    assert [(t["role"], t["content"]) for t in prompt_turns(text, name, "x")] == TURNS
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_the_turns_of_a_marked_text_are_those_that_were_marked(name):
 )
 def test_a_system_turn_is_one(text, name):
     assert markup_of(text) == name
-    assert [(t["role"], t["content"]) for t in split_turns(text, name, "x")] == [SYSTEM, TURNS[-1]]
+    assert [(t["role"], t["content"]) for t in prompt_turns(text, name, "x")] == [SYSTEM, TURNS[-1]]
 
 
 @pytest.mark.parametrize(
@@ -64,12 +65,17 @@ def test_any_texts_in_a_transcript_come_back(texts):
         f"\n\n{'Assistant' if k % 2 else 'Human'}: {text}" for k, text in enumerate(texts)
     )
     marked += "" if len(texts) % 2 == 0 else "\n\nAssistant:"
-    assert [t["content"] for t in split_turns(marked, "human", "x")] == texts
+    assert [t["content"] for t in prompt_turns(marked, "human", "x")] == texts
+
+
+def test_an_answer_that_is_empty_is_one():
+    (question, answer) = split_turns("\n\nHuman: Guess.\n\nAssistant:", "human", "x")
+    assert (question["content"], answer["content"]) == ("Guess.", "")
 
 
 def test_a_role_that_nobody_knows_is_an_error():
     with pytest.raises(ValueError, match="x: found the role 'narrator'"):
-        split_turns("<|im_start|>narrator\nhi<|im_end|>", "chatml", "x")
+        prompt_turns("<|im_start|>narrator\nhi<|im_end|>", "chatml", "x")
 
 
 def test_the_templates_of_tests_are_marked_as_they_are_named():

@@ -50,16 +50,21 @@ def test_of_two_formats_that_read_alike_the_one_with_more_columns_counts(tmp_pat
 
 
 def test_two_formats_that_read_otherwise_stop_it_with_their_names(tmp_path):
-    said = refused(
-        tmp_path, [{"prompt": Q, "question": "Another?", "chosen": GOOD, "rejected": BAD}]
+    record = {"instruction": Q, "question": "Another?", "chosen": GOOD, "rejected": BAD}
+    said = refused(tmp_path, [record])
+    assert said == (
+        "x.jsonl: fits more than one format: orca (chosen, question, rejected); alpaca-ranking "
+        "(chosen, instruction, rejected); choose with --format"
     )
-    assert said.startswith(
-        "x.jsonl: fits more than one format: skywork (chosen, prompt, rejected); orca"
-    )
-    assert said.endswith("choose with --format")
-    same = {"prompt": Q, "question": Q, "chosen": GOOD, "rejected": BAD}
-    file, ((row,),) = opened(tmp_path, [same])
-    assert name_of(file) == "skywork" and shape(row) == pair()
+    _, ((row,),) = opened(tmp_path, [record | {"question": Q}])
+    assert shape(row) == pair()
+
+
+def test_a_column_of_the_name_prompt_is_the_prompt_whatever_stands_beside_it(tmp_path):
+    """As in the rows of build_pairwise_prefs.py, whose prompt holds more than their question."""
+    record = {"prompt": f"Context: ... {Q}", "question": Q, "chosen": GOOD, "rejected": BAD}
+    file, ((row,),) = opened(tmp_path, [record])
+    assert row.prompt == record["prompt"] and "question (1 rows" in file.lines()[1]
 
 
 def test_answers_that_repeat_the_prompt_in_every_row_may_be_meant_either_way(tmp_path):
@@ -76,15 +81,15 @@ def test_answers_that_repeat_the_prompt_in_every_row_may_be_meant_either_way(tmp
 @pytest.mark.parametrize(
     ("record", "said"),
     [
-        ({"prompt": Q, "completion": GOOD, "label": True}, "no pairs but one answer and a label a row (as KTO"),
-        ({"messages": BOTH["chosen"], "label": False}, "no pairs but one answer and a label a row"),
-        ({"prompt": Q, "completions": ["a", "b"], "labels": [True, False]}, "no pairs but steps with labels"),
-        ({"prompt": Q, "response": GOOD, "helpfulness": 4, "verbosity": 1}, "no pairs but single answers with ratings"),
-        ({"prompt": Q, "response": GOOD, "category": {}, "is_safe": True}, "no pairs but single answers with ratings"),
-        ({"context": ASKED, "response": GOOD, "feedback": ["f"]}, "no pairs but single answers with ratings"),
-        ({"orig_instruction": Q, "orig_response": BAD, "orig_score": "1"}, "no pairs but single answers with ratings"),
-        ({"usrmsg": "...", "target_output": "...", "gt_label": 0}, "no pairs but a judge's text a row"),
-        ({"message_id": "b", "parent_id": "a", "text": GOOD, "role": "assistant"}, "no pairs but a message a row"),
+        ({"prompt": Q, "completion": GOOD, "label": True}, "unpaired: one answer and a label a row (as KTO"),
+        ({"messages": BOTH["chosen"], "label": False}, "unpaired: one answer and a label a row"),
+        ({"prompt": Q, "completions": ["a", "b"], "labels": [True, False]}, "unpaired: steps with labels"),
+        ({"prompt": Q, "response": GOOD, "helpfulness": 4, "verbosity": 1}, "unpaired: one answer with ratings a row"),
+        ({"prompt": Q, "response": GOOD, "category": {}, "is_safe": True}, "unpaired: one answer with ratings a row"),
+        ({"context": ASKED, "response": GOOD, "feedback": ["f"]}, "unpaired: one answer with ratings a row"),
+        ({"orig_instruction": Q, "orig_response": BAD, "orig_score": "1"}, "unpaired: one answer with ratings a row"),
+        ({"usrmsg": "...", "target_output": "...", "gt_label": 0}, "unpaired: a judge's text a row"),
+        ({"message_id": "b", "parent_id": "a", "text": GOOD, "role": "assistant"}, "unpaired: a message a row"),
         ({"messages": BOTH["chosen"]}, "no pairs but prompts or conversations alone"),
         ({"title": "T", "body": "B"}, "no known format has the columns title, body; name --prompt-column"),
     ],
@@ -111,7 +116,7 @@ def test_rows_of_another_set_than_the_named_one_say_which_format_reads_them(tmp_
     ).replace(" or alpacafarm", "")
     kto = {"prompt": Q, "completion": GOOD, "label": True}
     file, (error,) = opened(tmp_path, [kto], HowRead("skywork"))
-    assert "it is no pair but one answer and a label a row" in str(file.with_hint(kto, error))
+    assert "it is unpaired: one answer and a label a row" in str(file.with_hint(kto, error))
 
 
 # ---- columns that a person names
@@ -217,6 +222,8 @@ def test_a_label_that_is_missing_has_a_reason(tmp_path):
         ({"conversation_id": "x", "conversation": [*CHAT, turn("assistant", "x")], "turn": 2}, CHAT),
         ({"instruction": "Translate.", "input": "hay", "output": "Heu"}, "Translate.\nhay"),
         ({"question": Q, "answer": "8"}, Q),
+        ({"instruction": "Sum up.", "context": "Hay is dry grass.", "response": "r"}, "Sum up.\nHay is dry grass."),
+        ({"system_prompt": "Be brief.", "question": Q, "response": GOOD}, [SYSTEM, *ASKED]),
         ({"custom_id": "r0", "method": "POST", "body": {"model": "m", "messages": ASKED}}, ASKED),
         ({"question_id": 80, "category": "w", "turns": [Q, "And why?"]}, Q),
         ({"text": f"### Human: {Q}### Assistant: {GOOD}"}, ASKED),
@@ -297,7 +304,8 @@ AUTO_READ = {
     "llmbar.csv": ("llmbar", 5, 0, 0),
     "llmbar.jsonl": ("llmbar", 5, 0, 0),
     "margin_words.jsonl": ("skywork", 5, 0, 0),
-    "nectar_ranked_dpo.parquet": ("hh-rlhf", 5, 0, 0),
+    "nectar_ranked_dpo.parquet": ("nectar-ranked", 5, 0, 0),
+    "math_step_dpo.parquet": ("math-step-dpo", 5, 0, 0),
     "none_values.jsonl": ("skywork", 3, 0, 2),  # an empty answer is a fault that others name
     "oasst1_pairwise.parquet": ("skywork", 6, 0, 0),
     "olmo2_mix.parquet": ("distilabel", 5, 0, 0),
@@ -358,3 +366,33 @@ def test_a_set_at_hand_is_read_as_it_is_meant_with_no_option(name):
     for record, row in pairs:  # a marked system prompt or earlier turn is not lost
         for mark in {"SYS", "CTX"} if name not in NOT_SHOWN else ():
             assert (mark in str(record)) <= (mark in str(row.prompt)), mark
+
+
+def test_labels_of_another_set_with_the_same_columns_are_not_guessed(tmp_path):
+    """1 is the first answer to LLMBar; where 0 stands beside it, it must be the second one."""
+    rows = [{"input": Q, "output_1": GOOD, "output_2": BAD, "label": label} for label in (1, 0)]
+    assert "no known format has the columns input, output_1" in refused(tmp_path, rows)
+    columns = {
+        "prompt": ("input",),
+        "answers": ("output_1", "output_2"),
+        "label": "label",
+        "labels": ("0", "1"),
+    }
+    _, read = opened(tmp_path, rows, HowRead(columns=columns))
+    assert [shape(row) for (row,) in read] == [pair(chosen=BAD, rejected=GOOD), pair()]
+
+
+def test_a_strength_beyond_its_scale_is_none(tmp_path):
+    """HelpSteer3 has -100 where no annotator could tell."""
+    record = {"context": ASKED, "response1": GOOD, "response2": BAD}
+    rows = [record | {"overall_preference": value} for value in (-3, -100)]
+    _, (read, error) = opened(tmp_path, rows)
+    assert shape(read[0]) == pair(margin=3.0) and getattr(error, "reason", "") == "unlabelled"
+
+
+def test_lists_of_answers_and_scores_must_be_of_one_length(tmp_path):
+    record = {"instruction": Q, "generations": [GOOD, BAD, "x"], "ratings": [5, 1]}
+    _, (error,) = opened(tmp_path, [record])
+    assert str(error) == "generations: found 3 answers and 2 scores"
+    _, ((row,),) = opened(tmp_path, [{**record, "ratings": [5, None, 1]}])
+    assert (row.chosen, row.rejected) == (GOOD, "x")

@@ -20,3 +20,12 @@ def test_the_overlap_is_the_share_of_questions_whose_words_were_trained_on():
     again = Overlap(questions, n=8)
     again.add("Too short!")
     assert again.report()["most_seen"] == {"short": 1.0}
+
+
+def test_a_text_is_told_with_which_question_it_shares_words():
+    found = Overlap(
+        {"long": "one two three four five six seven eight nine", "short": "Why not?"}, n=8
+    )
+    assert found.shared_with(["x", "ONE two, three four five six seven eight!"]) == "long"
+    assert found.shared_with(["why not"]) == "short"
+    assert found.shared_with(["one two three four five six seven", "why not then"]) is None

@@ -250,6 +250,7 @@ def test_rows_that_share_words_with_a_benchmark_are_left_out_by_name(tmp_path):
     assert [(r["id"], r["reason"]) for r in found["rejects"]] == [
         (f"r{k}", "in_benchmark") for k in (1, 2, 3)
     ]
+    assert found["rejects"][0]["detail"].startswith(f"{tmp_path}/items.raw.jsonl:2: as llmbar:")
     seen = Overlap({"a": f"Say {words}", "b": "Short?"})
     for row in found["train"]:
         seen.add(f"{row['question']} {row['answer_1']} {row['answer_2']}")

@@ -88,8 +88,17 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Any]]] = {
     "distilabel": [
         ({"prompt": Q, **BOTH, "chosen_rating": 5.0, "rejected_rating": 1.0}, pair(margin=4.0)),
         ({"source": "x", "prompt": Q, **BOTH, "chosen-rating": "4.5", "rejected-rating": "4.5"}, pair(tie=True)),
+        ({"source": "x", "conversation": [{"input": Q, "output": ""}], "prompt": Q, **BOTH, "rating_chosen": 5,
+          "rating_rejected": 4, "chosen_model": "m"}, pair(margin=1.0)),
     ],
     "rlhflow": [({**BOTH, "chosen_score": 5.0, "rejected_score": 3.0}, pair(margin=2.0))],
+    "nectar-ranked": [
+        ({"prompt": f"\n\nHuman: {Q}\n\nAssistant: ", **TEXTS, "chosen_rank": 1.0, "rejected_rank": 5.0,
+          "chosen_model": "x"}, pair(margin=4.0)),
+    ],
+    "swift": [
+        ({"messages": [*CHAT, turn("assistant", GOOD)], "rejected_response": BAD}, pair(CHAT)),
+    ],
     "inf-orm": [({**BOTH, "source": "x", "magnitude": 10.0}, pair(margin=10.0))],
     "tulu3": [({"id": "same", "prompt": Q, **BOTH, "source": "x"}, pair())],
     "intel-orca": [
@@ -104,7 +113,7 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Any]]] = {
     ],
     "math-step-dpo": [
         ({"prompt": Q, "initial_reason_steps": "Step 1: count. Step 2: ", **TEXTS, "full_chosen": "..."},
-         pair(chosen=f"Step 1: count. Step 2: {GOOD}", rejected=f"Step 1: count. Step 2: {BAD}")),
+         pair(f"{Q}\nStep 1: count. Step 2: ")),
     ],
     "argilla-math": [
         ({"instruction": Q, "chosen_response": GOOD, "rejected_response": BAD, "chosen_rating": 10,

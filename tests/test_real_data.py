@@ -4,8 +4,10 @@ Real lengths, ties, unicode and code: the embedded model is mostly unreadable th
 counted; nothing crashes, no text changes on the way, and every ledger adds up.
 """
 
+import gzip
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import inference_all
 import inference_best_of_n
 import post_processing
 import preprocess_dataset
+import train_reward_model
 import translation
 from prefpipe.files import read_rows
 from prefpipe.rows import CleanJudgment, Item, Judgment
+from prefpipe.training.preferences import why_left_out
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("PREFPIPE_REAL_DATA", ROOT.parent / "shared/data"))
@@ -151,3 +155,41 @@ def test_a_tie_is_in_no_pair_and_left_out_by_name(chain):
     ]
     assert {row["id"] for row in rejects if row["reason"] == "tie"} == ties
     assert bool(ties) == (name == "autoj")
+
+
+UNPACKED = {
+    # file -> (read as, kept, left out by reason): people's transcripts, a judge's soft preferences
+    "hh_harmless.jsonl.gz": ("hh-rlhf", 1369, {"empty_answer": 4, "turns_differ": 2}),
+    "alpacaeval_judged.jsonl.gz": (
+        "alpacaeval-judged",
+        6010,
+        {"equal_answers": 19, "empty_answer": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNPACKED)
+def test_published_sets_are_read_with_no_option_by_preprocess_and_the_trainers(
+    name, tmp_path, capsys
+):
+    read_as, kept, left_out = UNPACKED[name]
+    path = tmp_path / name.removesuffix(".gz")
+    path.write_bytes(gzip.decompress((REAL_DATA / name).read_bytes()))
+    preprocess_dataset.main(preprocess_dataset.Settings(input=str(path), output=tmp_path / "items"))
+    meta = json.loads((tmp_path / "items/preprocess_dataset.meta.json").read_text())
+    assert (meta["counts"]["kept"], meta["counts"]["left_out"]) == (kept, left_out)
+    assert f"read as {read_as}, by its columns" in capsys.readouterr().out
+
+    class Counted:
+        """What the trainers' reader needs of a run."""
+
+        read_count, summary, reasons = 0, {}, []
+
+        def bad_row(self, place, error):
+            self.reasons.append(error.reason)
+
+    run: Any = Counted()
+    placed = list(train_reward_model.Settings(input=str(path)).raw_preferences().read(run, "train"))
+    faults = [reject.reason for p in placed if (reject := why_left_out(p, drop_ties=False))]
+    assert Counter([*run.reasons, *faults]) == left_out
+    assert run.read_count == kept + sum(left_out.values())

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from prefpipe.files import write_rows
-from prefpipe.formats import skywork
+from prefpipe.formats import FORMATS
+from prefpipe.formats.opening import HowRead
 from prefpipe.rows import Message, Preference, SyntheticPair
 
 
@@ -56,7 +57,7 @@ def test_datasets_trl_and_our_own_stages_take_the_file_as_it_is(tmp_path, prompt
     assert isinstance(loaded, datasets.Dataset) and len(loaded) == 4
     for record, row in zip(loaded, rows, strict=True):
         assert record == row.model_dump()
-        read = skywork.read(record)  # pyright: ignore[reportArgumentType]
+        (read,) = HowRead().reader(FORMATS["skywork"]).read(record)
         assert (read.id, read.margin, read.tie) == (row.id, 1.5, False)
         texts = [side if isinstance(side, str) else side[0]["content"]
                  for side in (row.chosen, row.rejected)]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from prefpipe.formats.turns import Unusable, holds_turns, read_turns
@@ -25,6 +26,7 @@ WANTED = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"
         json.dumps(WANTED),
         str(WANTED),
         f"\n {json.dumps(WANTED, indent=1)}",
+        str(np.array(WANTED)),
     ],
 )  # fmt: skip
 def test_every_spelling_of_a_turn_is_read_as_role_and_content(value):
@@ -71,7 +73,7 @@ def test_what_is_more_than_its_text_has_a_reason_of_its_own(turn, said):
         (4, "x: found int, wanted text or a list of turns"),
         ([], "x: found an empty list, wanted at least one turn"),
         (["a"], r"x\[0\]: found 'a', wanted role and content as text"),
-        ([{"content": "a"}], r"x\[0\]\.role: found None, wanted one of system, developer, user"),
+        ([{"content": "a"}], r"x\[0\]\.role: found 'None', wanted system, user, assistant, tool"),
         ([{"role": "narrator", "content": "a"}], r"x\[0\]\.role: found 'narrator'"),
         ([{"role": "user"}], r"x\[0\]: found .* wanted role and content as text"),
         ([{"role": "user", "content": 4}], r"x\[0\]\.content: found int, wanted text"),

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from prefpipe.files import DataError, Named, Places, Run, data_files, parse_row
 from prefpipe.formats import FORMATS
-from prefpipe.formats.opening import AUTO, NO_IDS, HowRead, OpenFile
+from prefpipe.formats.opening import AUTO, NO_IDS, HowRead, OpenFile, say
 from prefpipe.formats.reading import Format, to_question
 from prefpipe.judge import build_item
 from prefpipe.rows import Item, Preference, Question, Reject, Row
@@ -91,7 +91,7 @@ def _rows(
     measured: Measured, run: Run
 ) -> Iterator[tuple[str, Item | Preference | Question | Reject]]:
     """(place, row) of each record, a Reject for one that is no row (with --strict: DataError)."""
-    for place, row in rows_of(measured, run.facts.limit):
+    for place, row in rows_of(measured, run.facts.limit, partial(say, run)):
         if not isinstance(row, ValueError):
             yield place, row
         elif run.facts.strict:
@@ -102,18 +102,19 @@ def _rows(
 
 
 def rows_of(
-    measured: Measured, limit: int | None
+    measured: Measured, limit: int | None, tell: Callable[[list[str]], Any] = len
 ) -> Iterator[tuple[str, Item | Preference | Question | ValueError]]:
-    """(place, row) of each record, or why it is none. Raises DataError where two have the same id."""
+    """(place, row) of each record, or why it is none. Raises DataError where two have the same id.
+    tell: gets, once all is read, what a person should know of how a published set was read."""
     places = Places()
-    for place, row in _read(measured, limit):
+    for place, row in _read(measured, limit, tell):
         if not isinstance(row, ValueError):
             places.check(row.id, place, NO_IDS)
         yield place, row
 
 
 def _read(
-    measured: Measured, limit: int | None
+    measured: Measured, limit: int | None, tell: Callable[[list[str]], Any]
 ) -> Iterator[tuple[str, Item | Preference | Question | ValueError]]:
     own = measured.name == VALIDATION
     if own or FORMATS.get(measured.name, FORMATS["sky"]).several_answers:
@@ -134,6 +135,7 @@ def _read(
             yield place, rows
         else:
             yield from ((place, row) for row in rows)
+    tell(file.lines())
 
 
 def _raised(record: Any) -> None:

@@ -40,9 +40,10 @@ class Overlap:
             for id in self._grams.get(gram, ()):
                 self._found[id].add(gram)
 
-    def shares(self, texts: Iterable[str]) -> bool:
-        """Whether one of these texts would make a question count as seen."""
-        return any(gram in self._grams for text in texts for gram in self._ngrams(text))
+    def shared_with(self, texts: Iterable[str]) -> str | None:
+        """A question that one of these texts would make count as seen; None: there is none."""
+        found = (self._grams[g] for text in texts for g in self._ngrams(text) if g in self._grams)
+        return next((ids[0] for ids in found), None)
 
     def report(self, shown: int = 5) -> dict[str, Any]:
         """seen: share of questions with an n-gram in the training texts; mostly_seen: with half of

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from prefpipe.files.lines import DataError, open_packed, read_lines
+from prefpipe.files.lines import DataError, read_lines
 
 _WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "train")
 """Keys under which a JSON object holds the rows of a whole file."""
@@ -37,10 +37,9 @@ def read_json(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _rows_of_array(path: Path) -> list[Any]:
-    with open_packed(path) as file:
-        content = file.read()
+    text = "\n".join(line for _, line in read_lines(path))
     try:
-        return from_json(content.removeprefix(b"\xef\xbb\xbf"))
+        return from_json(text)
     except ValueError as error:
         raise DataError(f"{path}: begins as a JSON array, and is none: {error}") from None
 

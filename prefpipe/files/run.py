@@ -1,7 +1,6 @@
 """One run of one stage: what it reads, emits and leaves out, and the ledger that must add up."""
 
 import glob
-import json
 import os
 import sys
 import time
@@ -12,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefpipe.files.fingerprint import difference, fingerprint, input_files, library_versions
+from prefpipe.files.fingerprint import difference, fingerprint, input_files
 from prefpipe.files.ids import Places
-from prefpipe.files.outputs import Writer, beside, open_alone, open_writer, write_json
+from prefpipe.files.meta import read_meta, write_meta
+from prefpipe.files.outputs import Writer, beside, open_alone, open_writer
 from prefpipe.files.records import DataError, R, typed_rows
 from prefpipe.files.resume import RowLog
 from prefpipe.rows import Reject, Row
-
-META_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -107,10 +105,9 @@ class Run(AbstractContextManager["Run"]):
             log.unlink()
 
     def _is_finished(self) -> bool:
-        if self.facts.overwrite or not self.meta_path.exists():
-            return False  # without a meta file, a run was killed before its end
-        meta = json.loads(self.meta_path.read_text(encoding="utf-8"))
-        if (was := meta.get("fingerprint", {})) != self.mark:
+        if self.facts.overwrite or (meta := read_meta(self.meta_path)) is None:
+            return False
+        if (was := meta["fingerprint"]) != self.mark:
             changes = {name for name, _ in was.items() ^ self.mark.items()}
             if self._follows_input and all(name.startswith("input ") for name in changes):
                 return False
@@ -161,7 +158,7 @@ class Run(AbstractContextManager["Run"]):
         if self.facts.strict:
             raise DataError(f"{place}: {error}")
         reason = getattr(error, "reason", "bad_row")  # of one that says why in a word
-        self.first_bad = self.first_bad or f"{place}: {error}"
+        self.first_bad = self.first_bad or f"{place}: {error}"[:300]
         self.emit(Reject(id=place, reason=reason, detail=str(error)))
 
     # -- rows out
@@ -256,7 +253,6 @@ class Run(AbstractContextManager["Run"]):
             os.replace(beside(path, ".tmp"), path)
         line = self.closing_line()
         meta = {
-            "version": META_VERSION,
             "stage": self.stage,
             "closing_line": line,
             "counts": {
@@ -269,9 +265,8 @@ class Run(AbstractContextManager["Run"]):
             "seconds": round(time.monotonic() - self._started, 3),
             "settings": self.facts.settings,
             "fingerprint": self.mark,
-            "libraries": library_versions(),
         }
-        write_json(self.meta_path, meta)
+        write_meta(self.meta_path, meta)
         for log in self._logs:
             log.delete()
         print(line)

@@ -86,12 +86,8 @@ def _winner(layout: Layout, record: Record) -> tuple[int, float | None]:
     """0: the first answer is better, 1: the second, -1: a tie; and by how much."""
     if layout.label:
         label = winner_at(record, layout.label, "--label-column")
-        word = word_of(label)
-        if word in layout.labels:
-            place = layout.labels.index(word)
-            return place if place < 2 else -1, None
-        if word.replace(" ", "") in TIES:
-            return -1, None
+        if (side := side_of(layout, label)) is not None:
+            return side, None
         wanted = ", ".join(layout.labels)
         found = str(label)[:60]
         raise ValueError(f"{layout.label}: found {found!r}, wanted one of {wanted} (--labels)")
@@ -106,11 +102,22 @@ def _winner(layout: Layout, record: Record) -> tuple[int, float | None]:
     return side, abs(first - second) if layout.scores_are_margins and side >= 0 else None
 
 
+def side_of(layout: Layout, label: Any) -> int | None:
+    """0: the label says that the first answer is better, 1: the second, -1: a tie; None: it says
+    none of these."""
+    word = word_of(label)
+    if word in layout.labels:
+        return (0, 1, -1)[min(2, layout.labels.index(word))]
+    return -1 if word.replace(" ", "") in TIES else None
+
+
 def _leaning(layout: Layout, record: Record, path: str) -> tuple[int, float | None]:
     strength = number(winner_at(record, path, "--strength-column"), path)
     if strength is None:  # "n/a" as a text
         raise Unusable("unlabelled", f"{path}: found no number")
     distance = strength - layout.middle
+    if layout.furthest is not None and abs(distance) > layout.furthest:
+        raise Unusable("unlabelled", f"{path}: found {strength:g}, which is beyond its scale")
     return (int(distance > 0), abs(distance)) if distance else (-1, None)
 
 
@@ -134,8 +141,10 @@ def _of_candidates(layout: Layout, record: Record, path: str, seed: int) -> Iter
             yield pair._replace(tie=side < 0, margin=margin, suffix=f":{k}")
         return
     scored = list_at(record, layout.candidate_scores) if layout.candidate_scores else listed
+    if len(scored) != len(listed):
+        raise ValueError(f"{path}: found {len(listed)} answers and {len(scored)} scores")
     scores: dict[int, float] = {}
-    for k, (text, one) in enumerate(zip(texts, scored, strict=False)):
+    for k, (text, one) in enumerate(zip(texts, scored, strict=True)):
         value = value_at(one, layout.score) if layout.score else one
         score = number(value, f"{path}[{k}].{layout.score}")
         if text is not None and score is not None:

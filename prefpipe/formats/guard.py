@@ -1,5 +1,6 @@
 """What a file holds that is not read, or that contradicts what is: counted, and said once at its end."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,18 +11,17 @@ MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 """Columns that say: what was compared is more than text."""
 MEANINGFUL = {
     "--system-column": ("system", "system_prompt", "system_message"),
-    "--score-columns": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating", "scores",
-                        "score_0", "score_1", "score_a", "score_b", "ratings", "rating"),
+    "--score-columns": ("scores", "score_0", "score_1", "score_a", "score_b", "ratings", "rating"),
     "--margin-column": ("margin", "magnitude", "preference_strength", "overall_preference"),
     "--label-column": ("winner", "label", "labels", "preference", "better_response_id", "choice"),
     "--tie-column": ("tie", "is_tie", "winner_tie", "status"),
     "--prompt-column": ("prompt", "instruction", "input", "context", "history", "question",
-                        "conversations", "conversation"),
-    "--format math-step-dpo": ("initial_reason_steps",),
+                        "conversations", "conversation", "initial_reason_steps"),
     "nothing reads it": ("tools", "functions"),
 }  # fmt: skip
 """Columns that change what a pair means, by the setting that has them read."""
 _SETTING_OF = {name: setting for setting, names in MEANINGFUL.items() for name in names}
+_SCORE_OF_CHOSEN = re.compile(r"(?=.*chosen).*(?:score|rating|reward|rank)")
 
 
 class Guard:
@@ -49,7 +49,7 @@ class Guard:
                     continue
                 if name in MEDIA:
                     self._media.append(name)
-                elif name in _SETTING_OF:
+                elif _setting(name):
                     self._watched.append(name)
                 else:
                     self.harmless.add(name)
@@ -64,7 +64,7 @@ class Guard:
     def lines(self) -> Iterator[str]:
         """What a person should know, a line a fact."""
         if self.unread:
-            found = (f"{name} ({n} rows; {_SETTING_OF[name]})" for name, n in self.unread.items())
+            found = (f"{name} ({n} rows; {_setting(name)})" for name, n in self.unread.items())
             yield f"not read: {', '.join(found)}"
         for names, count in self.contradictions.items():
             yield f"{count} rows whose scores contradict chosen ({names}); chosen stays chosen, no margin"
@@ -75,3 +75,10 @@ class Guard:
             )
         if self.margins or self.ties:
             yield f"{self.margins} rows with a margin, {self.ties} ties"
+
+
+def _setting(column: str) -> str | None:
+    """What has a column read that changes the meaning; None: it changes none."""
+    if _SCORE_OF_CHOSEN.match(column.lower()):
+        return "--score-columns"
+    return _SETTING_OF.get(column)

@@ -60,6 +60,8 @@ class Layout:
     strength: str | None = None
     """A number: below the middle the first answer is better, above it the second; how far is the margin."""
     middle: float = 0.0
+    furthest: float | None = None
+    """A strength further from the middle is none: some sets have -100 for "nobody could tell"."""
     scores: tuple[tuple[str, str], ...] = ()
     """The scores of both answers. Equal ones are a tie, the difference is the margin."""
     scores_in_any_order: bool = False
@@ -87,8 +89,6 @@ class Layout:
     tie: str | None = "tie"
     turn: str | None = None
     """How many answers of a conversation were judged; what follows was not."""
-    begins: str | None = None
-    """What both answers begin with: steps before the compared one."""
     transcripts: bool = False
     """The texts are transcripts; others are no rows of this set."""
     texts: bool = False
@@ -112,7 +112,7 @@ class Layout:
         by = self.label or self.strength
         if self.answers:
             names += [by] if by else [*self.scores[0]]
-        return [*names, *filter(None, (self.begins,))]
+        return names
 
     def columns(self) -> set[str]:
         """Every column that it reads where there is one."""
@@ -167,18 +167,23 @@ def first_at(record: Any, paths: Sequence[str]) -> tuple[str, Any]:
     return name, value
 
 
-def missing(record: Mapping[str, Any], path: str, setting: str) -> ValueError:
-    """The error of a record that has nothing at that path."""
-    if path in record:
-        return not_text(path, "null")
+def missing(record: Mapping[str, Any], paths: Sequence[str], setting: str) -> ValueError:
+    """The error of a record that has nothing at any of these paths."""
+    if null := next((path for path in paths if path in record), None):
+        return not_text(null, "null")
+    return ValueError(f"{paths[0]}: missing; found {_shown(record)}; name yours with {setting}")
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+    """Its columns, as far as a sentence has room for them."""
     there = ", ".join(map(str, record)) or "nothing"
-    return ValueError(f"{path}: missing; found {there[:150]}; name yours with {setting}")
+    return there if len(there) <= 80 else f"{there[:77]}..."
 
 
 def must(record: Mapping[str, Any], path: str, setting: str) -> Any:
     """The value that must stand at that path; setting: what names another one."""
     if (value := value_at(record, path)) is None:
-        raise missing(record, path, setting)
+        raise missing(record, (path,), setting)
     return value
 
 

@@ -56,6 +56,7 @@ MARKUPS: dict[str, Markup] = {
         ("<end_of_turn>", "<eos>"),
     ),
     "llama2": Markup(r"(?:<s>)?\s*\[INST\]", re.compile(r"(?:<s>)?\s*(\[/?INST\])\s?"), ("</s>",)),
+    "oasst": Markup(r"prompter:", re.compile(r"(?:\A|\s+)(prompter|assistant):\s?"), _EOS),
     # of HelpSteer2: the first turn, the user's, has no mark
     "nemo": Markup(
         r"(?!)", re.compile(r"\s*<extra_id_[01]>(User|Assistant|System)\n"), ("<extra_id_1>",)
@@ -70,7 +71,7 @@ _ROLES = ROLES | {
 _BEGINS = re.compile(
     r"\s*(?:" + "|".join(f"(?P<{name}>{m.begins})" for name, m in MARKUPS.items()) + ")"
 )
-SUSPECT = frozenset("HU#<[{ \n\t\r")
+SUSPECT = frozenset("HUp#<[{ \n\t\r")
 """First characters of texts that may be marked, or hold turns; of any other nothing more is asked."""
 NEMO = "<extra_id_1>"
 """The one mark that a text need not begin with."""
@@ -86,8 +87,7 @@ def markup_of(text: str) -> str | None:
 
 
 def split_turns(text: str, name: str, where: str) -> list[Message]:
-    """The turns of a text in that markup; a last one of the assistant's that is empty, as a prompt
-    ends with, is none. Raises ValueError."""
+    """The turns of a text in that markup. Raises ValueError."""
     markup = MARKUPS[name]
     if name == "human":
         text = f"\n\n{text.lstrip()}"
@@ -95,16 +95,20 @@ def split_turns(text: str, name: str, where: str) -> list[Message]:
     turns = [Message(role="user", content=before.strip())] if before.strip() else []
     for role, content in zip(parts[::2], parts[1::2], strict=True):
         if role.lower() not in _ROLES:
-            raise ValueError(f"{where}: found the role {role!r}, wanted one of {', '.join(ROLES)}")
+            raise ValueError(f"{where}: found the role {role!r}, wanted system, user or assistant")
         turns.append(Message(role=_ROLES[role.lower()], content=without_end(content, name)))
     if name == "llama2" and (system := _LLAMA2_SYSTEM.fullmatch(turns[0]["content"])):
         turns[:1] = [
             Message(role="system", content=system[1]),
             Message(role="user", content=system[2]),
         ]
-    if len(turns) > 1 and turns[-1] == {"role": "assistant", "content": ""}:
-        turns.pop()
     return turns
+
+
+def prompt_turns(text: str, name: str, where: str) -> list[Message]:
+    """The turns of a prompt, which may end with the mark of the answer to come. Raises ValueError."""
+    turns = split_turns(text, name, where)
+    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
 def without_end(text: str, name: str) -> str:

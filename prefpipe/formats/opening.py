@@ -62,7 +62,7 @@ class HowRead:
         if not isinstance(record, Mapping):
             return ""
         if named := unpaired(record):
-            return f"; it is no pair but {named}"
+            return f"; it is unpaired: {named}"
         others = {name: form for name, form in self._known().items() if name != self.format}
         names = fitting(others, record, self.prompts)
         return f"; --format {' or '.join(names[:3])} reads it" if names else ""
@@ -127,8 +127,10 @@ class OpenFile:
         ]
 
 
-def say(run: Run, files: Sequence[OpenFile]) -> None:
-    """Print how these files were read, and what a person should know; it stands in .meta.json, too."""
-    lines = [line for file in files for line in file.lines()]
-    run.summary["inputs"] = lines
-    print("\n".join(lines))
+def say(run: Run, lines: Sequence[str]) -> None:
+    """Print once how files were read, and what a person should know; it stands in .meta.json, too."""
+    said = run.summary.setdefault("inputs", [])
+    new = [line for line in lines if line not in said]
+    said += new
+    if new:
+        print("\n".join(new))

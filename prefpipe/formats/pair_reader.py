@@ -19,18 +19,25 @@ from prefpipe.formats.layout import (
     first_at,
     hash_of,
     missing,
-    must,
     number,
     source_of,
     value_at,
 )
-from prefpipe.formats.markup import NEMO, SUSPECT, markup_of, split_turns, without_end
+from prefpipe.formats.markup import (
+    NEMO,
+    SUSPECT,
+    markup_of,
+    prompt_turns,
+    split_turns,
+    without_end,
+)
 from prefpipe.formats.turns import (
     asked_turns,
     earlier_turns,
     holds_turns,
     is_empty,
     is_missing,
+    is_none,
     not_text,
     parse_nested,
     read_text,
@@ -57,7 +64,7 @@ class PairReader:
         self.layout, self._seed = layout, seed
         self.guard = Guard(layout.columns())
         self._prompt_name = layout.prompt[0] if layout.prompt else "prompt"
-        special = layout.answers or layout.candidates or layout.begins or layout.input
+        special = layout.answers or layout.candidates or layout.input
         if not (special or layout.transcripts or layout.repeats_prompt or layout.texts):
             plain = (layout.chosen, layout.rejected, layout.id, layout.source)
             more = (layout.margin, layout.tie)
@@ -88,15 +95,15 @@ class PairReader:
         prompt, markup = self._prompt(record)
         name, value = first_at(record, self.layout.conversation)
         if not is_empty(value):
-            turns = as_turns(self._side(record, value, name, None))
-            prompt = earlier_turns(prompt, asked_turns(turns, name), (), (name, name))
+            turns = asked_turns(self._side(record, value, name, None), name)
+            prompt = earlier_turns(prompt, turns, (), (name, name))
         elif markup and isinstance(prompt, list):
             prompt = asked_turns(prompt, self._prompt_name)
         if prompt is None:
-            raise missing(record, self._prompt_name, "--prompt-column")
+            raise missing(record, self.layout.prompt or ("prompt",), "--prompt-column")
         if not isinstance(prompt, str) and prompt[-1]["role"] != "user":
             role = prompt[-1]["role"]
-            raise ValueError(f"{self._prompt_name}: found a {role} turn last, wanted the user's")
+            raise ValueError(f"{self._prompt_name}: found role {role} last, wanted user")
         prompt = self._with_system(record, prompt)
         id, source = own_id(self.layout, record), self._source(record)
         return Prompt(id=hash_of(prompt) if id is None else id, prompt=prompt, source=source)
@@ -110,7 +117,7 @@ class PairReader:
         else:
             own, markup = self._prompt(record)
             if own is None:
-                raise missing(record, self._prompt_name, "--prompt-column")
+                raise missing(record, self.layout.prompt or ("prompt",), "--prompt-column")
             prompt = self._with_system(record, own)
             texts = candidate_texts(layout, record)
             answers = [without_end(text, markup) if markup else text for text in texts]
@@ -145,14 +152,14 @@ class PairReader:
             raise ValueError(f"the row: found {type(record).__name__}, wanted an object")
         self.guard.look_at(record)
         name, value = first_at(record, self.layout.prompt)
-        if value is None or self.layout.texts or (isinstance(value, list | tuple) and not value):
+        if self.layout.texts or is_none(value):
             return None, None
         if not isinstance(value, str):
             return read_turns(value, name), None
         if self.layout.input and not is_missing(more := value_at(record, self.layout.input)):
             value = f"{value}\n{read_text(more, self.layout.input)}"
         if markup := markup_of(value) or ("nemo" if NEMO in value else None):
-            return split_turns(value, markup, name), markup
+            return prompt_turns(value, markup, name), markup
         return (read_turns(value, name) if holds_turns(value) else value), None
 
     def _with_system(self, record: Record, prompt: Side) -> Side:
@@ -195,6 +202,8 @@ class PairReader:
             self._side(record, value, name, prompt)
             for value, name in ((found.better, first), (found.worse, second))
         )
+        if not layout.prompt and isinstance(bad, str) and not isinstance(good, str):
+            bad = [*good[:-1], Message(role="assistant", content=bad)]  # to the same turns
         before = prompt
         if isinstance(good, str) and isinstance(bad, str):
             if markup:
@@ -209,24 +218,17 @@ class PairReader:
             before = earlier_turns(prompt, good[:-1], bad[:-1], found.names)
             for name, last in ((first, good[-1]), (second, bad[-1])):
                 if last["role"] != "assistant":
-                    raise ValueError(
-                        f"{name}: found a {last['role']} turn last, wanted the assistant's"
-                    )
+                    raise ValueError(f"{name}: found role {last['role']} last, wanted assistant")
             good, bad = good[-1]["content"], bad[-1]["content"]
         if before is None:
-            raise missing(record, self._prompt_name, "--prompt-column")
+            raise missing(record, self.layout.prompt or ("prompt",), "--prompt-column")
         if not isinstance(before, str) and before[-1]["role"] != "user":
             role = before[-1]["role"]
-            raise ValueError(
-                f"{first}: found a {role} turn last before the answer, wanted the user's"
-            )
+            raise ValueError(f"{first}: found role {role} last before the answer, wanted user")
         if self._repeats(prompt, good, bad) and layout.repeats_prompt:
             good, bad = (text.removeprefix(str(prompt)).lstrip() for text in (good, bad))
         elif layout.repeats_prompt:
             raise ValueError(f"{first}, {second}: found one that does not begin with the prompt")
-        if layout.begins:
-            start = read_text(must(record, layout.begins, "--format"), layout.begins)
-            good, bad = start + good, start + bad
         return self._with_system(record, before), found._replace(better=good, worse=bad)
 
     def _side(self, record: Record, value: Any, name: str, prompt: Side | None) -> Side:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from prefpipe.formats.compared import side_of
 from prefpipe.formats.layout import number, root, value_at
 from prefpipe.formats.pair_reader import PairReader
 from prefpipe.formats.reading import Format, Reader, RecordReader
@@ -16,10 +17,10 @@ UNPAIRED: dict[str, tuple[set[str], ...]] = {
         {"completion", "label"}, {"messages", "label"}, {"conversations", "label"},
         {"messages", "kto_tag"}, {"conversations", "kto_tag"},
     ),
-    "steps with labels (as a process reward model takes)": (
+    "steps with labels a row (as a process reward model, PRM, takes)": (
         {"completions", "labels"}, {"steps", "labels"}, {"question", "process", "label"},
     ),
-    "single answers with ratings": (
+    "one answer with ratings a row": (
         {"response", "helpfulness"}, {"response", "is_safe"}, {"response", "feedback"},
         {"response", "score"}, {"response", "rating"}, {"orig_response", "orig_score"},
     ),
@@ -56,6 +57,7 @@ class _Fit:
     columns: set[str]
     """Columns that it reads and that hold something."""
     outcomes: list[Any]
+    has_pairs: bool
 
 
 def reader_of(form: Format, seed: int) -> Reader:
@@ -71,7 +73,8 @@ def recognise(named: Mapping[str, Format], rows: Rows, prompts: bool) -> Chosen:
     fits = {name: fit for name, fit in found.items() if fit.fitting}
     if not fits:
         # where columns tell the format its rows then say what is wrong with them
-        telling = next((name for name, form in there.items() if _is_telling(form)), None)
+        known = (name for name, form in there.items() if not _is_unlike(form, rows))
+        telling = next((name for name in known if _is_telling(there[name])), None)
         name = "skywork" if not rows or _has_a_side(rows) else telling
         if name and not any(map(unpaired, rows[:1])):
             return Chosen(name, named[name])
@@ -86,7 +89,12 @@ def recognise(named: Mapping[str, Format], rows: Rows, prompts: bool) -> Chosen:
 
 def fitting(named: Mapping[str, Format], record: Mapping[str, Any], prompts: bool) -> list[str]:
     """The names of the formats that read a record, also of those that are never recognised."""
-    there = (name for name, form in named.items() if _is_there(form, [record]))
+    asks = not is_empty(record.get("prompt"))
+    there = (
+        name
+        for name, form in named.items()
+        if _is_there(form, [record]) and not (asks and form.layout and form.layout.common_beginning)
+    )
     return [name for name in there if _fit(named[name], [record], prompts).fitting]
 
 
@@ -118,11 +126,23 @@ def _is_number(value: Any) -> bool:
 
 def _fit(form: Format, rows: Rows, prompts: bool) -> _Fit:
     rows = _rows_of(form, rows)
+    if _is_unlike(form, rows):
+        rows = []
     reader = reader_of(form, 0)
     outcomes = [_outcome(reader, row, prompts) for row in rows]
     columns = form.layout.columns() if form.layout else set(form.needs)
     filled = {name for row in rows for name, value in row.items() if not is_empty(value)}
-    return _Fit(sum(found is not None for found in outcomes), columns & filled, outcomes)
+    has_pairs = not (form.layout and form.layout.only_prompts)
+    fitting = sum(found is not None for found in outcomes)
+    return _Fit(fitting, columns & filled, outcomes, has_pairs)
+
+
+def _is_unlike(form: Format, rows: Rows) -> bool:
+    """Some label is none of the format's: of another set with the same columns all may mean another."""
+    if form.layout is None or not form.layout.label:
+        return False
+    found = (value_at(row, form.layout.label) for row in rows)
+    return any(not is_missing(label) and side_of(form.layout, label) is None for label in found)
 
 
 def _outcome(reader: Reader, row: Mapping[str, Any], prompts: bool) -> Any:
@@ -178,11 +198,14 @@ def _has_a_side(rows: Rows) -> bool:
 
 
 def _best(fits: Mapping[str, _Fit]) -> list[str]:
-    """The names of those that no other one is better than: that reads more columns, or more rows;
-    of those that read every row alike the first one stands for all."""
+    """The names of those that no other one is better than: that reads more columns, or `prompt` in
+    place of another column, or more rows; of those that read every row alike the first one stands
+    for all."""
 
     def is_better(one: _Fit, other: _Fit) -> bool:
-        return other.columns < one.columns and 2 * one.fitting >= other.fitting
+        asks = "prompt" in one.columns and "prompt" not in other.columns
+        asks = asks and one.has_pairs == other.has_pairs
+        return (other.columns < one.columns or asks) and 2 * one.fitting >= other.fitting
 
     names = [n for n, fit in fits.items() if not any(is_better(one, fit) for one in fits.values())]
     most = max(fits[name].fitting for name in names)
@@ -196,9 +219,7 @@ def _why_none(named: Mapping[str, Format], rows: Rows, prompts: bool) -> str:
     if prompts:
         return f"no known format has the columns {shown}; name the prompt's with --prompt-column"
     if found := unpaired(rows[0]):
-        return (
-            f"no pairs but {found}; pairs are needed: two answers to a prompt, the better one known"
-        )
+        return f"unpaired: {found}; needed are two answers to a prompt, and which one is better"
     if any(name in row for row in rows for name in _ASKED):
         return f"no pairs but prompts or conversations alone: found the columns {shown}"
     return (

@@ -37,6 +37,8 @@ _TURNS_IN_TEXT = re.compile(
     r"\s*(?:\[\s*)?\{\s*['\"](?:role|from|speaker|content|value|text)['\"]\s*:"
 )
 
+_ARRAY = re.compile(r"\}\s+\{(?=['\"](?:role|from|speaker|content|value|text)['\"]:)")
+
 
 class Unusable(ValueError):
     """Why a row that could be read is no pair: a word of prefpipe.reasons, and the details."""
@@ -55,6 +57,11 @@ def is_missing(value: Any) -> bool:
     return value is None or value == "" or value != value
 
 
+def is_none(value: Any) -> bool:
+    """None, or no turns: [], also as CSV has it."""
+    return value is None or (isinstance(value, list | tuple) and not value) or value == "[]"
+
+
 def is_empty(value: Any) -> bool:
     """Missing, or a list, a dict without anything in it; nothing can be lost with it."""
     if isinstance(value, Mapping):
@@ -70,7 +77,8 @@ def parse_nested(text: str, where: str) -> Any:
     except ValueError:
         pass
     try:
-        return ast.literal_eval(text.strip())
+        # numpy, whose arrays pandas writes, has white space in place of a comma
+        return ast.literal_eval(_ARRAY.sub("}, {", text.strip()))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         raise ValueError(f"{where}: found {text[:60]!r}, turns as text that are no JSON") from None
 
@@ -126,8 +134,11 @@ def _read_turn(turn: Any, where: str) -> Message:
     if str(role).lower() == "function_call":  # LLaMA-Factory's word for an assistant's call
         raise not_text(f"{where}.{key}", "a call of a tool")
     if not isinstance(role, str) or role.lower() not in ROLES:
-        wanted = ", ".join(ROLES)
-        raise ValueError(f"{where}.{key or 'role'}: found {role!r}, wanted one of {wanted}")
+        found = str(role)[:40]
+        raise ValueError(
+            f"{where}.{key or 'role'}: found {found!r}, wanted system, user, assistant, tool, or what "
+            "others call them"
+        )
     name = next((name for name in _TEXT_KEYS if turn.get(name) is not None), None)
     if name is None:
         if any(key in turn for key in _TEXT_KEYS):
@@ -198,8 +209,10 @@ def earlier_turns(
     )
 
 
-def asked_turns(turns: list[Message], where: str) -> list[Message]:
-    """The turns up to the user's last one."""
+def asked_turns(turns: str | list[Message], where: str) -> list[Message]:
+    """The turns up to the user's last one. Raises ValueError, also for a text, which has no turns."""
+    if isinstance(turns, str):
+        raise ValueError(f"{where}: found {turns[:60]!r}, wanted turns")
     users = [k for k, turn in enumerate(turns) if turn["role"] == "user"]
     if not users:
         raise ValueError(f"{where}: found no turn of the user's")

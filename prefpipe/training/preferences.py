@@ -34,12 +34,15 @@ class Placed(NamedTuple):
     split: Split
     leaks: str | None = None
     """Why a train row must not be trained on: it is nearly a held-out one, or stands in a benchmark."""
+    like: str = ""
+    """The question of a benchmark that it has words of, as name:id."""
 
     def reject(self) -> Reject | None:
         """The row left out for that."""
         if not self.leaks:
             return None
-        return Reject(id=self.row.id, reason=self.leaks, detail=self.place)
+        detail = f"{self.place}: as {self.like}" if self.like else self.place
+        return Reject(id=self.row.id, reason=self.leaks, detail=detail)
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,11 @@ class RawPreferences:
                     yield placed
                 elif next(near):
                     yield placed._replace(leaks=NEAR_DUPLICATE)
-                elif seen and seen.shares(texts_of(placed.row)):
-                    yield placed._replace(leaks="in_benchmark")
+                elif seen and (like := seen.shared_with(texts_of(placed.row))):
+                    yield placed._replace(leaks="in_benchmark", like=like)
                 else:
                     yield placed
-        say(run, files)
+        say(run, [line for file in files for line in file.lines()])
 
     def _held_out_questions(self, file: OpenFile, is_held_out: bytearray) -> Iterator[str]:
         """First pass: the held-out questions. Notes in is_held_out which records they are of (1), or
@@ -177,7 +180,7 @@ def check(raw: RawPreferences, run: Run, *, drop_ties: bool) -> None:
     """Read the rows before a model is loaded, up to where there is one to train on and one to hold
     out. Raises DataError where there is none; the rejects then say why."""
     wanted = {"train", "validation"}
-    tried: Any = _Tried()
+    tried: Any = _Tried(run.summary)
     for placed in raw.read(tried, first="validation"):
         if not why_left_out(placed, drop_ties=drop_ties):
             wanted.discard(placed.split)
@@ -211,9 +214,8 @@ def _nothing_left(raw: RawPreferences, run: Run, split: Split) -> DataError:
 class _Tried:
     """Stands for a run in a pass that may end early: it writes nothing."""
 
-    def __init__(self) -> None:
-        self.read_count = 0
-        self.summary: dict[str, Any] = {}
+    def __init__(self, summary: dict[str, Any]) -> None:
+        self.read_count, self.summary = 0, summary
 
     def bad_row(self, place: str, error: ValueError) -> None:
         """Nothing: the pass that counts meets it again."""

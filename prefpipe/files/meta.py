@@ -1,0 +1,35 @@
+"""The .meta.json beside an output: what a finished run says of itself, and whether it is that run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefpipe.files.fingerprint import library_versions
+from prefpipe.files.lines import DataError
+from prefpipe.files.outputs import write_json
+
+VERSION = 1
+
+
+def read_meta(path: Path) -> dict[str, Any] | None:
+    """What is in it; None: there is none, so a run was killed before its end, or there was no run.
+
+    Raises DataError where it is damaged: what stands beside it may be of any settings.
+    """
+    if not path.exists():
+        return None
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(meta["closing_line"], str) and isinstance(meta["fingerprint"], dict):
+            return meta
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise DataError(
+        f"{path}: is damaged, so that nobody knows of which settings the outputs beside it are; "
+        "--overwrite makes them anew"
+    )
+
+
+def write_meta(path: Path, facts: dict[str, Any]) -> None:
+    """facts: stage, closing_line, counts, settings and fingerprint, and the stage's own summary."""
+    write_json(path, {"version": VERSION, **facts, "libraries": library_versions()})
