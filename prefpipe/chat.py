@@ -116,7 +116,7 @@ def end_of_turn_id(tokenizer: "Tokenizer") -> int:
     behind = _token_ids(tokenizer, close)
     if behind:
         known = behind[0] in tokenizer.added_tokens_decoder
-        if known or tokenizer.decode(behind[:1]).strip() == close:
+        if known or str(tokenizer.decode(behind[:1])).strip() == close:
             return behind[0]
         pieces = tokenizer.convert_ids_to_tokens(behind)
         raise TemplateError(
@@ -242,7 +242,8 @@ def _ids(tokenizer: "Tokenizer", rendered: str, names: Sequence[str]) -> list[in
 def _token_ids(tokenizer: "Tokenizer", text: str, **options: Any) -> list[int]:
     """Token ids of a chat template's text: the names of special tokens in it are the tokens."""
     # verbose would warn of texts that are longer than the model takes: callers leave them out by name
-    return tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"]  # pyright: ignore[reportReturnType]
+    found: Any = tokenizer(text, add_special_tokens=False, verbose=False, **options)
+    return found["input_ids"]
 
 
 def _with_bos(tokenizer: "Tokenizer", ids: list[int]) -> list[int]:
@@ -250,7 +251,7 @@ def _with_bos(tokenizer: "Tokenizer", ids: list[int]) -> list[int]:
     if bos is not None and _wants_bos(tokenizer):
         while ids[:1] == [bos]:
             ids = ids[1:]
-        ids = [bos, *ids]
+        return [int(bos), *ids]  # pyright: ignore[reportArgumentType]
     return ids
 
 

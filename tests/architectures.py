@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers as hf
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.reward_config import RewardConfig
@@ -378,7 +378,9 @@ def rewards(folder: Path) -> bool:
     model, tokenizer = plain(folder, hf.AutoModelForSequenceClassification)
     tokenizer.chat_template = scorer.tokenizer.chat_template  # with the run's date
     found, want = [], []
-    asked = ASKED if scorer.is_causal else [[{"role": "user", "content": "is two and two four"}]]
+    asked: list[list[Message]] = (
+        ASKED if scorer.is_causal else [[{"role": "user", "content": "is two and two four"}]]
+    )
     answers = ANSWERS if scorer.is_causal else ["yes", "the dog says no"]  # in 130 positions
     for turns, scores in zip(asked, scorer.score((t, answers) for t in asked), strict=True):
         for answer, score in zip(answers, scores, strict=True):  # pyright: ignore[reportArgumentType]
@@ -386,7 +388,9 @@ def rewards(folder: Path) -> bool:
                 ids = template_ids(tokenizer, with_answer(turns, answer))
                 inputs = {"input_ids": torch.tensor([ids])}
             else:
-                inputs = tokenizer(turns[0]["content"], answer, return_tensors="pt")
+                inputs = dict(tokenizer(turns[0]["content"], answer, return_tensors="pt"))
+                if getattr(model.config, "type_vocab_size", 0) < 2:
+                    inputs.pop("token_type_ids", None)
             with torch.no_grad():
                 want.append(model(**inputs).logits[0, 0].item())
             found.append(score)
@@ -435,8 +439,14 @@ def arguments(kind: Any, folder: Path, count: int, **more: Any) -> Any:
     return kind(
         str(folder / "run"), per_device_train_batch_size=count, max_steps=2, learning_rate=1e-3,
         logging_steps=1, save_strategy="no", report_to=[], use_cpu=True, bf16=False,
-        disable_tqdm=True, max_length=None, seed=0, lr_scheduler_type="constant", **more,
+        disable_tqdm=True, max_length=None, seed=0, lr_scheduler_type="constant",
+        activation_checkpointing=False, **more,
     )  # fmt: skip
+
+
+def router_loss(trainer: Any) -> float | None:
+    """Its weight: 0 where a model only seems to have one, with which TRL's trainer fails."""
+    return trainer.args.router_aux_loss_coef
 
 
 def losses(trainer: Any) -> list[float]:
@@ -460,7 +470,7 @@ def dpo_training(folder: Path) -> bool:
         model, arguments(DPOConfig, folder, len(data), **more), data, processing_class=tokenizer
     )
     found = losses(ours)
-    more["router_aux_loss_coef"] = ours.args.router_aux_loss_coef  # TRL's fails for Doge
+    more["router_aux_loss_coef"] = router_loss(ours)  # TRL's fails for Doge
     stock = load_both(folder, for_training=True)[0]
     switch_off_dropout(stock)
     theirs = StockDPOTrainer(
@@ -480,7 +490,7 @@ def reward_training(folder: Path, *, lora: bool = False) -> bool:
     reader = RewardTokenizer(
         tokenizer, RewardFormat(max_positions(model), True, read_at="template_end"), causal
     )
-    pairs = kept([reward.tokenize_pair(row, reader, 0.0)[0] for row in preferences()])
+    pairs = kept([reward.tokenize_pair(row, reader, 0.0, "additive")[0] for row in preferences()])
     data = to_dataset(pairs, "tie")
     adapter = LoraConfig(task_type="SEQ_CLS", target_modules="all-linear", modules_to_save=new_modules(model)) if lora else None  # fmt: skip
     torch.manual_seed(1)
@@ -493,9 +503,6 @@ def reward_training(folder: Path, *, lora: bool = False) -> bool:
         check_saved(ours.model, folder / "adapter", tokenizer)
     stock, _, _ = loaded()
     switch_off_dropout(stock)
-    if lora:
-        torch.manual_seed(1)
-        stock = get_peft_model(stock, adapter)  # pyright: ignore[reportArgumentType]
     whole = [
         {
             "chosen_ids": [*p.prompt_ids, *p.chosen_ids],
@@ -503,9 +510,10 @@ def reward_training(folder: Path, *, lora: bool = False) -> bool:
         }
         for p in pairs
     ]
+    torch.manual_seed(1)
     theirs = RewardTrainer(
         stock, args=arguments(RewardConfig, folder, len(data), disable_dropout=False),
-        train_dataset=Dataset.from_list(whole), processing_class=tokenizer,
+        train_dataset=Dataset.from_list(whole), processing_class=tokenizer, peft_config=adapter,
     )  # fmt: skip
     require_equal("losses", found, losses(theirs), 2e-4)
     return ours.prefix_sharing
@@ -540,7 +548,7 @@ def ab_training(folder: Path) -> bool:
     stock = load_both(folder, for_training=True)[0]
     switch_off_dropout(stock)
     theirs = SFTTrainer(
-        stock, args=arguments(SFTConfig, folder, len(rows), completion_only_loss=True, router_aux_loss_coef=ours.args.router_aux_loss_coef),
+        stock, args=arguments(SFTConfig, folder, len(rows), completion_only_loss=True, router_aux_loss_coef=router_loss(ours)),
         train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
     )  # fmt: skip
     require_equal("losses", found, losses(theirs), 2e-4)

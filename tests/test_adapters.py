@@ -1,6 +1,7 @@
 """prefpipe.models.adapters: an adapter is put on its base whole, or refused; what it must save."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_an_adapter_without_a_head_is_no_reward_model(base, tmp_path):
         load_classifier(part)
 
 
-SHAPE = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
+SHAPE: dict[str, Any] = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_all_of_a_new_head_is_saved_with_an_adapter(config, modules):
 
 
 def test_a_trained_weight_that_would_not_be_saved_is_found_before_the_training(base):
-    model = get_peft_model(load_model(base), lora())
+    model: Any = get_peft_model(load_model(base), lora())
     model.base_model.model.lm_head.weight.requires_grad_(True)
     with pytest.raises(SystemExit, match="would be trained and not saved"):
         check_savable(model)

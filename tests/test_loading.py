@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import tokenizers
@@ -255,7 +256,7 @@ def test_a_special_token_that_no_conversation_has_may_lie_beyond_the_embeddings(
     """Gemma 3's text models have one for images."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens([tokenizers.AddedToken("<image>", special=True)], special_tokens=True)
+    tokenizer.add_tokens("<image>", special_tokens=True)
     tokenizer.save_pretrained(tmp_path)
     assert load_both(tmp_path)[0].config.vocab_size <= max(tokenizer.get_vocab().values())
 
@@ -335,7 +336,12 @@ def test_a_causal_model_without_a_head_is_no_reward_model_but_a_base_to_train(fo
 
 @pytest.mark.parametrize("kind", ["roberta", "mpnet", "longformer", "bloom"])
 def test_positions_are_those_that_a_row_can_have(kind):
-    shape = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     configs = {
         "roberta": transformers.RobertaConfig(**shape, max_position_embeddings=20, pad_token_id=1),
         "mpnet": transformers.MPNetConfig(**shape, max_position_embeddings=20),

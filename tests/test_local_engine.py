@@ -484,7 +484,9 @@ def test_a_model_whose_texts_cannot_share_a_row_writes_what_generate_writes(kind
         )[0, ids.shape[1] :]  # fmt: skip
         assert found.text == tokenizer.decode(out, skip_special_tokens=True)
         answer = "ab cd"
-        [[score]] = engine.score([([{"role": "user", "content": text}], [answer])])
+        [scores] = engine.score([([{"role": "user", "content": text}], [answer])])
+        assert isinstance(scores, list)
+        [score] = scores
         own = chat.completion_ids(tokenizer, answer)
         with torch.no_grad():
             logps = model(torch.tensor([[*ids[0].tolist(), *own]])).logits[0].log_softmax(-1)

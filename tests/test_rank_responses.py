@@ -227,8 +227,9 @@ def test_a_folder_is_loaded_and_ranks(settings, tmp_path, by, monkeypatch):
 
 def test_a_model_that_answers_neither_a_nor_b_is_refused(settings, tmp_path):
     s = settings(by="pairwise", pairwise_model=str(save_base(tmp_path / "base")))
+    rank = rank_responses.open_ranker(s, s.open_run(inputs=[s.input], outputs={}, home=s.output))
     with pytest.raises(SystemExit, match=r"\d+% of its probability is on neither A nor B"):
-        rank_responses.open_ranker(s)({"q": Contest("Q", ["one", "two"], [0, 1])}, "knockout")
+        rank({"q": Contest("Q", ["one", "two"], [0, 1])}, "knockout")
 
 
 @pytest.mark.parametrize("prompt", ["", " \n", [{"role": "user", "content": " "}]])

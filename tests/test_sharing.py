@@ -1,6 +1,7 @@
 """prefpipe.models.sharing: whose texts can stand in one row, and whose must stand alone."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ from prefpipe.models import sharing
 from prefpipe.models.sharing import self_check_tokens, shares, why_not_shared
 from tests.engine_models import make_model
 
-SIZE = {
+SIZE: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
     "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
 }  # fmt: skip
-WINDOW = {"sliding_window": 24, "head_dim": 8}
+WINDOW: dict[str, Any] = {"sliding_window": 24, "head_dim": 8}
 
 
 def model_of(config) -> PreTrainedModel:
@@ -85,7 +86,7 @@ def test_what_an_architecture_cannot_do_is_said(config, why, capfd):
 def test_a_state_that_no_field_names_is_found_by_trying_it_out():
     """As Doge's dynamic mask, which its configuration calls a full attention."""
     model = model_of(Qwen2Config(**SIZE))
-    layer = model.base_model.layers[0]
+    layer: Any = model.base_model.layers[0]  # pyright: ignore[reportIndexIssue]
     own = layer.forward
 
     def leaking(hidden_states, *args, **options):
@@ -97,7 +98,7 @@ def test_a_state_that_no_field_names_is_found_by_trying_it_out():
 
 
 def test_what_is_tried_out_is_longer_than_any_window_that_the_configuration_names():
-    config = MistralConfig(**SIZE | {"max_position_embeddings": 4096}, sliding_window=200)
+    config = MistralConfig(**{**SIZE, "max_position_embeddings": 4096, "sliding_window": 200})
     assert self_check_tokens(config) > 200
     config.index_topk = 500
     assert self_check_tokens(config) > 500

@@ -1,5 +1,6 @@
 """prefpipe.templates, judge prompts and languages; golden files of what they render."""
 
+import datetime
 import time
 
 import jinja2
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from prefpipe import judge, languages, rows, templates
 from prefpipe.judge import judge_prompt
 from prefpipe.rows import Language, Message
-from prefpipe.templates import TemplateError
+from prefpipe.templates import ChatOptions, TemplateError, use_chat_options, with_options
 
 TEXTS: dict[Language, tuple[str, str, str]] = {
     "en": ("What is 2+2?", "It is 4.", "It is 5."),
@@ -150,6 +151,48 @@ def test_turns_are_kept_behind_their_roles_and_a_single_one_is_as_it_is():
     assert rows.flatten_turns([user("hi")]) == "hi"
     turns = [user("hi"), Message(role="assistant", content="hello"), user("and you?")]
     assert rows.flatten_turns(turns) == "User: hi\n\nAssistant: hello\n\nUser: and you?"
+
+
+# ---- what a chat template is told
+
+
+@pytest.fixture
+def chat_options():
+    yield use_chat_options
+    use_chat_options(ChatOptions())
+
+
+def rendered(template: str, **values: object) -> str:
+    """As transformers renders a chat template."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    turns: list[dict[str, str]] = [{"role": "user", "content": "Hi"}]
+    texts, _ = render_jinja_template([turns], chat_template=template, **values)  # pyright: ignore[reportArgumentType]
+    return texts[0]
+
+
+THINKS = "\n{{ messages[0].content }}{% if enable_thinking is defined and enable_thinking is false %} no{% else %} yes{% endif %}"
+DATED = "\n{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }} {{ strftime_now('%Y-%m-%d') }}{% endif %}"
+
+
+def test_thinking_is_as_the_template_has_it_or_as_the_run_says(chat_options):
+    assert with_options(THINKS, "m") == THINKS and rendered(THINKS) == "\nHi yes"
+    chat_options(ChatOptions(enable_thinking=False))
+    saved = with_options(THINKS, "m")
+    assert rendered(saved) == "\nHi no"
+    chat_options(ChatOptions(enable_thinking=True))  # a model that was saved so, used otherwise
+    assert rendered(with_options(saved, "m")) == "\nHi yes"
+    with pytest.raises(TemplateError, match="m: enable_thinking: the chat template has no such"):
+        with_options(DATED, "m")
+
+
+def test_a_templates_today_is_the_runs_day_whatever_the_clock_says(chat_options):
+    assert rendered(with_options(DATED, "m")) == "\n26 Jul 2024 2024-07-26"
+    chat_options(ChatOptions(date=datetime.date(2026, 11, 3)))
+    own = with_options(DATED, "m")
+    assert rendered(own) == "\n03 Nov 2026 2026-11-03"
+    chat_options(ChatOptions())  # a model that was trained with it keeps its day
+    assert with_options(own, "m") == own
 
 
 # ---- templates of strangers

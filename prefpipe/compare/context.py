@@ -59,7 +59,11 @@ def cut_left(tokenizer: Tokenizer, text: str, tokens: int) -> str:
         shorter = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)).lstrip("\ufffd")
     else:
         # by places, not by decoding: what is decoded from inside a word ("##ing") is other text
-        options = {"split_special_tokens": True, "return_offsets_mapping": True, "verbose": False}
+        options: Any = {
+            "split_special_tokens": True,
+            "return_offsets_mapping": True,
+            "verbose": False,
+        }
         found: Any = tokenizer(text, add_special_tokens=False, **options)
         places: list[tuple[int, int]] = found["offset_mapping"]
         is_left = tokens < len(places)

@@ -168,7 +168,8 @@ class RewardModel:
         if own:
             return cls(model, tokenizer, own, causal)
         foreign = RewardFormat(min(max_length or limit, limit), True, read_at="template_end")
-        has_types = not causal and "token_type_ids" in tokenizer.model_input_names
+        types = getattr(model.config, "type_vocab_size", 0)
+        has_types = not causal and types > 1 and "token_type_ids" in tokenizer.model_input_names
         return cls(model, tokenizer, foreign, causal, pad_id, has_types=has_types)
 
     def score(
@@ -219,7 +220,8 @@ class RewardModel:
         ids, mask = (x.to(self.model.device) for x in packs.pad_right(rows, pad))
         more = {}
         if self.has_types:  # the second text stands behind the first separator
-            is_separator = (ids == self.tokenizer.sep_token_id).long()
-            more["token_type_ids"] = ((is_separator.cumsum(1) - is_separator) > 0).long() * mask
+            separator: Any = self.tokenizer.sep_token_id
+            is_separator = ids.eq(separator).long()
+            more["token_type_ids"] = (is_separator.cumsum(1) - is_separator).gt(0).long() * mask
         logits = self.model(input_ids=ids, attention_mask=mask, **more).logits
         return logits[:, 0].float().tolist()

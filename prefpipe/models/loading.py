@@ -99,6 +99,8 @@ def load_model(
     options |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
     loaded: Any = from_pretrained(auto_class, base, output_loading_info=True, **of, **options)
     model, report = loaded
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"  # Llama 4's says that its backbone has another name
     if device == "cpu":
         # The weights are the mapped file: one that is rewritten in place would change under us.
         for tensor in (*model.parameters(), *model.buffers()):
@@ -171,9 +173,9 @@ def max_positions(model: "PreTrainedModel") -> int:
     """
     import torch
 
-    for name, module in model.named_modules():
-        is_table = isinstance(module, torch.nn.Embedding) and name.endswith("position_embeddings")
-        if is_table and module.padding_idx is not None:
+    modules = ((name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding))
+    for name, module in modules:
+        if name.endswith("position_embeddings") and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
     config = model.config.get_text_config()
     known = (getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len"))

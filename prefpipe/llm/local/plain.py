@@ -62,7 +62,7 @@ def sample(
     )
     prompt = torch.tensor([list(ids)] * len(samples), device=model.device)
     try:
-        rows = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+        rows = model.generate(  # pyright: ignore[reportCallIssue]
             prompt,
             attention_mask=torch.ones_like(prompt),
             generation_config=config,
