@@ -76,7 +76,10 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
         s.output / "pair_scores.jsonl": PairScore,
         **({s.output / "scores.jsonl": ScoredQuestion} if scored else {}),
     }
-    inputs, made = inputs_of(s, measured, pairs), [s.output / "accuracy.json", s.output / "table.txt"]
+    inputs, made = (
+        inputs_of(s, measured, pairs),
+        [s.output / "accuracy.json", s.output / "table.txt"],
+    )
     with s.open_run(inputs=inputs, outputs=outputs, made=made, home=s.output) as run:
         if run.finished:
             print(made[1].read_text(encoding="utf-8"), end="")
