@@ -228,7 +228,7 @@ def word_of(value: Any) -> str:
 
 def is_tie(value: Any, where: str) -> bool:
     """Raises ValueError where it is no word for yes or no."""
-    if is_missing(value) or value is False:
+    if value is None or value is False or is_missing(value):
         return False
     word = word_of(value) if isinstance(value, bool | int | float | str) else ""
     word = "tie" if word in TIES else word
@@ -240,10 +240,10 @@ def is_tie(value: Any, where: str) -> bool:
 def id_of(value: Any, where: str) -> str | None:
     """An id as a text: of a whole number (1, or 1.0 as pandas has it beside a gap) its digits; None
     where there is none. Raises ValueError."""
+    if type(value) is str and value:
+        return value
     if is_missing(value):
         return None
-    if isinstance(value, str):
-        return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and abs(value) < 2**53 and value == int(value):
@@ -255,10 +255,10 @@ def id_of(value: Any, where: str) -> str | None:
 
 def source_of(value: Any, where: str) -> str | None:
     """Where a row comes from: a text, or several. Raises ValueError."""
+    if type(value) is str and value:
+        return value
     if is_missing(value):
         return None
-    if isinstance(value, str):
-        return value
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return ", ".join(value) or None
     if isinstance(value, int | float):

@@ -35,11 +35,11 @@ from prefpipe.formats.turns import (
     asked_turns,
     earlier_turns,
     holds_turns,
+    interleaved,
     is_empty,
     is_missing,
     is_none,
     not_text,
-    parse_nested,
     read_text,
     read_turns,
 )
@@ -75,10 +75,17 @@ class PairReader:
         layout = self.layout
         if (prompt := self._plain_prompt(record)) is not None:
             good, bad = record[layout.chosen], record[layout.rejected]
-            self._repeats(prompt, good, bad)
+            self.guard.repeats += (
+                good.startswith(prompt) and bad.startswith(prompt) and prompt != ""
+            )
             tie, margin = own_tie(layout, record), own_margin(layout, record)
-            return [self._row(record, prompt, Compared(good, bad, ("", ""), tie, margin))]
-        return [self._row(record, *pair) for pair in self._pairs(record)]
+            return [self._row(record, prompt, good, bad, tie, margin)]
+        return [
+            self._row(
+                record, asked, found.better, found.worse, found.tie, found.margin, found.suffix
+            )
+            for asked, found in self._pairs(record)
+        ]
 
     def question(self, record: Any) -> str:
         """The question that its pairs ask, as one text. Raises as read does."""
@@ -136,12 +143,12 @@ class PairReader:
             return None
         layout = self.layout
         prompt, good = record.get(self._prompt_name), record.get(layout.chosen)
-        for text in (prompt, good, record.get(layout.rejected)):
-            if type(text) is not str:
-                return None
-            if text[:1] in SUSPECT and (markup_of(text) or holds_turns(text)):
-                return None
-        assert isinstance(prompt, str)
+        bad = record.get(layout.rejected)
+        if type(prompt) is not str or type(good) is not str or type(bad) is not str:
+            return None
+        suspect = prompt[:1] in SUSPECT or good[:1] in SUSPECT or bad[:1] in SUSPECT
+        if suspect and any(markup_of(text) or holds_turns(text) for text in (prompt, good, bad)):
+            return None
         return None if NEMO in prompt else prompt
 
     # -- the prompt
@@ -237,7 +244,7 @@ class PairReader:
         if value is None:
             raise not_text(name, "null")
         if layout.texts:
-            turns = self._interleaved(record, value, name)
+            turns = interleaved(list_at(record, self._prompt_name), value, name)
         elif not isinstance(value, str) or holds_turns(value):
             turns = read_turns(value, name)
         elif markup := markup_of(value):
@@ -253,31 +260,26 @@ class PairReader:
                 turns = turns[: answers[int(judged) - 1] + 1]
         return turns
 
-    def _interleaved(self, record: Record, value: Any, name: str) -> list[Message]:
-        """Turns, of a list of the user's texts and a list of the answers to them."""
-        asked = list_at(record, self._prompt_name)
-        answers = parse_nested(value, name) if isinstance(value, str) else value
-        if not isinstance(answers, list | tuple) or len(answers) != len(asked):
-            raise ValueError(f"{name}: found {str(value)[:60]!r}, wanted {len(asked)} texts")
-        turns: list[Message] = []
-        for k, both in enumerate(zip(asked, answers, strict=True)):
-            for role, text in zip(("user", "assistant"), both, strict=True):
-                if not isinstance(text, str):
-                    raise not_text(f"{name}[{k}]", "null" if text is None else repr(text)[:60])
-                turns.append(Message(role=role, content=text))
-        return turns
-
     def _source(self, record: Record) -> str | None:
         name, within = self.layout.source, self.layout.set_name
         source = source_of(value_at(record, name), name) if name else None
         return f"{within}/{source}" if within and source else within or source
 
-    def _row(self, record: Record, prompt: Side, found: Compared) -> Preference:
-        layout = self.layout
-        good, bad, _, tie, margin, suffix = found
-        id = own_id(layout, record)
-        self.guard.margins += margin is not None
-        self.guard.ties += tie
+    def _row(
+        self,
+        record: Record,
+        prompt: Side,
+        good: str,
+        bad: str,
+        tie: bool,
+        margin: float | None,
+        suffix: str = "",
+    ) -> Preference:
+        id = own_id(self.layout, record)
+        if margin is not None:
+            self.guard.margins += 1
+        if tie:
+            self.guard.ties += 1
         return Preference(
             id=hash_of([prompt, good, bad]) if id is None else id + suffix,
             prompt=prompt,

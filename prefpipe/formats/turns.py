@@ -171,6 +171,20 @@ def read_text(value: Any, where: str) -> str:
     return "".join(texts)
 
 
+def interleaved(asked: Sequence[Any], value: Any, where: str) -> list[Message]:
+    """Turns, of a list of the user's texts and the list of the answers to them. Raises ValueError."""
+    answers = parse_nested(value, where) if isinstance(value, str) else value
+    if not isinstance(answers, list | tuple) or len(answers) != len(asked):
+        raise ValueError(f"{where}: found {str(value)[:60]!r}, wanted {len(asked)} texts")
+    turns: list[Message] = []
+    for k, both in enumerate(zip(asked, answers, strict=True)):
+        for role, text in zip(("user", "assistant"), both, strict=True):
+            if not isinstance(text, str):
+                raise not_text(f"{where}[{k}]", "null" if text is None else repr(text)[:60])
+            turns.append(Message(role=role, content=text))
+    return turns
+
+
 # ---- the turns before an answer ------------------------------------------------------------------
 
 
