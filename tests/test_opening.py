@@ -275,7 +275,7 @@ AUTO_READ = {
     "arena_100k.parquet": ("arena", 3, 2, 0),
     "argilla_dpo_mix_7k.parquet": ("distilabel", 6, 0, 0),
     "argilla_intel_orca.parquet": ("intel-orca", 5, 0, 0),
-    "argilla_math_preference.parquet": ("argilla-math", 5, 0, 0),
+    "argilla_math_preference.parquet": ("argilla-responses", 5, 0, 0),
     "autoj_pairwise.jsonl": ("autoj", 4, 1, 0),
     "axolotl_field_messages.jsonl": ("messages-ranking", 6, 0, 0),
     "chatml_text.jsonl": ("skywork", 5, 0, 0),

@@ -69,6 +69,10 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Any]]] = {
         ({"system": "Be brief.", "prompt": Q, **TEXTS}, pair([SYSTEM, *ASKED])),
         ({"system": "Be brief.", **BOTH}, pair([SYSTEM, *ASKED])),
         ({"system": "", "prompt": Q, **TEXTS}, pair()),
+        ({"system": " \n", **BOTH}, pair()),
+        ({"chosen": [turn("system", ""), *BOTH["chosen"]], "rejected": [turn("system", ""), *BOTH["rejected"]]}, pair()),
+        ({"prompt": ASKED, "chosen": [*CHAT[1:], turn("assistant", GOOD)], "rejected": [*CHAT[1:], turn("assistant", BAD)]},
+         pair([*ASKED, *CHAT[1:]])),
         ({"prompt": Q, **TEXTS, "margin": "0.5", "tie": 0}, pair(margin=0.5)),
         ({"prompt": Q, **TEXTS, "margin": float("nan"), "tie": "1"}, pair(tie=True)),
     ],
@@ -115,9 +119,12 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Any]]] = {
         ({"prompt": Q, "initial_reason_steps": "Step 1: count. Step 2: ", **TEXTS, "full_chosen": "..."},
          pair(f"{Q}\nStep 1: count. Step 2: ")),
     ],
-    "argilla-math": [
+    "argilla-responses": [
         ({"instruction": Q, "chosen_response": GOOD, "rejected_response": BAD, "chosen_rating": 10,
           "rejected_rating": 7}, pair(margin=3.0)),
+        ({"source": "x", "instruction": Q, "chosen_response": GOOD, "rejected_response": BAD,
+          "chosen_avg_rating": 4.75, "rejected_avg_rating": 4.0}, pair(margin=0.75)),
+        ({"instruction": Q, "chosen_response": GOOD, "rejected_response": BAD}, pair()),
     ],
     "alpaca-ranking": [
         ({"instruction": "Translate.", "input": "hay", **TEXTS}, pair("Translate.\nhay")),

@@ -182,7 +182,8 @@ def _shown(record: Mapping[str, Any]) -> str:
 
 def must(record: Mapping[str, Any], path: str, setting: str) -> Any:
     """The value that must stand at that path; setting: what names another one."""
-    if (value := value_at(record, path)) is None:
+    value = value_at(record, path)
+    if value is None or value != value:
         raise missing(record, (path,), setting)
     return value
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from prefpipe.formats.turns import ROLES
+from prefpipe.formats.turns import ROLES, without_empty_system
 from prefpipe.rows import Message
 
 
@@ -102,7 +102,7 @@ def split_turns(text: str, name: str, where: str) -> list[Message]:
             Message(role="system", content=system[1]),
             Message(role="user", content=system[2]),
         ]
-    return turns
+    return without_empty_system(turns)
 
 
 def prompt_turns(text: str, name: str, where: str) -> list[Message]:

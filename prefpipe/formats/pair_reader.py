@@ -171,9 +171,9 @@ class PairReader:
 
     def _with_system(self, record: Record, prompt: Side) -> Side:
         name, value = first_at(record, self.layout.system)
-        if is_missing(value):
+        if is_missing(value) or not (text := read_text(value, name)).strip():
             return prompt
-        system = Message(role="system", content=read_text(value, name))
+        system = Message(role="system", content=text)
         turns = as_turns(prompt)
         if turns[0]["role"] != "system":
             return [system, *turns]

@@ -174,7 +174,7 @@ def _is_there(form: Format, rows: Rows) -> bool:
         return False
     if (layout := form.layout) is None:
         return True
-    if layout.scores and not layout.answers:  # they may be missing in some rows, not as columns
+    if layout.scores and layout.compared() == ["chosen", "rejected"]:  # nothing else tells it
         scores = {root(name) for both in layout.scores for name in both}
         if not any(scores & row.keys() for row in rows):
             return False
