@@ -8,6 +8,7 @@ import pytest
 from prefpipe.files import DataError
 from prefpipe.formats.opening import HowRead, OpenFile
 from prefpipe.rows import as_turns
+from preprocess_dataset import Settings
 from tests.examples import ROOT, write_jsonl
 from tests.test_presets import ARENA, ASKED, BAD, BOTH, CHAT, GOOD, SYSTEM, Q, pair, turn
 
@@ -180,8 +181,19 @@ def test_scores_that_contradict_chosen_are_counted(tmp_path):
     rows = [{**BOTH, "score_chosen": a, "score_rejected": 5} for a in (7, 3, 5, 4)]
     file, _ = opened(tmp_path, rows)
     contradiction, counts = file.lines()[1:]
-    assert "2 rows whose scores contradict chosen (score_chosen < score_rejected)" in contradiction
+    assert (
+        "2 rows whose scores contradict chosen (score_chosen and score_rejected; first 3 and 5)"
+        in contradiction
+    )
     assert counts.endswith("1 rows with a margin, 1 ties")
+
+
+def test_without_margins_scores_say_only_who_won(tmp_path):
+    how = Settings(margin_column=None).how_read()
+    for record in ({**BOTH, "score_chosen": 7, "score_rejected": 5},
+                   {"prompt": Q, "response_1": GOOD, "response_2": BAD, "preference_strength": -2}):  # fmt: skip
+        _, ((row,),) = opened(tmp_path, [record], how)
+        assert shape(row) == pair()
 
 
 def test_a_picture_beside_the_text_is_no_text(tmp_path):

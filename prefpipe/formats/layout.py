@@ -69,7 +69,7 @@ class Layout:
     lower_wins: bool = False
     """Scores are ranks."""
     scores_are_margins: bool = True
-    """False: scores say who won only (0 and 1)."""
+    """False: scores and strengths say who won only (as 0 and 1 do)."""
     candidates: str | None = None
     """A list of answers, in place of two."""
     text: str = ""
