@@ -221,7 +221,7 @@ def margin_of(value: Any, where: str) -> float | None:
 
 def word_of(value: Any) -> str:
     """A label as a text in lower case: 1, 1.0, true and "1" are one label."""
-    if isinstance(value, bool | float) and value == int(value):
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         value = int(value)
     word = str(value).strip().lower()
     return word[:-2] if re.fullmatch(r"-?\d+\.0", word) else word
