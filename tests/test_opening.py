@@ -4,13 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefpipe.files import DataError
 from prefpipe.formats.opening import HowRead, OpenFile
 from prefpipe.rows import as_turns
 from preprocess_dataset import Settings
 from tests.examples import ROOT, write_jsonl
-from tests.test_presets import ARENA, ASKED, BAD, BOTH, CHAT, GOOD, SYSTEM, Q, pair, turn
+from tests.test_presets import ARENA, ASKED, BAD, BOTH, CHAT, EXPECTED, GOOD, SYSTEM, Q, pair, turn
 
 CASES = Path(os.environ.get("PREFPIPE_FORMAT_CASES", ROOT.parent / "shared/formats/cases"))
 
@@ -408,3 +410,31 @@ def test_lists_of_answers_and_scores_must_be_of_one_length(tmp_path):
     assert str(error) == "generations: found 3 answers and 2 scores"
     _, ((row,),) = opened(tmp_path, [{**record, "ratings": [5, None, 1]}])
     assert (row.chosen, row.rejected) == (GOOD, "x")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "x", "[1", "{'a'", "[]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "text", "x"]), inner),
+    max_leaves=5,
+)  # fmt: skip
+ROWS = [record for rows in EXPECTED.values() for record, _ in rows]
+COLUMNS = sorted({column for record in ROWS for column in record} | {"messages", "text", "images"})
+
+
+@settings(max_examples=150)
+@given(
+    st.sampled_from(ROWS),
+    st.dictionaries(st.sampled_from(COLUMNS), JSON, max_size=3),
+    st.booleans(),
+)
+def test_whatever_stands_in_the_columns_it_is_read_or_a_sentence_says_why_not(
+    base, changes, prompts
+):
+    how, record = HowRead(prompts=prompts), {**base, **changes}
+    try:
+        form = how.choose("x.jsonl", [record]).form
+        reader = how.reader(form)
+        reader.prompt(record) if prompts else reader.read(record)
+    except ValueError as error:  # a DataError is one
+        assert 0 < len(str(error)) < 300 and "\n" not in str(error)
+        how.hint(record)

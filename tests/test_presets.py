@@ -1,12 +1,14 @@
 """prefpipe.formats.presets: each published set by an invented row in its schema; what it is read as, by hand."""
 
+import csv
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
 from prefpipe.formats import FORMATS, presets
-from prefpipe.formats.opening import HowRead
+from prefpipe.formats.opening import HowRead, OpenFile
 from prefpipe.rows import as_turns
 from tests.examples import ROOT
 
@@ -331,3 +333,29 @@ def test_every_preset_says_what_it_is():
 def test_the_readme_has_the_table_of_formats():
     table = presets.table(FORMATS)
     assert table in (ROOT / "README.md").read_text(encoding="utf-8"), "python -m prefpipe.formats"
+
+
+@pytest.mark.parametrize("dump", [json.dumps, str], ids=["json", "python"])
+@pytest.mark.parametrize(
+    "name", sorted(set(EXPECTED) - {"tulu3", "trl-implicit", "repeats-prompt"})
+)
+def test_a_csv_file_of_a_set_means_the_same(name, dump, tmp_path):
+    """Numbers and booleans are texts there, nothing is "", and turns are JSON, or Python as pandas writes it."""
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        return dump(value) if isinstance(value, list | dict) else str(value)
+
+    for k, (record, wanted) in enumerate(EXPECTED[name]):
+        path = tmp_path / f"{k}.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(record))
+            writer.writeheader()
+            writer.writerow({column: cell(value) for column, value in record.items()})
+        opened = OpenFile(str(path), HowRead(), None)
+        ((_, found),) = opened.records()
+        (row,) = opened.reader.read(found)
+        assert (as_turns(row.prompt), row.chosen, row.rejected, row.tie, row.margin) == wanted, (
+            opened.chosen
+        )
