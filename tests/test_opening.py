@@ -67,7 +67,7 @@ def test_a_column_of_the_name_prompt_is_the_prompt_whatever_stands_beside_it(tmp
     """As in the rows of build_pairwise_prefs.py, whose prompt holds more than their question."""
     record = {"prompt": f"Context: ... {Q}", "question": Q, "chosen": GOOD, "rejected": BAD}
     file, ((row,),) = opened(tmp_path, [record])
-    assert row.prompt == record["prompt"] and "question (1 rows" in file.lines()[1]
+    assert row.prompt == record["prompt"] and "question (rows: 1" in file.lines()[1]
 
 
 def test_answers_that_repeat_the_prompt_in_every_row_may_be_meant_either_way(tmp_path):
@@ -76,7 +76,7 @@ def test_answers_that_repeat_the_prompt_in_every_row_may_be_meant_either_way(tmp
     file, rows = opened(tmp_path, [repeated, {"prompt": "Hi", "chosen": GOOD, "rejected": BAD}])
     assert name_of(file) == "skywork" and rows[0][0].chosen == f"{Q}\n{GOOD}"
     assert (
-        "1 rows whose answers both begin with the prompt (--format repeats-prompt"
+        "rows: 1 whose answers both begin with the prompt (--format repeats-prompt"
         in file.lines()[1]
     )
 
@@ -175,7 +175,7 @@ def test_a_column_that_is_not_read_and_changes_the_meaning_is_said_with_its_sett
     }
     file, _ = opened(tmp_path, [record, record | {"tools": None}], HowRead("skywork"))
     assert file.lines()[1].endswith(
-        "not read: magnitude (2 rows; --margin-column), tools (1 rows; nothing reads it)"
+        "not read: magnitude (rows: 2; --margin-column), tools (rows: 1; nothing reads it)"
     )
 
 
@@ -184,10 +184,10 @@ def test_scores_that_contradict_chosen_are_counted(tmp_path):
     file, _ = opened(tmp_path, rows)
     contradiction, counts = file.lines()[1:]
     assert (
-        "2 rows whose scores contradict chosen (score_chosen and score_rejected; first 3 and 5)"
+        "rows: 2 whose scores contradict chosen (score_chosen and score_rejected; first 3 and 5)"
         in contradiction
     )
-    assert counts.endswith("1 rows with a margin, 1 ties")
+    assert counts.endswith("rows: 1 with a margin, 1 that are ties")
 
 
 def test_without_margins_scores_say_only_who_won(tmp_path):
@@ -276,7 +276,7 @@ def test_a_text_beside_other_columns_is_no_prompt_unless_named(tmp_path, record)
 def test_a_margin_in_words_is_not_read_and_that_is_said(tmp_path):
     record = {"prompt": Q, "chosen": GOOD, "rejected": BAD, "margin": "much better"}
     file, ((row,),) = opened(tmp_path, [record])
-    assert row.margin is None and "not read: margin (1 rows; --margin-column)" in file.lines()[1]
+    assert row.margin is None and "not read: margin (rows: 1; --margin-column)" in file.lines()[1]
     _, (error,) = opened(tmp_path, [record], HowRead("skywork"))
     assert "margin: found 'much better', wanted a number >= 0" in str(error)
 

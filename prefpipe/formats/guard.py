@@ -71,20 +71,21 @@ class Guard:
     def lines(self) -> Iterator[str]:
         """What a person should know, a line a fact."""
         if self.unread:
-            found = (f"{name} ({n} rows; {_setting(name)})" for name, n in self.unread.items())
+            found = (f"{name} (rows: {n}; {_setting(name)})" for name, n in self.unread.items())
             yield f"not read: {', '.join(found)}"
         for names, count in self.contradictions.items():
             yield (
-                f"{count} rows whose scores contradict chosen ({names}; first {self._first[names]}); "
+                f"rows: {count} whose scores contradict chosen ({names}; first {self._first[names]}); "
                 "chosen stays chosen, no margin"
             )
         if self.repeats:
             yield (
-                f"{self.repeats} rows whose answers both begin with the prompt "
+                f"rows: {self.repeats} whose answers both begin with the prompt "
                 "(--format repeats-prompt cuts it off)"
             )
-        if self.margins or self.ties:
-            yield f"{self.margins} rows with a margin, {self.ties} ties"
+        counts = [(self.margins, "with a margin"), (self.ties, "that are ties")]
+        if shown := [f"{count} {what}" for count, what in counts if count]:
+            yield f"rows: {', '.join(shown)}"
 
 
 def _setting(column: str) -> str | None:
