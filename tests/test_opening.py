@@ -229,6 +229,8 @@ def test_a_label_that_is_missing_has_a_reason(tmp_path):
         ({"prompt": Q}, Q),
         ({"text": Q, "id": "a"}, Q),
         ({"prompt": ASKED}, ASKED),
+        ({"id": 1, "prompt": f'["{Q}"]', "response_a": '["a"]', "response_b": '["b"]'}, Q),
+        ({"prompt": [Q]}, Q),
         ({"prompt": Q, "text": f"{Q}{GOOD}"}, Q),
         ({"messages": [SYSTEM, *BOTH["chosen"]]}, [SYSTEM, *ASKED]),
         ({"prompt": Q, "prompt_id": "x", "messages": [SYSTEM, *BOTH["chosen"]]}, [SYSTEM, *ASKED]),
@@ -271,6 +273,16 @@ def test_a_text_beside_other_columns_is_no_prompt_unless_named(tmp_path, record)
     file = OpenFile(f"{tmp_path}/x.jsonl", how, None)
     ((_, found),) = file.records()
     assert file.reader.prompt(found).prompt == record["text"]
+
+
+def test_several_texts_are_no_prompt(tmp_path):
+    """As lmarena's test set has them, without a winner: the answers between them are not known."""
+    rows = [{"prompt": '["Why?", "How?"]'}, {"prompt": ["Why?", "How?"]}]
+    path = write_jsonl(tmp_path / "x.jsonl", rows)
+    file = OpenFile(str(path), HowRead("prompt", prompts=True), None)
+    for _, record in file.records():
+        with pytest.raises(ValueError, match="prompt: found 2 texts, wanted one, or turns"):
+            file.reader.prompt(record)
 
 
 def test_a_margin_in_words_is_not_read_and_that_is_said(tmp_path):

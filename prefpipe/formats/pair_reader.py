@@ -40,6 +40,7 @@ from prefpipe.formats.turns import (
     is_missing,
     is_none,
     not_text,
+    only_text,
     read_text,
     read_turns,
 )
@@ -66,9 +67,8 @@ class PairReader:
         self._prompt_name = layout.prompt[0] if layout.prompt else "prompt"
         special = layout.answers or layout.candidates or layout.input
         if not (special or layout.transcripts or layout.repeats_prompt or layout.texts):
-            plain = (layout.chosen, layout.rejected, layout.id, layout.source)
-            more = (layout.margin, layout.tie)
-            self.guard.harmless.update(filter(None, (self._prompt_name, *plain, *more)))
+            beside = filter(None, (layout.id, layout.source, layout.margin, layout.tie))
+            self.guard.harmless |= {self._prompt_name, layout.chosen, layout.rejected, *beside}
 
     def read(self, record: Any) -> list[Preference]:
         """The pairs of a record, mostly one. Raises ValueError; Unusable for one that is no pair."""
@@ -81,10 +81,8 @@ class PairReader:
             tie, margin = own_tie(layout, record), own_margin(layout, record)
             return [self._row(record, prompt, good, bad, tie, margin)]
         return [
-            self._row(
-                record, asked, found.better, found.worse, found.tie, found.margin, found.suffix
-            )
-            for asked, found in self._pairs(record)
+            self._row(record, asked, p.better, p.worse, p.tie, p.margin, p.suffix)
+            for asked, p in self._pairs(record)
         ]
 
     def question(self, record: Any) -> str:
@@ -149,7 +147,7 @@ class PairReader:
         suspect = prompt[:1] in SUSPECT or good[:1] in SUSPECT or bad[:1] in SUSPECT
         if suspect and any(markup_of(text) or holds_turns(text) for text in (prompt, good, bad)):
             return None
-        return None if NEMO in prompt else prompt
+        return None if NEMO in prompt or prompt[:2] == '["' else prompt
 
     # -- the prompt
 
@@ -161,6 +159,7 @@ class PairReader:
         name, value = first_at(record, self.layout.prompt)
         if self.layout.texts or is_none(value):
             return None, None
+        value = only_text(value, name)
         if not isinstance(value, str):
             return read_turns(value, name), None
         if self.layout.input and not is_missing(more := value_at(record, self.layout.input)):

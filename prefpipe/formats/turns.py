@@ -182,6 +182,26 @@ def read_text(value: Any, where: str) -> str:
     return "".join(texts)
 
 
+def only_text(value: Any, where: str) -> Any:
+    """The value; of a list of one text, also as JSON, that text. Raises ValueError where they are
+    several: which of them is meant is not known."""
+    texts = value
+    if isinstance(value, str) and value[:2] == '["':
+        try:
+            texts = read_json(value)
+        except ValueError:
+            return value
+    if (
+        not isinstance(texts, list | tuple)
+        or not texts
+        or not all(isinstance(x, str) for x in texts)
+    ):
+        return value
+    if len(texts) > 1:
+        raise ValueError(f"{where}: found {len(texts)} texts, wanted one, or turns")
+    return texts[0]
+
+
 def interleaved(asked: Sequence[Any], value: Any, where: str) -> list[Message]:
     """Turns, of a list of the user's texts and the list of the answers to them. Raises ValueError."""
     answers = parse_nested(value, where) if isinstance(value, str) else value
