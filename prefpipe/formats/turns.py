@@ -185,7 +185,7 @@ def read_text(value: Any, where: str) -> str:
 def only_text(value: Any, where: str) -> Any:
     """The value; of a list of one text, also as JSON, that text. Raises ValueError where they are
     several: which of them is meant is not known."""
-    texts = value
+    texts: Any = value
     if isinstance(value, str) and value[:2] == '["':
         try:
             texts = read_json(value)
@@ -199,7 +199,8 @@ def only_text(value: Any, where: str) -> Any:
         return value
     if len(texts) > 1:
         raise ValueError(f"{where}: found {len(texts)} texts, wanted one, or turns")
-    return texts[0]
+    (text,) = texts
+    return text
 
 
 def interleaved(asked: Sequence[Any], value: Any, where: str) -> list[Message]:
