@@ -191,16 +191,11 @@ def only_text(value: Any, where: str) -> Any:
             texts = read_json(value)
         except ValueError:
             return value
-    if (
-        not isinstance(texts, list | tuple)
-        or not texts
-        or not all(isinstance(x, str) for x in texts)
-    ):
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return value
     if len(texts) > 1:
         raise ValueError(f"{where}: found {len(texts)} texts, wanted one, or turns")
-    (text,) = texts
-    return text
+    return next(iter(texts), value)
 
 
 def interleaved(asked: Sequence[Any], value: Any, where: str) -> list[Message]:
