@@ -192,7 +192,8 @@ class PairReader:
         """What each pair of the record answers, and its answers as texts."""
         if self.layout.transcripts:
             texts = [value_at(record, name) for name in (self._prompt_name, self.layout.chosen)]
-            if not any(isinstance(text, str) and markup_of(text) == "human" for text in texts):
+            marked = {markup_of(text) for text in texts if isinstance(text, str)}
+            if not marked & {"human", "human_lines"}:
                 raise ValueError("prompt, chosen: wanted a transcript (Human: .. Assistant: ..)")
         own, markup = self._prompt(record)
         found = compared(self.layout, record, self.guard, self._seed)
