@@ -25,6 +25,8 @@ def read_criteria(path: Path, aspects: Sequence[str] | None = None) -> dict[str,
     SystemExit where the file lacks one of them; says so on stderr where it has others."""
     try:
         sentences = tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise SystemExit(f"{path}: {error}") from None
     aspects = list(sentences) if aspects is None else aspects
