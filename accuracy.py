@@ -165,6 +165,7 @@ def ranker_of(s: Settings, engines: Mapping[Judge, Any] | None, kind: Kind) -> o
     tuned = open_judge(s, "tuned", s.tuned, engines)
     if kind == "judge":
         options = {"template": s.template, "max_new_tokens": s.max_new_tokens}
+        options["leave_out_failing"] = s.leave_out_failing
         return partial(openers.by_judge, tuned, seed=s.seed, **options)
     return partial(openers.by_implicit_reward, open_judge(s, "base", s.base, engines), tuned)
 

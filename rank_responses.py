@@ -114,6 +114,7 @@ def open_ranker(s: Settings) -> openers.Ranker:
         options = {"seed": s.seed, "score_temperature": s.score_temperature}
         return openers.open_pairwise(s.pairwise_model, **options, **weights)
     options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
+    options["leave_out_failing"] = s.leave_out_failing
     return partial(openers.by_judge, s.open_engine(s.judge), **options)
 
 

@@ -51,12 +51,14 @@ def test_a_judge_that_cannot_take_one_order_gives_no_outcome():
     assert judge_matches(judge, CONTESTS, [MATCH], **OPTIONS) == [reject]
 
 
-def test_a_server_s_failure_stops_the_run():
+def test_a_server_s_failure_stops_the_run_or_leaves_the_prompt_out():
     judge = AnswerJudge(lambda first, second: llm.Failure("", "timeout", "600 s"))
     with pytest.raises(
-        SystemExit, match=r"did not pass \(timeout, 600 s\).*the same command goes on"
+        SystemExit, match=r"did not pass \(the first: .*timeout, 600 s\).*--leave-out"
     ):
         judge_matches(judge, CONTESTS, [MATCH], **OPTIONS)
+    reject = Reject(id="q", reason="timeout", detail="600 s")
+    assert judge_matches(judge, CONTESTS, [MATCH], leave_out_failing=True, **OPTIONS) == [reject]
 
 
 def test_where_not_one_verdict_can_be_read_there_is_no_standing():

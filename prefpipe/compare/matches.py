@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from prefpipe import judge, languages, llm
 from prefpipe.compare import tournament
 from prefpipe.compare.tournament import Match, Standing
+from prefpipe.llm.outcomes import passes_later
 from prefpipe.rows import Completion, Message, Reject, as_turns, flatten_turns
 
 if TYPE_CHECKING:
@@ -89,11 +90,12 @@ def judge_matches(
     template: str | None,
     max_new_tokens: int,
     seed: int,
+    leave_out_failing: bool = False,
 ) -> list[Outcome]:
     """The share of a judge's greedy verdicts for the first response, over both orders.
 
     Where one order is unreadable the other decides. Raises SystemExit where the server failed a
-    request that may pass later.
+    request that may pass later; with leave_out_failing that prompt gets no outcome.
     """
     showings = {match: _show(match, contests[match.id], template) for match in matches}
     requests = (
@@ -113,11 +115,8 @@ def judge_matches(
     for result in engine.generate(requests):
         if not isinstance(result, llm.Failure):
             replies[result[0].id] = result
-        elif result.reason in llm.SERVER_FAILURES:
-            raise SystemExit(
-                f"a request did not pass ({result.reason}, {result.detail}); what is done is "
-                "kept: the same command goes on"
-            )
+        elif result.reason in llm.SERVER_FAILURES and not leave_out_failing:
+            raise SystemExit(passes_later([result]))
         else:
             replies[result.id] = Reject(id=result.id, reason=result.reason, detail=result.detail)
     return [_outcome(match.id, showings[match], replies) for match in matches]
