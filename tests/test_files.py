@@ -721,7 +721,9 @@ def test_a_log_holds_offsets_and_no_rows(tmp_path):
 def test_a_damaged_meta_file_is_a_sentence_until_overwritten(tmp_path, damage):
     facts = files.StageFacts("s", {}, {}, limit=None, overwrite=False, strict=False)
     (tmp_path / "x.meta.json").write_text(damage)
-    with pytest.raises(DataError, match=r"x\.meta\.json: is damaged, .*--overwrite makes them anew"):
+    with pytest.raises(
+        DataError, match=r"x\.meta\.json: is damaged, .*--overwrite makes them anew"
+    ):
         files.Run(facts, inputs=[], outputs={tmp_path / "x.jsonl": Item})
     again = replace(facts, overwrite=True)
     assert not files.Run(again, inputs=[], outputs={tmp_path / "x.jsonl": Item}).finished
