@@ -76,12 +76,13 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
         s.output / "pair_scores.jsonl": PairScore,
         **({s.output / "scores.jsonl": ScoredQuestion} if scored else {}),
     }
-    inputs = inputs_of(s, measured, pairs)
-    with s.open_run(inputs=inputs, outputs=outputs, home=s.output) as run:
+    inputs, made = (
+        inputs_of(s, measured, pairs),
+        [s.output / "accuracy.json", s.output / "table.txt"],
+    )
+    with s.open_run(inputs=inputs, outputs=outputs, made=made, home=s.output) as run:
         if run.finished:
-            if not (s.output / "accuracy.json").is_file():
-                raise SystemExit(f"{s.output}: accuracy.json is gone; --overwrite makes it again")
-            print((s.output / "table.txt").read_text(encoding="utf-8"), end="")
+            print(made[1].read_text(encoding="utf-8"), end="")
             return
         report: dict[str, Any] = measure_judges(s, run, judged, pairs, engines)
         if scored:
@@ -91,11 +92,11 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
             report["scored"] = scoring.measure(run, scored, open_ranker, s.output / "scores.jsonl")
         if s.trained_on:
             report["overlap"] = overlap.overlaps(run, measured, [Path(p) for p in s.trained_on])
-        files.write_json(s.output / "accuracy.json", report)
-        files.write_text(s.output / "table.txt", tables(report))
+        files.write_json(run.temporary(made[0]), report)
+        files.write_text(run.temporary(made[1]), tables(report))
     print(tables(report), end="")
     rows = "judgments.jsonl" if run.written["judgments.jsonl"] else "scores.jsonl"
-    print(f"numbers: {s.output / 'accuracy.json'}; a row each: {s.output / rows}")
+    print(f"numbers: {made[0]}; a row each: {s.output / rows}")
 
 
 def what_is_measured(s: Settings) -> list[Measured]:

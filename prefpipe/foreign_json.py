@@ -6,65 +6,14 @@ from typing import Any
 
 # Commands whose first letter makes one of JSON's escapes of the backslash. With b and f any letters
 # do: nobody writes a backspace or a form feed.
-_COMMANDS = frozenset(
-    [
-        "nabla",
-        "ne",
-        "nearrow",
-        "neg",
-        "neq",
-        "newcommand",
-        "newline",
-        "ngeq",
-        "ni",
-        "nleq",
-        "nmid",
-        "noindent",
-        "nonumber",
-        "not",
-        "notin",
-        "nu",
-        "nparallel",
-        "nsim",
-        "nsubseteq",
-        "nwarrow",
-        "rVert",
-        "rangle",
-        "rank",
-        "rbrace",
-        "rceil",
-        "re",
-        "rfloor",
-        "rho",
-        "right",
-        "rightarrow",
-        "rightleftharpoons",
-        "root",
-        "rvert",
-        "tag",
-        "tan",
-        "tanh",
-        "tau",
-        "text",
-        "textbf",
-        "textit",
-        "textrm",
-        "textsf",
-        "texttt",
-        "tfrac",
-        "theta",
-        "therefore",
-        "thickapprox",
-        "tilde",
-        "times",
-        "tiny",
-        "to",
-        "top",
-        "triangle",
-        "triangleleft",
-        "triangleright",
-    ]
-)
+_COMMAND_NAMES = """
+    nabla natural ne nearrow neg neq newcommand newline ngeq ni nleq nmid noindent nolimits
+    nonumber not notin nparallel nsim nsubseteq nu nwarrow rangle rank rbrace rceil re rfloor
+    rho right rightarrow rightleftharpoons root rVert rvert tag tan tanh tau text textbf textit
+    textrm textsf texttt tfrac therefore theta thickapprox tilde times tiny to top triangle
+    triangleleft triangleright
+"""
+_COMMANDS = frozenset(_COMMAND_NAMES.split())
 _AS_WORDS = frozenset(["ne", "ni", "nmid", "nu", "tan", "to"])
 """Commands that may as well be a line end or a tab with a word behind it."""
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|(?P<name>[A-Za-z]+)|.)", re.DOTALL)
@@ -95,7 +44,8 @@ def with_whole_backslashes(text: str) -> str:
         if name is None:
             return {"'": "'"}.get(found[1], found if found[1] in '"\\/u' else "\\" + found)
         if name[0] in "nrt":
-            if (is_command := name in _COMMANDS) and name in _AS_WORDS and not is_latex:
+            is_command = name in _COMMANDS or (is_latex and name[0] in "rt" and name[1:2].islower())
+            if name in _AS_WORDS and not is_latex:
                 raise ValueError(f"{found} may be a command or a word behind a line end")
         else:
             is_command = name[0] not in "bf" or len(name) > 1

@@ -11,129 +11,19 @@ _LATIN_OR_GREEK = re.compile(
 )
 _WORD = re.compile(r"[^\W\d_]+")
 # What hardly any sentence of a language does without; none of these is a word of the other list's.
-_ENGLISH_WORDS = frozenset(
-    [
-        "the",
-        "of",
-        "and",
-        "to",
-        "is",
-        "in",
-        "it",
-        "that",
-        "for",
-        "you",
-        "this",
-        "with",
-        "are",
-        "on",
-        "be",
-        "not",
-        "or",
-        "was",
-        "have",
-        "can",
-        "your",
-        "from",
-        "at",
-        "by",
-        "if",
-        "will",
-        "they",
-        "there",
-        "has",
-        "but",
-        "we",
-        "which",
-        "do",
-        "their",
-        "an",
-        "as",
-        "i",
-        "its",
-        "more",
-        "when",
-        "what",
-        "how",
-        "use",
-    ]
-)
-_OTHER_WORDS = (
-    frozenset(
-        [
-            "el",
-            "la",
-            "los",
-            "las",
-            "que",
-            "del",
-            "y",
-            "en",
-            "un",
-            "una",
-            "es",
-            "por",
-            "con",
-            "para",
-            "se",
-            "le",
-            "les",
-            "des",
-            "du",
-            "et",
-            "est",
-            "une",
-            "dans",
-            "pour",
-            "der",
-            "das",
-            "und",
-            "ist",
-            "ein",
-            "eine",
-            "nicht",
-            "mit",
-            "den",
-            "von",
-            "zu",
-            "im",
-            "il",
-            "di",
-            "che",
-            "è",
-            "per",
-            "non",
-            "della",
-            "sono",
-            "os",
-            "um",
-            "uma",
-            "não",
-            "em",
-            "são",
-            "het",
-            "een",
-            "van",
-            "niet",
-            "och",
-            "att",
-            "är",
-            "som",
-            "en",
-            "det",
-            "jest",
-            "się",
-            "na",
-            "nie",
-            "и",
-            "в",
-            "на",
-            "не",
-            "что",
-        ]
-    )
-    - _ENGLISH_WORDS
-)
+_ENGLISH = """
+    the of and to is in it that for you this with are on be not or was have can your from at by
+    if will they there has but we which do their an as i its more when what how use
+"""
+_ENGLISH_WORDS = frozenset(_ENGLISH.split())
+_OTHER = """
+    el la los las que del y en un una es por con para se le les des du et est une dans pour der
+    das und ist ein eine nicht mit den von zu im il di che è per non della sono os um uma não
+    em são het een van niet och att är som det jest się na nie и в на не что và của là các
+    không yang dan untuk dengan adalah tidak bir ve bu için ile și să pe az és ja ei että shi
+    zai zhe wo ni hen yao
+"""
+_OTHER_WORDS = frozenset(_OTHER.split()) - _ENGLISH_WORDS
 
 
 def ideograph_share(text: str) -> float:

@@ -5,6 +5,7 @@ Not how a verdict is read (prefpipe/verdicts.py does that): how one is found tha
 
 import html
 import re
+from collections.abc import Iterator
 
 _SIGNS = str.maketrans(
     "“”„‟＂「」«»‘’：，；｛｝（）＝＞＜０１２３４５６７８９",
@@ -12,50 +13,91 @@ _SIGNS = str.maketrans(
     "*`\u200b\u200c\u200d\u2060\ufeff",
 )
 _NUMBERS = dict.fromkeys(["1", "one", "a", "first", "一"], 1) | dict.fromkeys(
-    ["2", "two", "b", "second", "二"], 2
+    ["2", "two", "ii", "b", "second", "二"], 2
 )
 
-_NAMED = r"(?:answer|response|option|reply|assistant|candidate)\s{0,3}(?:no\.?\s|number\s|#)?['\"(\[]?(?:1|2|one|two|a|b)\b['\")\]]?"
+_NAMED = (
+    r"(?:answer|response|option|reply|assistant|candidate)\s{0,3}(?:no\.?\s|number\s|#)?['\"(\[]?"
+    r"(?:1|2|one|two|ii|a|b)\b['\")\]]?"
+)
 _PLACED = r"the (?:first|second)(?: (?:answer|response|option|one|reply))?"
-_WHO = rf"(?P<who>{_NAMED}|{_PLACED})"
+_WHO = rf"\b(?P<who>{_NAMED}|{_PLACED})"
 _WHOM = rf"(?P<who>{_NAMED}|{_PLACED}(?=\s*(?:$|[.,;!:)]|because|since|as\b|over|here)))"
+_ZH_WHO = r"(?P<who>(?:回答|答案|回复|选项) ?[12一二]|第[一二]个(?:回答|答案|回复)?)"
+_IS = r" (?:is|was|would be|seems|looks|remains)"
 _VERY = (
     r"(?: (?:clearly|much|far|slightly|the|overall|also|definitely|significantly|somewhat|still|"
     r"therefore|thus|probably|even|actually|certainly|indeed|obviously|a|bit|by)){0,4}"
 )
 # "better at first sight", "better structured": a part of the comparison only
-_IN_ALL = r"\b(?! (?:at|in(?! (?:every|all|both|general))|on|for|with|when|if|structured|written|formatted|organi[sz]ed|worded|known)\b)"
-_BETTER = (
-    r"(?:better|best|superior|preferable|preferred|stronger|winner|clearer|"
-    r"more (?:accurate|complete|correct|helpful|precise|relevant|convincing|useful))" + _IN_ALL
+_IN_ALL = (
+    r"\b(?! (?:at|in(?! (?:every|all|both|general))|on|for|with|when|if|structured|written|formatted|"
+    r"organi[sz]ed|worded|known)\b)"
 )
-_ZH_WHO = r"(?P<who>(?:回答|答案|回复|选项) ?[12一二]|第[一二]个(?:回答|答案|回复)?)"
 _KEY = (
     r"(?:(?:better|best|preferred|chosen|winning)(?:[ _-]?(?:answer|response|option|one))?|winner|"
     r"verdict|preference|更[好优]的?(?:回答|答案))"
 )
-_FOR = [
-    rf"\b{_WHO} (?:is|was|would be|seems|looks|remains){_VERY} {_BETTER}",
-    rf"\b{_WHO} (?:wins|should win)\b",
-    rf"(?<!not )(?<!n't )\b(?:prefer|choose|chose|pick|favou?r|select|go with|vote for) {_WHOM}",
-    rf"\b(?:verdict|choice|winner|better|best|better one|best one|answer) is:? {_WHOM}",
-    rf"{_ZH_WHO}(?:明显|显然|更为|确实|总体|整体|是|要|的质量)?(?:更好|更优|更佳|较好|最好|最佳|胜出|更胜一筹)",
-    rf"(?:选择|选|支持|偏好|倾向于?) ?{_ZH_WHO}",
+_ENTRY = r"(?:^|[{,;<(\[|>])[\s\"'\\_]{0,20}"
+_VALUE = r"[\s\"'\\_>|({\[]{0,20}(?:the )?(?:answer|response|option|回答|答案)? ?#?"
+_GOOD = "better best superior prefer stronger winner clearer accurate complete correct helpful precise relevant convincing useful"
+_WORDS: list[tuple[str, str]] = [
+    # words of which one must be in the text, so that most patterns are not tried; the pattern
+    (
+        _GOOD,
+        rf"{_WHO}{_IS}{_VERY} (?:better|best|superior|preferable|preferred|stronger|winner|clearer|more "
+        rf"(?:accurate|complete|correct|helpful|precise|relevant|convincing|useful)){_IN_ALL}",
+    ),
+    (
+        "wins win outperforms beats surpasses excels edge deserves should prefer",
+        rf"{_WHO} (?:clearly |still |therefore )?(?:wins|should win|outperforms|beats|surpasses|excels|"
+        r"has the edge|deserves|should be (?:chosen|preferred|selected)|is to be preferred)\b",
+    ),
+    (">", rf"{_WHO} ?>{{1,2}} ?(?:{_NAMED}|{_PLACED})"),
+    (
+        "prefer choose chose pick favor favour select with vote goes lean",
+        r"(?<!not )(?<!n't )\b(?:prefer|choose|chose|pick|favou?r|select|go with|vote for|goes to|"
+        rf"in favou?r of|lean(?:ing)? towards?) {_WHOM}",
+    ),
+    (
+        "verdict choice winner better best answer",
+        r"\b(?:(?:verdict|choice|winner|better|best|better one|best one|answer) is:?|"
+        rf"(?:winner|better (?:one|answer|response)) ?[:=–—-]) ?{_WHOM}",
+    ),
     # a pair of a key and its value, in Python, YAML, XML, JSON inside a string, a call, a table
-    rf"(?:^|[{{,;<(\[|>])[\s\"'\\_]{{0,20}}{_KEY}[\"'\\_]{{0,4}} ?(?:[:=|>]|is\b|是|为)+[\s\"'\\_>|({{\[]{{0,20}}"
-    r"(?:the )?(?:answer|response|option|回答|答案)? ?#?(?P<who>1|2|one|two|a|b|first|second|一|二)"
-    r"(?!\w|[ ]?(?:or|/|\|)[ ]?[12])",
-    r"\[\[(?P<who>1|2|a|b)\]\]|\\boxed\{(?:\\text\{)?(?:answer )?(?P<boxed>1|2|a|b)\b",
-    r"\A\W{0,20}(?:the )?(?:answer |回答|第)?(?P<who>1|2|one|two|first|second|一|二)(?: answer| one|个)?\W{0,20}\Z",
+    (
+        "better best preferred chosen winning winner verdict preference 更好 更优",
+        rf"{_ENTRY}{_KEY}[\"'\\_]{{0,4}} ?(?:[:=|>]|is\b|是|为)+{_VALUE}"
+        r"(?P<who>1|2|one|two|a|b|first|second|一|二)(?!\w|[ ]?(?:or|/|\|)[ ]?[12])",
+    ),
+    ("[[", r"\[\[(?P<who>1|2|a|b)\]\]"),
+    ("boxed", r"\\boxed\{(?:\\text\{)?(?:answer )?(?P<who>1|2|a|b)\b"),
+    (
+        "更 好 佳 优 胜 强",
+        rf"{_ZH_WHO}(?:优于|胜过|强于|好于|(?:明显|显然|更为|确实|总体|整体|是|要|的质量)?(?:更好|更优|更佳|较好|"
+        r"最好|最佳|胜出|更胜一筹))",
+    ),
+    ("选 支持 偏好 倾向", rf"(?:选择|选|支持|偏好|倾向于?) ?{_ZH_WHO}"),
 ]
-_AGAINST = [
-    rf"\b{_WHO} (?:is|was|seems|looks){_VERY} (?:worse|worst|inferior|weaker){_IN_ALL}",
-    rf"\b{_WHO} (?:is not|isn't|was not|wasn't){_VERY} (?:better|best|superior|preferable)\b",
-    rf"{_ZH_WHO}(?:明显|显然|更为|确实|是|要)?(?:更差|较差|最差|不如)",
+_WORDS_AGAINST = [
+    (
+        "worse worst inferior weaker",
+        rf"{_WHO}{_IS}{_VERY} (?:worse|worst|inferior|weaker){_IN_ALL}",
+    ),
+    ("not n't", rf"{_WHO} (?:is|was)(?: not|n't){_VERY} (?:better|best|superior|preferable)\b"),
+    ("差 不如", rf"{_ZH_WHO}(?:明显|显然|更为|确实|是|要)?(?:更差|较差|最差|不如)"),
 ]
-_FOR_IT = [re.compile(pattern, re.MULTILINE) for pattern in _FOR]
-_AGAINST_IT = [re.compile(pattern) for pattern in _AGAINST]
-_NUMBER = re.compile(r"\b(?:first|second|one|two|[ab])\b|[12一二]")
+# The same of a key that may as well be of a sum; the value ends there.
+_LOOSE = re.compile(
+    rf"{_ENTRY}(?:answer|choice|decision|judge?ment|selected|conclusion|result|pick|选择|结论)"
+    rf"[\"'\\_]{{0,4}} ?[:=|>]+{_VALUE}"
+    r"(?P<who>1|2|one|two|first|second|一|二)[\"'\\]{0,3}\s{0,3}(?:$|[,}\]<.;)|])",
+    re.MULTILINE,
+)
+_NOTHING_ELSE = re.compile(
+    r"\W{0,20}(?:the )?(?:answer |回答|第)?(?P<who>1|2|one|two|first|second|一|二)(?: answer| one|个)?\W{0,20}"
+)
+_NUMBER = re.compile(r"\b(?:first|second|one|two|ii|[ab])\b|[12一二]")
 
 _FORM = re.compile(
     r"\A\s*(?:```\w*\s*)?(?:[\"']?(?:\{|\[\s*[\"'{])|<\w+>)"
@@ -65,29 +107,51 @@ _FORM = re.compile(
 _REFUSAL = re.compile(
     r"\W{0,10}(?:"
     r"(?:i'?m|i am) (?:very |so |really )?sorry\b(?!.{0,40}\bfor\b)|sorry,? (?:but )?i\b|i apologi[sz]e\b"
-    r"|(?:unfortunately,? )?(?:but )?i (?:can ?not|can't|can not|am unable to|'?m unable to|am not able to|won't|will not|must decline|do not|don't) "
-    r"(?:be able to )?(?:to )?(?:help|assist|comply|fulfil|answer|do (?:that|this|so)|provide|judge|decide|determine|"
-    r"compare|evaluate|say|tell|choose|rate|translate|agree|engage|continue|process|see)"
-    r"|as an? (?:ai|large language|language) |i disagree|neither (?:answer|of (?:them|the)|one|response)"
-    r"|(?:非常|很|真的)?(?:抱歉|对不起)|我(?:无法|不能|没有办法|不同意)|作为(?:一个|一名)?(?:ai|人工智能|语言模型))"
+    r"|(?:unfortunately,? )?(?:but )?(?:i'?m |i am |i )(?:can ?not|can't|unable to|not able to|won't|"
+    r"will not|must decline|do not|don't|not going to) (?:be able )?(?:to )?(?:help|assist|comply|fulfil|answer|"
+    r"do (?:that|this|so)|provide|judge|decide|determine|compare|evaluate|say|tell|choose|rate|translate|"
+    r"agree|engage|continue|process|have enough)"
+    r"|as an? (?:ai|large language|language) |i disagree|i have no opinion"
+    r"|neither (?:answer|of (?:them|the)|one|response)"
+    r"|(?:非常|很|真的)?(?:抱歉|对不起)|(?:我)?无法|我?不能(?:回答|判断|提供|翻译)|我(?:没有办法|不同意)"
+    r"|作为(?:一个|一名)?(?:ai|人工智能|语言模型))"
 )
 
 
 _LOOKED_AT = 50_000  # characters at either end: no judge writes more
 
 
-def opinions(text: str) -> set[int]:
-    """The answers, 1 and 2, that the text calls better than the other, anywhere in it."""
-    text = _plain(
-        text[:_LOOKED_AT] + "\n" + text[-_LOOKED_AT:] if len(text) > 2 * _LOOKED_AT else text
-    )
-    found = {_number(match) for pattern in _FOR_IT for match in pattern.finditer(text)}
-    return found | {3 - _number(m) for pattern in _AGAINST_IT for m in pattern.finditer(text)}
+def _compiled(patterns: list[tuple[str, str]]) -> list[tuple[list[str], re.Pattern[str]]]:
+    return [(words.split(), re.compile(pattern, re.MULTILINE)) for words, pattern in patterns]
+
+
+_FOR, _AGAINST = _compiled(_WORDS), _compiled(_WORDS_AGAINST)
+
+
+def opinions(text: str, *, loosely: bool = False) -> set[int]:
+    """The answers, 1 and 2, that the text calls better than the other, anywhere in it. loosely: also
+    where `answer: 2` stands, which may be what the question asked for."""
+    if len(text) > 2 * _LOOKED_AT:
+        text = f"{text[:_LOOKED_AT]}\n{text[-_LOOKED_AT:]}"
+    text = _plain(text)
+    found = {_number(match) for match in _matches(_FOR, text)}
+    found |= {3 - _number(match) for match in _matches(_AGAINST, text)}
+    if loosely:
+        found |= {_number(match) for match in _LOOSE.finditer(text)}
+    alone = _NOTHING_ELSE.fullmatch(text) if len(text) < 60 else None
+    return found | {_number(alone)} if alone else found
+
+
+def _matches(
+    patterns: list[tuple[list[str], re.Pattern[str]]], text: str
+) -> Iterator[re.Match[str]]:
+    for words, pattern in patterns:
+        if any(word in text for word in words):
+            yield from pattern.finditer(text)
 
 
 def _number(match: re.Match[str]) -> int:
-    named = next(part for part in match.groups() if part)
-    return _NUMBERS[_NUMBER.findall(named)[0]]  # of "the second one" the second
+    return _NUMBERS[_NUMBER.findall(match["who"])[0]]  # of "the second one" the second
 
 
 def _plain(text: str) -> str:

@@ -6,12 +6,12 @@ prefpipe/templates/rate.en.jinja. (How the answer is read: prefpipe/ratings.py.)
 
 import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefpipe import draws
+from prefpipe.files import read_toml
 from prefpipe.rows import AnnotationMix, AnnotationPrompt, Message, flatten_turns
 from prefpipe.templates import escape_markers, load_template
 from prefpipe.verdicts import object_schema
@@ -23,10 +23,7 @@ SCALE = (1, 5)
 def read_criteria(path: Path, aspects: Sequence[str] | None = None) -> dict[str, str]:
     """Aspect -> the sentence that says what to rate; aspects: of these only, None: of all. Raises
     SystemExit where the file lacks one of them; says so on stderr where it has others."""
-    try:
-        sentences = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise SystemExit(f"{path}: {error}") from None
+    sentences = read_toml(path)
     aspects = list(sentences) if aspects is None else aspects
     if not aspects or len(set(aspects)) < len(aspects):
         raise SystemExit(f"aspects: found {', '.join(aspects) or 'none'}; name each one once")

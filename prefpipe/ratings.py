@@ -41,7 +41,10 @@ _TOP_IN_REMARK = re.compile(
 )
 _TOP_IN_PROSE = re.compile(
     r"\bscale\s*(?:of|from|[:(])?\s*\d+\s*(?:-|–|—|to|through)\s*(?P<top>\d+)"
-    r"|\b(?P<points>\d+)[- ]point\s+scale|\b(?:ratings?|scores?)\s*\((?:\d+\s*(?:-|–|to)|out\s+of|/)\s*(?P<head>\d+)",
+    r"|\b(?:\d+\s*(?:-|–|to)\s*)?(?P<points>\d+)(?:[- ]point)?\s+scale"
+    r"|\b(?:ratings?|scores?)\s*\((?:\d+\s*(?:-|–|to)|out\s+of|/)\s*(?P<head>\d+)"
+    r"|\b(?:ratings?|scores?)\s+(?:\w+\s+){0,3}?(?:from|between)\s+\d+\s*(?:-|–|to|and)\s*(?P<range>\d+)"
+    r"|\b(?:ratings|scores)\s+(?:\w+\s+){0,2}?out\s+of\s+(?P<all>\d+)",
     re.IGNORECASE,
 )
 _NOT_APPLICABLE = re.compile(r"\[?(?:n\s*/\s*a|not applicable)\b(?!\s*/).*", re.IGNORECASE)

@@ -5,9 +5,9 @@ A join is always by id (a string), never by position. Answers are 1-based, as th
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 Language = Literal["en", "zh"]
@@ -192,11 +192,11 @@ class JudgmentPair(Row):
     pair_type: PairType
     better: Literal[1, 2]
     """The right verdict: that of chosen."""
-    prompt: list[Message]
+    prompt: list[Message] = Field(min_length=1)
     """One user turn: the item's prompt, without a hint."""
-    chosen: list[Message]
+    chosen: list[Message] = Field(min_length=1)
     """One assistant turn with the right verdict."""
-    rejected: list[Message]
+    rejected: list[Message] = Field(min_length=1)
     """One assistant turn with the wrong verdict, or (best_of_n_unreadable) with none."""
     chosen_sample: int
     rejected_sample: int
@@ -362,6 +362,17 @@ class AnnotationMix(Row):
     on_policy: int | None = None
     """Index of the response that must be in each pair; None: any two may be a pair."""
     source: str | None = None
+
+    @model_validator(mode="after")
+    def _all_of_one_length(self) -> Self:
+        count = len(self.responses)
+        if len(self.models) != count:
+            raise ValueError(f"{len(self.models)} models for {count} responses")
+        if self.on_policy is not None and not 0 <= self.on_policy < count:
+            raise ValueError(
+                f"on_policy is {self.on_policy}, wanted a place among {count} responses"
+            )
+        return self
 
 
 class SyntheticPair(Preference):

@@ -14,6 +14,7 @@ _MARK = re.compile(
     r"|^[ \t]*Here is my response:)|assistantfinal",
     re.IGNORECASE | re.MULTILINE,
 )
+_IN_EACH_MARK = ("<", "[", "◁", "assistantfinal", "ere is my ")
 # gpt-oss without its special tokens, which most servers leave out of the text
 _BARE_CHANNEL = re.compile(r"\s*analysis(?=[A-Z])")
 _STARTS_WITH_OBJECT = re.compile(r"\s*(?:```\w*\s*)?\{")
@@ -25,6 +26,8 @@ def without_thoughts(text: str) -> str | None:
     them, too: the template of some models opens them. A text that begins with its object has none,
     whatever the object's texts quote."""
     at, is_open = 0, bool(_BARE_CHANNEL.match(text))
+    if not is_open and not any(sign in text for sign in _IN_EACH_MARK):
+        return text  # most texts: ten times as fast as a search
     while is_open or not begins_with_object(text, at):
         mark = _MARK.search(text, at)
         if mark is None:

@@ -51,9 +51,18 @@ _FULL_WIDTH = str.maketrans(
 _DIGITS: dict[str, Literal[1, 2]] = {"1": 1, "2": 2, "１": 1, "２": 2}
 _OBJECT_START = re.compile(r"\{(?=\s*\")")
 _FENCES = re.compile(r"^```\w*|```\Z")
+_LETTERS = re.compile(r"(?<!`)\b[^\W\d_]")  # not of the language behind a fence
+# "Answer 1:" on a line of its own begins a copy of the answer; so do words that announce one.
+_INTRODUCES_QUOTE = re.compile(
+    r"(?:(?:^|\n)\W*(?:the\s+)?(?:answer|response|回答)\s*[12]"
+    r"|\b(?:for example|example|e\.g|such as|ends with|begins with|contains|says|writes|claims)"
+    r"|例如|比如|结尾|写道)[\]*:：,，\s]{0,20}(?:```\w*\s*)?[\"'`“]?\Z",
+    re.IGNORECASE,
+)
 _SHORT_ESCAPE = re.compile(r"\\(?:([bfnrt])|.)")
-_NO_REASON = frozenset(["", "...", "null", "why", "reason", "your reason", "理由", "原因"])
-"""The words that stand for a reason in the form that is asked for; without signs around them."""
+_NO_REASON = ("", "...", "null")
+_FORM_REASONS = ("why", "reason", "your reason", "理由", "原因")
+"""What stands for a reason in the form that is asked for. Beside other words the form is repeated."""
 
 
 def parse_verdict(text: str, *, finish_reason: FinishReason = "stop") -> Verdict | Unreadable:
@@ -115,6 +124,8 @@ def _is_quoted(text: str, start: int, end: int) -> bool:
     before = text[text.rfind("\n", 0, start) + 1 : start].rstrip(" `\"'“")
     behind, _, later = text[end:].lstrip(" `\"'”").partition("\n")
     goes_on = any(map(str.isalnum, behind)) or (behind[:1] in (*".,;",) and later.strip())
+    if _INTRODUCES_QUOTE.search(text[max(0, start - 200) : start]):
+        return True
     return before[-1:].isalnum() and bool(goes_on)
 
 
@@ -136,16 +147,13 @@ def _read_verdict(text: str) -> Verdict | Unreadable:
         return Unreadable("not_1_or_2")
     if all(_is_quoted(text, start, end) for (start, end, _), _ in stated):
         return Unreadable("quoted_verdict")
-    if _says_nothing(reason := _reason([pairs for (_, _, pairs), _ in stated])):
-        return Unreadable("no_reason")
     outside = _outside(text, located)
+    said = (reason := _reason([pairs for (_, _, pairs), _ in stated])).strip(" <>[]…").lower()
+    if said in _NO_REASON or (said in _FORM_REASONS and _LETTERS.search(outside)):
+        return Unreadable("no_reason")
     if not outside.isspace() and opinions(outside) == {3 - number}:
         return Unreadable("two_verdicts")
     return Verdict(number, reason)
-
-
-def _says_nothing(reason: str) -> bool:
-    return reason.strip(" <>[]…").lower() in _NO_REASON
 
 
 def _outside(text: str, located: "list[tuple[int, int, KeyValues]]") -> str:
@@ -227,7 +235,7 @@ def read_hinted_reason(
     if parsed.reason in ("cut_off", "empty"):
         return parsed
     answer = without_thoughts(text) or ""
-    if opinions(answer) == {3 - better}:
+    if opinions(answer, loosely=True) == {3 - better}:
         return Unreadable("contradicts_hint")
     if parsed.reason not in ("no_json", "no_verdict"):
         return parsed
@@ -240,9 +248,9 @@ def read_hinted_reason(
         reason = _FENCES.sub("", answer.strip()).strip()
     if is_refusal(reason):
         return Unreadable("refusal")
-    if not reason:
-        return Unreadable("empty")
-    return Unreadable("no_reason") if _says_nothing(reason) else Verdict(better, reason)
+    if reason.strip(" <>[]…").lower() in _NO_REASON:
+        return Unreadable("no_reason" if reason else "empty")
+    return Verdict(better, reason)
 
 
 def judgment_schema(language: Language) -> dict[str, Any]:

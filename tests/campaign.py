@@ -184,7 +184,7 @@ def _run_stage(command: list[str], data: str, env: dict[str, str], kill_at: int)
     """In a forked process: the stage as a script; counts the file operations below data."""
     os.setsid()
     home = Path(data).parent
-    os.chdir(home)
+    os.chdir(ROOT)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     os.environ.update(env, PREFPIPE_DATA=data)

@@ -331,5 +331,5 @@ def test_the_command_judges_through_a_server_without_pair_scores(s, tmp_path):
     assert table in result.stdout and "acc/accuracy.json" in result.stdout
     again = run_stage("accuracy", *options, cwd=tmp_path)
     assert "finished before" in again.stdout and table in again.stdout
-    (tmp_path / "acc/accuracy.json").unlink()
-    assert "--overwrite" in sentence(run_stage("accuracy", *options, cwd=tmp_path))
+    (tmp_path / "acc/accuracy.json").unlink()  # then it is no finished run, and asks again
+    assert "no base URL" in sentence(run_stage("accuracy", *options, cwd=tmp_path))

@@ -10,6 +10,7 @@ from accuracy import Settings, main
 from prefpipe.compare.matches import hold
 from prefpipe.compare.openers import by_reward
 from prefpipe.evaluation import scoring
+from prefpipe.files import DataError
 from tests.known_opinions import KnownRewards, by_quality
 from tests.preference_data import write_jsonl
 
@@ -203,3 +204,10 @@ def test_nothing_to_measure_on_is_a_sentence(settings):
         main(settings(benchmark=[]))
     with pytest.raises(SystemExit, match="wanted name=path, name a format, as --help"):
         main(settings(benchmark=["unknown=x"]))
+
+
+def test_where_nothing_can_be_measured_nothing_stands_there(settings, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="no row to read"):
+        main(settings(benchmark=[f"sky={tmp_path / 'empty.jsonl'}"]))
+    assert not (tmp_path / "accuracy").exists()

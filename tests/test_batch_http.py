@@ -1,6 +1,7 @@
 """prefpipe.llm.batch_api.batch_http: a bad network, and what no call can pass."""
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
@@ -128,3 +129,20 @@ def test_it_wants_one_server(urls, words):
     used = BatchEngine(ServedModel(urls, "m"), BatchOptions(folder=Path("batches")))
     with pytest.raises(SystemExit, match=words):
         used.submit([request()])
+
+
+def test_an_id_that_is_none_is_never_shown_nor_asked_for():
+    def api_fault(call, number):
+        if call.method == "POST" and call.path == "/v1/batches":
+            return Fault(body=b'{"id": "\\u001b[31mbatch", "status": "validating"}')
+        if call.path.startswith("/v1/batches?"):
+            shown = server.batches.batches["batch_0"].shown | {"id": "\x1b[31mbatch"}
+            return Fault(body=json.dumps({"data": [shown]}).encode())
+        return None
+
+    with (
+        Server(numbered, api_fault=api_fault) as server,
+        pytest.raises(SystemExit, match=r"it calls a batch '.*', which is no id") as end,
+    ):
+        list(engine(server).generate([request(0)]))
+    assert "\x1b" not in str(end.value) and sizes(server) == [1]

@@ -8,12 +8,13 @@ from embedded.server import Fault, Server
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
 from prefpipe.llm.wire import ServedModel
+from prefpipe.rows import Message
 
 
 def request(id: object, n=1, **options) -> Request:
     options = {"temperature": 1.2, "seed": 3, **options}
-    messages = ({"role": "user", "content": f"q{id}"},)
-    return Request(str(id), messages, tuple(range(n)), **options)
+    message = Message(role="user", content=f"q{id}")
+    return Request(str(id), (message,), tuple(range(n)), **options)
 
 
 def ask(requests, refuses, message: str, status=400, served=None) -> tuple[Any, Server]:

@@ -188,3 +188,25 @@ def test_a_folder_of_nothing_and_a_split_of_a_file_are_sentences(tmp_path):
     (tmp_path / "x.jsonl").write_text(LINES)
     with pytest.raises(DataError, match="a file has no splits or configs"):
         rows_of(tmp_path / "x.jsonl", split="test")
+
+
+def test_a_damaged_saved_data_set_is_a_sentence_with_its_folder(tmp_path):
+    def damages():
+        yield lambda f: (f / "dataset_info.json").write_text("{")
+        yield lambda f: (f / "dataset_info.json").write_text(
+            '{"features": {"a": {"_type": "Nope"}}}'
+        )
+        yield lambda f: (f / "state.json").write_text("{")
+        yield lambda f: (f / "state.json").write_text("[]")
+        arrow = "data-00000-of-00001.arrow"
+        yield lambda f: (f / arrow).write_bytes(b"")
+        yield lambda f: (f / arrow).write_bytes(b"garbage" * 99)
+        yield lambda f: (f / arrow).write_bytes((f / arrow).read_bytes()[:200])
+
+    for number, damage in enumerate(damages()):
+        folder = tmp_path / str(number)
+        datasets.Dataset.from_list(ROWS).save_to_disk(str(folder))
+        damage(folder)
+        with pytest.raises(DataError) as error:
+            rows_of(folder)
+        assert str(folder) in str(error.value) and len(str(error.value)) < 300

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from embedded import world
+from prefpipe.files import DataError
 from prefpipe.rating_prompts import rating_prompt, ratings_schema, read_criteria
 from prefpipe.rows import Message
 from prefpipe.templates import TEMPLATES, TemplateError, load_template
@@ -44,7 +45,7 @@ def test_some_of_the_aspects_can_be_named_and_the_others_are_told(tmp_path, caps
     ],
 )
 def test_wrong_criteria_are_a_sentence(tmp_path, text, aspects, said):
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises((SystemExit, DataError), match=said):
         read_criteria(criteria_file(tmp_path, text), aspects)
 
 

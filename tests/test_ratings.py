@@ -108,6 +108,45 @@ def test_what_cannot_be_read_is_unreadable_and_no_rating_of_1(reason, text):
     assert read_ratings(text, 4) == Unreadable(reason)
 
 
+OTHER_SCALES = [
+    ULTRAFEEDBACK.replace("Rating: 5", "Rating (1-10): 5"),
+    ULTRAFEEDBACK.replace("Rating: 5", "Rating (out of 10): 5"),
+    ULTRAFEEDBACK.replace("Rating: 5", "**Rating (/10):** 5"),
+    ULTRAFEEDBACK.replace("Rating: 5", "Rating: 5 (out of 10)"),
+    ULTRAFEEDBACK.replace("Rating: 5", "Rating: 5 (on a 7-point scale)"),
+    ULTRAFEEDBACK.replace("Rating: 5", "Rating: 5 - on a scale from 1 to 10"),
+    ULTRAFEEDBACK.replace("Rating: 5", "Rating: 5 (max. 10)"),
+    "I rate on a scale of 1 to 10.\n" + ULTRAFEEDBACK,
+    "Ratings (1-10):\n\n" + ULTRAFEEDBACK,
+    "Scores range from 0 to 100.\n" + ULTRAFEEDBACK,
+    "All ratings are out of 10.\n" + ULTRAFEEDBACK,
+    ULTRAFEEDBACK + "\n(10-point scale)",
+    ULTRAFEEDBACK + "\n(1-10 scale)",
+]
+
+
+@pytest.mark.parametrize("text", OTHER_SCALES, ids=range(len(OTHER_SCALES)))
+def test_a_rating_on_another_scale_is_none(text):
+    assert read_ratings(text, 4) == Unreadable("out_of_scale")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ULTRAFEEDBACK.replace("Rating: 5", "Rating (1-5): 5").replace(
+            "Rating: 3", "Rating (out of 5): 3"
+        ),
+        "On a scale from 1 to 5:\n" + ULTRAFEEDBACK,
+        ULTRAFEEDBACK.replace("It leaves out the date.", "It has 2 out of 3 dates, on 10 pages."),
+        ULTRAFEEDBACK.replace("Rating: 5", "Rating: 5 (out of 5)"),
+        ULTRAFEEDBACK.replace("Rating: 5", "Rating: 5 (gets 2 of 2 right)"),
+    ],
+    ids=range(5),
+)
+def test_our_scale_may_be_named_and_other_numbers_are_no_scale(text):
+    assert read_ratings(text, 4) == ITS_RATINGS
+
+
 def test_half_points_stay_and_na_is_no_number():
     text = ULTRAFEEDBACK.replace("Rating: 3", "Rating: 4.5").replace("Rating: 1", "Rating: n/a")
     assert read_ratings(text, 4) == [5.0, 4.5, None, None]
@@ -174,6 +213,9 @@ def test_ratings_in_an_object_are_read(text):
         ("no_rating", '{"text_1": {"rating": "5"}, "text_2": {"reason": "Rating: 3"}}'),
         ("unknown_text", rated("5", "3", "1")),
         ("out_of_scale", rated("5", "10")),
+        ("out_of_scale", '{"text_1": {"rating": 4, "scale": 10}, "text_2": {"rating": 3}}'),
+        ("out_of_scale", '{"text_1": {"rating": "4/10"}, "text_2": {"rating": 3}}'),
+        ("cut_off", "<thinking>" + rated("5", "3")),
         ("not_a_rating", rated("5", True)),
         ("not_a_rating", rated("5", None)),
         ("not_a_rating", rated("5", [3])),

@@ -698,3 +698,39 @@ def test_the_key_is_sent_and_nowhere_to_be_read(caplog, capfd):
     out, err = capfd.readouterr()
     seen = [str(stop.value), repr(results), repr(used), repr(vars(used)), out, err, caplog.text]
     assert not any(KEY in text for text in seen)
+
+
+def test_a_reply_that_is_paid_and_of_no_use_is_asked_for_three_times_and_a_page_as_often_as_any_error():
+    abort = Fault(body=b'{"choices": [{"message": {"content": "x"}, "finish_reason": "abort"}]}')
+    page = Fault(body=b"<html>Bad gateway</html>", content_type="text/html")
+    for fault, tries in ((abort, 3), (page, 6)):
+        with Server(numbered, fault=only("qa", fault)) as server:
+            list(engine(server, max_retries=5).generate([request("a"), request("b")]))
+        assert len(server.requests) == tries + 1
+
+
+def test_where_rows_in_a_row_have_used_up_their_tries_the_next_ones_get_one_until_one_passes():
+    dead = Fault(status=500)
+    with Server(numbered, fault=lambda call: dead if call.number < 20 else None) as server:
+        used = engine(server, max_retries=3, requests_in_flight=1)
+        results = by_id(used.generate(map(request, range(13))))
+    failed = [id for id, result in results.items() if isinstance(result, Failure)]
+    assert failed == [str(k) for k in range(3 + 8)]  # 3 rows of 4 tries, 8 of one
+    assert len(server.requests) == 20 + 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+        [{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": "ab"}],
+        [{"type": "output_text", "text": "ab"}],
+    ],
+)
+@pytest.mark.parametrize("reason", ["stop", "STOP", "eos", "end_turn"])
+def test_a_text_in_parts_that_ends_for_a_reason_in_other_words_is_a_text(content, reason):
+    choice = {"message": {"content": content}, "finish_reason": reason}
+    body = json.dumps({"choices": [choice]}).encode()
+    with Server(fault=lambda _: Fault(body=body)) as server:
+        (result,) = engine(server).generate([request()])
+    assert [(c.text, c.finish_reason) for c in completions(result)] == [("ab", "stop")]

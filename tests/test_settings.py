@@ -5,6 +5,7 @@ import importlib
 import pytest
 
 import config
+from prefpipe.files import DataError
 from prefpipe.settings import Stage
 from tests.examples import ROOT, run_stage, sentence
 
@@ -82,9 +83,15 @@ def test_a_wrong_profile_is_a_sentence(tmp_path, monkeypatch):
         ("[inference_bestofn]\nn = 3\n", r"\[inference_bestofn\] is no stage"),
         ("[inference_best_of_n]\nm = 3\n", r"\[inference_best_of_n\] m is no setting"),
         ("[inference_best_of_n\n", r"mine\.toml: "),
+        ("all = 3\n", r"mine\.toml: all: wanted a table"),
+        ("inference_best_of_n = [1]\n", r"mine\.toml: inference_best_of_n: wanted a table"),
+        ("x = " + "[" * 9999, r"mine\.toml: "),
+        ("[all]\nseed = " + "9" * 5000, r"mine\.toml: "),
+        ("[all]\nx = 'ä'".encode("latin-1"), r"mine\.toml: byte 11 is not UTF-8"),
     ]:
-        (tmp_path / "mine.toml").write_text(text)
-        with pytest.raises(SystemExit, match=error):
+        content = text if isinstance(text, bytes) else text.encode()
+        (tmp_path / "mine.toml").write_bytes(content)
+        with pytest.raises((SystemExit, DataError), match=error):
             settings_of("inference_best_of_n").from_command_line([])
 
 

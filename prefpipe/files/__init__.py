@@ -22,3 +22,4 @@ from prefpipe.files.records import (
 )
 from prefpipe.files.resume import RowLog, windows_left
 from prefpipe.files.run import Run, StageFacts
+from prefpipe.files.toml_files import read_toml

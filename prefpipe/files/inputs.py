@@ -55,7 +55,12 @@ class Named(NamedTuple):
         import datasets
 
         if any((path / name).is_file() for name in _SAVED):
-            loaded = datasets.load_from_disk(str(path))
+            try:
+                loaded = datasets.load_from_disk(str(path))
+            except Exception as error:  # of each library that reads one of its files
+                raise DataError(
+                    f"{path}: saved by `datasets`, and damaged: {_first(error)}"
+                ) from None
             if not isinstance(loaded, datasets.DatasetDict):
                 return _numbered(str(path), loaded)
             split = self._chosen([*loaded])
@@ -117,5 +122,14 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _numbered(place: str, rows: Any) -> Iterator[tuple[str, Any]]:
-    for number, record in enumerate(rows, start=1):
-        yield f"{place}:{number}", record
+    number = 0
+    try:
+        for number, record in enumerate(rows, start=1):
+            yield f"{place}:{number}", record
+    except Exception as error:
+        raise DataError(f"{place}:{number + 1}: cannot be read: {_first(error)}") from None
+
+
+def _first(error: Exception) -> str:
+    """The first line of what it says."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:150]

@@ -223,7 +223,7 @@ class Run(AbstractContextManager["Run"]):
             for path in (*self._writers, *self._made):
                 beside(path, ".tmp").unlink(missing_ok=True)
             for log in self._logs:
-                log.close()
+                log.close() if len(log) else log.delete()
             self._lock_path.unlink(missing_ok=True)  # while it is held: open_alone looks for that
             self._lock.close()
             for folder in self._new_folders:  # the innermost first

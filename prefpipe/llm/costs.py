@@ -5,12 +5,12 @@ fetched. A line of prefpipe/prices.toml goes before them.
 """
 
 import functools
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefpipe.files import read_toml
 from prefpipe.llm import Request
 
 PRICES = Path(__file__).parent.parent / "prices.toml"
@@ -53,7 +53,7 @@ class Price:
 @functools.cache
 def find_price(model: str, *, batch: bool = False) -> Price | None:
     """The price of the model, of one in batches where it has one of its own; None: not known."""
-    own = tomllib.loads(PRICES.read_text(encoding="utf-8")).get(model)
+    own = read_toml(PRICES).get(model)
     if own is not None:
         share = own.get("batch", 1.0) if batch else 1.0
         rate = (-1, own["input"] * share, own["output"] * share)

@@ -73,10 +73,15 @@ class SentenceEmbedder:
         folder = model_folder(name)
         try:
             self._model = SentenceTransformer(str(folder or name), trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of each library that reads one of the folder's files
+            said = (str(error).splitlines() or [type(error).__name__])[0][:150]
+            if folder:
+                raise DataError(
+                    f"{folder}: no sentence-transformers model, or damaged: {said}"
+                ) from None
             raise DataError(
                 f"{name}: no such folder, and the hub gave no sentence-transformers model of that "
-                f"name: {str(error).splitlines()[0]}"
+                f"name: {said}"
             ) from None
         self.name = name
         revision = self._model.model_card_data.base_model_revision

@@ -44,10 +44,17 @@ class VectorStore:
     """A store opened for searching. Vectors are in memory, documents stay on disk."""
 
     def __init__(self, folder: Path, index: Any, manifest: Manifest) -> None:
+        import pyarrow
         import pyarrow.parquet
 
         self.folder, self.index, self.manifest = folder, index, manifest
-        self._table = pyarrow.parquet.ParquetFile(folder / DOCUMENTS)
+        path = folder / DOCUMENTS
+        try:
+            self._table = pyarrow.parquet.ParquetFile(path)
+        except (pyarrow.ArrowException, OSError):
+            raise DataError(f"{path}: missing or broken; build the store again") from None
+        if lacks := Document.model_fields.keys() - self._table.schema_arrow.names:
+            raise DataError(f"{path}: no column {min(lacks)}; build the store again")
         facts = self._table.metadata
         sizes = [facts.row_group(g).num_rows for g in range(facts.num_row_groups)]
         self._starts = np.cumsum([0, *sizes])
@@ -70,17 +77,20 @@ class VectorStore:
             raise DataError(f"{folder / INDEX}: no FAISS index: {error}") from None
         store = cls(folder, index, manifest)
         summary = hashlib.sha256()
+        is_ivf = manifest.index.kind == "ivf"
         for batch in store._table.iter_batches(_BLOCK, columns=["id", "content_hash"]):
-            summary.update(id_lines(*(column.to_pylist() for column in batch.columns)))
+            columns = ([*map(str, column.to_pylist())] for column in batch.columns)
+            summary.update(id_lines(*columns))
         if (
             summary.hexdigest() != manifest.content_hash
+            or hasattr(index, "nprobe") != is_ivf
             or index.ntotal != manifest.count
             or index.d != manifest.dimension
         ):
             raise DataError(
                 f"{folder}: index, documents and manifest are not of one build; build the store again"
             )
-        if manifest.index.kind == "ivf":
+        if is_ivf:
             index.nprobe = manifest.index.probed_lists
             index.make_direct_map()
         return store
@@ -96,7 +106,11 @@ class VectorStore:
         k = min(k, len(self))
         vectors = np.ascontiguousarray(vectors, np.float32)
         scores, rows = self.index.search(vectors, k)
+        if not np.isfinite(scores[rows >= 0]).all():
+            raise DataError(f"{self.folder / INDEX}: holds NaN or infinity; build the store again")
         if len(nothing := np.flatnonzero(rows[:, 0] < 0)):  # the probed lists are empty
+            if not hasattr(self.index, "nprobe"):  # all vectors are searched: they are no numbers
+                raise DataError(f"{self.folder / INDEX}: holds NaN; build the store again")
             probed, self.index.nprobe = self.index.nprobe, self.index.nlist
             scores[nothing], rows[nothing] = self.index.search(vectors[nothing], k)
             self.index.nprobe = probed
@@ -113,9 +127,15 @@ class VectorStore:
         documents: dict[int, Document] = {}
         for group in np.unique(groups).tolist():
             members = wanted[groups == group]
-            records = self._table.read_row_group(group).take(members - self._starts[group])
-            read = map(Document.model_validate, records.to_pylist())
-            documents |= zip(members.tolist(), read, strict=True)
+            columns = [*Document.model_fields]
+            records = self._table.read_row_group(group, columns).take(members - self._starts[group])
+            for row, record in zip(members.tolist(), records.to_pylist(), strict=True):
+                try:
+                    documents[row] = Document.model_validate(record)
+                except ValidationError as error:
+                    field = error.errors(include_url=False)[0]["loc"][0]
+                    place = f"{self.folder / DOCUMENTS}:{row + 1}"
+                    raise DataError(f"{place}: no text in {field}; build the store again") from None
         return documents
 
     def hashes(self) -> Iterator[list[str]]:

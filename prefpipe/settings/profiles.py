@@ -3,7 +3,6 @@
 import difflib
 import inspect
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from dotenv import dotenv_values
 from pydantic_settings import PydanticBaseSettingsSource
 
 import config
+from prefpipe.files import read_toml
 
 
 def profile_name() -> str | None:
@@ -32,12 +32,11 @@ class ProfileSource(PydanticBaseSettingsSource):
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in config.PROFILES.glob("*.toml")))
             raise SystemExit(f"PROFILE={name}: no {path.name} in profiles/; there are: {known}")
-        try:
-            tables = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise SystemExit(f"{path}: {error}") from None
+        tables = read_toml(path)
         stage = Path(inspect.getfile(self.settings_cls)).stem
         fields = self.settings_cls.model_fields
+        if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
+            raise SystemExit(f"{path}: {wrong[0]}: wanted a table, as [{wrong[0]}]")
         for table in tables.keys() - {"all", stage}:
             if not (config.ROOT / f"{table}.py").is_file():
                 raise SystemExit(f"{path}: [{table}] is no stage; wanted the name of a script")

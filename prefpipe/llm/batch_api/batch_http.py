@@ -96,6 +96,9 @@ class BatchApi:
             for other in self._list():
                 name = wire.part(other, "metadata", dict).get("prefpipe")
                 if name == batch.name or other.get("input_file_id") == batch.file_id:
+                    if not _NAME.fullmatch(other["id"]):
+                        said = self._served.printable(other["id"])
+                        raise Stop(f"{self._name}: it calls a batch {said!r}, which is no id")
                     return other["id"]
         return None
 

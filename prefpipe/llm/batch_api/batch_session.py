@@ -131,13 +131,22 @@ class BatchSession:
         for attempt in range(_READS):
             for kind, name in files.items():
                 if file_id := wire.part(shown, name, str):
-                    self._api.content(file_id, self._record.path(kind, batch), most_bytes)
+                    self._fetch(kind, file_id, batch, most_bytes)
             if not (garbled := self._record.index_answers(batch)):
                 break
             _say(f"{batch.batch_id}: {garbled} lines are no answers (read {attempt + 1} times)")
         self._record.note("downloaded", batch)
         for tokens in batch.used:
             self._spending.add(*tokens)
+
+    def _fetch(self, kind: str, file_id: str, batch: Batch, most_bytes: int) -> None:
+        """Write the file of the batch. One of errors that is gone is done without in the end: what
+        was answered, and paid, stands in the other one."""
+        try:
+            self._api.content(file_id, self._record.path(kind, batch), most_bytes)
+        except FileGone:
+            if kind == "output" or self._looks[batch.number] + 1 < _LOOKS_FOR_FILE:
+                raise
 
     def wait(self) -> Generator[Result, None, None]:
         """Results as the batches end that have a request of the caller; asks again what has none."""

@@ -25,16 +25,9 @@ import httpx2
 import openai
 
 from prefpipe.foreign_json import read_json
-from prefpipe.llm import (
-    SERVER_FAILURES,
-    Completion,
-    Failure,
-    Request,
-    Result,
-    error_replies,
-    wire,
-)
+from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, wire
 from prefpipe.llm.costs import Spending, estimate_prompt_tokens
+from prefpipe.llm.error_replies import read_error, read_status
 from prefpipe.llm.http_clients import BadReply, Elsewhere
 from prefpipe.llm.server.dialect import Dialect
 from prefpipe.llm.server.limits import Budget, Endpoint, Endpoints, network_reason
@@ -45,7 +38,7 @@ _LOST = (
     *(TimeoutError, openai.APIConnectionError, aiohttp.ClientError, BadReply),
     *(LookupError, UnicodeError),  # of a reply whose charset is none
 )
-_GARBLED_TRIES = 3  # each is paid
+_PAID_TRIES = 3  # of replies without a text that can be used
 _LOST_ROWS = 3  # requests in a row that used up their tries: the next ones get one each
 
 
@@ -62,17 +55,19 @@ class ServerOptions:
 
 
 class _Trouble(NamedTuple):
-    """A try that brought no reply. after: seconds that the server asks to wait."""
+    """A try that brought no text. after: seconds that the server asks to wait. paid: it is so all
+    the same, as far as can be known."""
 
     reason: str
     detail: str = ""
     after: float | None = None
+    paid: bool = False
 
 
 class ServerEngine:
     """Many requests in flight at once; memory is bounded by requests_in_flight.
 
-    A request is sent again only on 408, 409, 429, 5xx, a garbled reply (twice), a timeout or a lost
+    A request is sent again only on 408, 409, 429, 5xx, a garbled reply (twice, if paid), a timeout or a lost
     connection, max_retries times at most, with growing random pauses or the Retry-After that the
     server states; then it is a Failure, as are other 4xx at once. Where several requests in a row
     have used up their tries, the next ones get one each, until one passes. What no later request can pass
@@ -243,7 +238,7 @@ class ServerSession:
                 if not isinstance(result, Failure):
                     self._lost_rows = 0
                     return result
-                reply = _Trouble(result.reason, result.detail)
+                reply = _Trouble(result.reason, result.detail, paid=True)
             # 3) Give up, or see to it that the next try may pass.
             if reply.reason == "adapted":
                 continue
@@ -255,7 +250,7 @@ class ServerSession:
                 return Failure(request.id, reply.reason, reply.detail)
             tries += 1
             most = self._served.max_retries + 1 if self._lost_rows < _LOST_ROWS else 1
-            if tries >= (min(most, _GARBLED_TRIES) if reply.reason == "garbled_reply" else most):
+            if tries >= (min(most, _PAID_TRIES) if reply.paid else most):
                 self._lost_rows += 1
                 return Failure(request.id, reply.reason, f"{tries} tries; the last: {reply.detail}")
             self._spending.usage.retries += 1
@@ -277,12 +272,13 @@ class ServerSession:
             ) from None
         except _LOST as error:
             reason, detail = network_reason(error)
-            return _Trouble(reason, self._served.printable(detail))
+            is_paid = isinstance(error, BadReply)
+            return _Trouble(reason, self._served.printable(detail), paid=is_paid)
         except openai.APIStatusError as error:
             self._endpoints.connected(endpoint)
             if self._dialect.adapts(error, body):
                 return _Trouble("adapted")
-            return _Trouble(*error_replies.read_status(error, body, endpoint.name, self._served))
+            return _Trouble(*read_status(error, body, endpoint.name, self._served))
         finally:
             endpoint.in_flight -= 1
             self._in_flight.discard(task)
@@ -292,7 +288,7 @@ class ServerSession:
         except ValueError:
             reply = None
         if isinstance(reply, tuple):
-            return _Trouble(*error_replies.read_error(*reply, body, endpoint.name, self._served))
+            return _Trouble(*read_error(*reply, body, endpoint.name, self._served))
         if reply:
             return reply
         kind = response.headers.get("content-type", "no content type")
