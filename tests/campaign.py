@@ -1,6 +1,7 @@
 """Kills by the hundred: each stage is killed at random, started again to its end, and compared with a whole run.
 
-    python -m tests.campaign --minutes 10                  # all stages in turn, for so long
+    python -m tests.campaign --short --minutes 8           # what CI runs: stages that need no model's output
+    python -m tests.campaign --minutes 60                  # all stages in turn, for so long
     python -m tests.campaign --stages dpo_training --chains 40 --seed 7
     python -m tests.campaign --table                       # docs/reliability.md of the results
 
@@ -175,6 +176,21 @@ STAGES = {
         '[{"name":"a","model":"m"},{"name":"b","model":"m"}]',
     ),
 }  # fmt: skip
+
+
+SHORT = {
+    "preprocess_dataset", "translation", "translation_server", "best_of_n_server", "best_of_n_batch",
+    "inference_all_server", "generate_server", "build_vector_store", "train_reward_model",
+    "train_pairwise_model",
+}  # fmt: skip
+"""Stages whose inputs are made in seconds."""
+BASE = [
+    ["preprocess_dataset.py", *SMALL],
+    ["translation.py", "--offline"],
+    ["-m", "embedded.stdlib_documents"],
+    ["-m", "embedded.synthetic", "prompts", "--questions", "40"],
+]
+"""What makes these inputs."""
 
 
 # ---- one run -------------------------------------------------------------------------------------
@@ -516,6 +532,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--short", action="store_true", help="the stages that need no chain before")
     parser.add_argument("--minutes", type=float, help="end the first chain behind this")
     parser.add_argument("--chains", type=int, default=1000, help="of each stage, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the first chain")
@@ -526,14 +543,13 @@ def main() -> None:
     if a.table:
         write_page(json.loads((a.results or RESULTS).read_text()))
         return
-    base = a.work / "base"
-    if not (base / "synthetic" / "preferences.jsonl").exists():
-        command = [sys.executable, "-m", "tests.chains", "run", str(base), "--limit", "60"]
-        subprocess.run(command, cwd=ROOT, check=True)
+    stages = [name for name in a.stages if name in SHORT or not a.short]
+    base = make_base(a.work, a.short)
     runner, begun = Runner(), time.monotonic()
     campaigns: dict[str, Campaign] = {}
+    known: dict[str, int] = {}
     for number in range(a.chains):
-        for name in a.stages:
+        for name in stages:
             if a.minutes and time.monotonic() - begun > 60 * a.minutes:
                 break
             if name not in campaigns:
@@ -541,6 +557,8 @@ def main() -> None:
             campaigns[name].chain(a.seed + number)
             totals = campaigns[name].totals
             print(f"{name}: {totals.kills.total()} kills, {totals.equal} of {totals.chains} equal", flush=True)  # fmt: skip
+            print("\n".join(totals.problems[known.get(name, 0) :]), end="", flush=True)
+            known[name] = len(totals.problems)
             if a.results:
                 save(a.results, campaigns)
     problems = [
@@ -548,6 +566,19 @@ def main() -> None:
     ]
     print("\n".join(problems) or "all equal")
     raise SystemExit(bool(problems))
+
+
+def make_base(work: Path, short: bool) -> Path:
+    """The data folder that chains start from; what is there of it stays."""
+    base = work / ("short" if short else "base")
+    if short:
+        commands = [[sys.executable, *command] for command in BASE]
+    else:
+        commands = [[sys.executable, "-m", "tests.chains", "run", str(base), "--limit", "40"]]
+    for command in commands:
+        environment = os.environ | {"PREFPIPE_DATA": str(base.resolve())}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return base
 
 
 def save(path: Path, campaigns: dict[str, Campaign]) -> None:
