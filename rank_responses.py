@@ -6,7 +6,7 @@ Writes  data/ranking/rankings.jsonl       Ranking rows: the order, scores or mat
         data/ranking/rank_responses.rejects.jsonl   Reject rows: what could not be ranked, and why
 
     {"id": "p8", "prompt": "2+2?", "responses": ["5", "4", "4", ""], "right": [false, true, true, false], "source": "sums"}
- -> {"id": "p8", "by": "reward", "tournament": null, "ranking": [1, 0], "copies": [[1, 2], [0]], "scores": [1.9, -0.7], "margins": [2.6], "best": 1, "worst": 0, "comparisons": [], "cycle": null, "best_is_right": true, "right_share": 0.5}
+ -> {"id": "p8", "by": "reward", "tournament": null, "ranking": [1, 0], "copies": [[1, 2], [0]], "scores": [1.9, -0.7], "margins": [2.6], "best": 1, "worst": 0, "comparisons": [], "cycle": null, "best_is_right": true, "right_share": 0.5, "outside": null}
 
 Responses of equal text are one competitor; empty ones do not compete; with fewer than two left, or
 without a prompt, the row is a reject. A pairwise model and a judge are asked in both orders, which is

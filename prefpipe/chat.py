@@ -176,9 +176,9 @@ def _render(tokenizer: "Tokenizer", messages: Sequence[Message], **options: Any)
         except TemplateError:
             raise error from None
         roles = ", ".join(turn["role"] for turn in turns)
+        why = str(error).rpartition("Error: ")[2]
         raise TurnsRefused(
-            f"{tokenizer.name_or_path}: the chat template refuses turns of {roles[:80]}: "
-            f"{str(error)[-120:]}"
+            f"{tokenizer.name_or_path}: the chat template refuses turns of {roles[:80]}: {why[:120]}"
         ) from None
 
 

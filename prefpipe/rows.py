@@ -287,6 +287,8 @@ class Ranking(Row):
     """Of Responses.right; None: not known."""
     right_share: float | None
     """Share of right ones among all responses: what a random pick would score."""
+    outside: float | None = None
+    """A pairwise model's mean probability on neither A nor B; None: another one ranks."""
 
 
 class Question(Row):

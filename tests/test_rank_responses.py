@@ -223,6 +223,9 @@ def test_a_folder_is_loaded_and_ranks(settings, tmp_path, by, monkeypatch):
     rank = rank_responses.open_ranker(s, s.open_run(inputs=[s.input], outputs={}, home=s.output))
     (standing,) = rank({"q": Contest("Q", ["one", "two"], [0, 1])}, "knockout").values()
     assert not isinstance(standing, Reject) and sorted(standing.order) == [0, 1]
+    assert (standing.outside is None) == (by == "reward")
+    if standing.outside is not None:  # of all its tokens A and B are two
+        assert 0.5 < standing.outside < 1
 
 
 def test_a_model_that_answers_neither_a_nor_b_is_refused(settings, tmp_path):

@@ -11,6 +11,7 @@ from prefpipe.compare.reward_model import (
     RewardTokenizer,
     Unscorable,
 )
+from prefpipe.files import DataError
 from prefpipe.models.classifiers import is_causal, use_own_pad_token
 from prefpipe.models.loading import max_positions
 from prefpipe.rows import Message
@@ -166,3 +167,42 @@ def test_an_encoders_long_prompt_is_cut_to_what_fits(prompt):
     tokenize = RewardTokenizer(bert_tokenizer(), RewardFormat(40, True), False)
     made = scorable(tokenize(prompt, ["yes", "no it is not"]))
     assert made.tokens_cut > 0 and 30 <= max(map(len, made.completions)) <= 40
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1]", "{}", '{"max_length": "x", "cut_prompt": true}', '{"max_length": 0, "cut_prompt": true}',
+     '{"max_length": 5, "cut_prompt": true, "zz": 1}', '{"max_length": 5, "cut_prompt": 1}',
+     '{"max_length": 5, "cut_prompt": true, "temperature": 0}', "\xe4", "[" * 100_000],
+)  # fmt: skip
+def test_a_damaged_format_is_a_sentence_with_its_place(tmp_path, text):
+    (tmp_path / RewardFormat.file).write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"reward_format\.json: ") as caught:
+        RewardFormat.load(tmp_path)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 250
+
+
+def test_a_saved_format_is_read_back_and_an_older_one_is_read_at_the_end_of_turn(tmp_path):
+    own = RewardFormat(77, False, 1.5, "template_end")
+    own.save(tmp_path)
+    assert RewardFormat.load(tmp_path) == own
+    (tmp_path / RewardFormat.file).write_text('{"max_length": 77, "cut_prompt": false}')
+    assert RewardFormat.load(tmp_path) == RewardFormat(77, False, None, "end_of_turn")
+    assert RewardFormat.load(tmp_path / "nothing") is None
+
+
+def test_where_a_published_models_pad_token_ends_the_template_the_score_is_read_before_it():
+    """As transformers reads it: at the last token that is no pad token."""
+    tok = tokenizer()
+    tok.pad_token = tok.eos_token
+    tok.chat_template = str(tok.chat_template).replace("<|im_end|>\n", "<|im_end|>")
+    model = classifier(vocab_size=300)
+    model.config.pad_token_id = tok.eos_token_id
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    ids = tok.apply_chat_template(turns, return_dict=False, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model(ids).logits[0, 0].item()
+    form = RewardFormat(512, True, read_at="template_end")
+    scorer = RewardModel(model, tok, form, True, tok.eos_token_id)  # pyright: ignore[reportArgumentType]
+    (ours,) = scorer.score([("Q", ["A"])])
+    assert scorable(ours) == pytest.approx([theirs], abs=1e-4)

@@ -395,3 +395,40 @@ def test_a_chat_template_that_was_edited_is_another_input(settings, tmp_path, mo
             main(settings(chat_template=template))
     changed = {name for name in marks[0] if marks[0][name] != marks[1][name]}
     assert changed == {"input chat.jinja"}
+
+
+def test_without_its_input_a_training_leaves_nothing_behind(settings, tmp_path):
+    s = settings(input=str(tmp_path / "nothing.jsonl"), output=tmp_path / "model")
+    with pytest.raises((SystemExit, DataError), match="nothing"):
+        main(s)
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_adapters_lists_are_saved_in_order_and_without_sharing_the_report_is_the_same(
+    settings, tmp_path
+):
+    """PEFT keeps sets: their order is another in each process."""
+    found = []
+    for sharing in (True, False):
+        s = settings(output=tmp_path / str(sharing), method="lora", prefix_sharing=sharing)
+        main(s)
+        own = json.loads((s.output / "adapter_config.json").read_text())
+        assert own["target_modules"] == sorted(own["target_modules"])
+        found.append(json.loads((s.output / "reward_eval.json").read_text())["mean_margin"])
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
+def test_a_card_s_way_to_read_the_model_gives_the_scores_that_we_give(settings):
+    """AutoModelForSequenceClassification on what apply_chat_template makes of the conversation."""
+    from transformers import AutoTokenizer
+
+    s = settings()
+    main(s)
+    model = AutoModelForSequenceClassification.from_pretrained(s.output).eval()
+    tokenizer = AutoTokenizer.from_pretrained(s.output)
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "an answer"}]
+    ids = tokenizer.apply_chat_template(turns, return_dict=False, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model(ids).logits[0, 0].item()
+    (ours,) = RewardModel.load(s.output).score([("Q", ["an answer"])])
+    assert scorable(ours) == pytest.approx([theirs], abs=1e-4)

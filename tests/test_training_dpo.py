@@ -1,6 +1,7 @@
 """prefpipe.training.dpo: the same numbers as trl.DPOTrainer's, whatever the layout and batches."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from prefpipe.models.sharing import shares
 from prefpipe.training.dpo import PrefixSharedDPOTrainer, ReferenceCache
 from prefpipe.training.tokenized_pairs import to_dataset
 from prefpipe.training.trainer import NotFiniteError
-from tests.training_models import pairs, qwen2, tokenizer
+from tests.training_models import VOCABULARY, pairs, qwen2, tokenizer
 
 SIZES = [5, 1, 3, 2, 4, 1]  # pairs of each prompt: 16 in all
 LOSSES = {
@@ -341,3 +342,55 @@ def test_evaluation_weighs_pairs_equally_too(tmp_path):
     ):
         assert in_parts[name] == pytest.approx(at_once[name], abs=1e-4)
     assert in_parts["eval_rewards/margins"] != 0
+
+
+def first_loss(tmp_path, model, data, **options) -> float:
+    trainer = PrefixSharedDPOTrainer(
+        model, config(tmp_path, max_steps=1, logging_steps=1), data, processing_class=tokenizer(),
+        **options,
+    )  # fmt: skip
+    trainer.train()
+    return next(row["loss"] for row in trainer.state.log_history if "loss" in row)
+
+
+def opt():
+    """Its dropout is a function's argument, no module."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=VOCABULARY, hidden_size=32, ffn_dim=32, num_hidden_layers=1, dropout=0.5,
+            num_attention_heads=2, word_embed_proj_dim=32, max_position_embeddings=128, init_std=0.3,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sharing", [True, False])
+@pytest.mark.parametrize("model", [lambda: qwen2(attention_dropout=0.5), opt], ids=["qwen2", "opt"])
+def test_no_dropout_of_the_base_makes_the_policy_differ_from_its_reference(
+    tmp_path, model, sharing
+):
+    loss = first_loss(tmp_path, model(), to_dataset(pairs([3, 2])), prefix_sharing=sharing)
+    assert loss == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_the_same_weights_under_another_configuration_have_a_reference_of_their_own(tmp_path):
+    data = to_dataset(pairs([3, 2]))
+    for theta in (10000.0, 100.0):
+        rope = {"rope_type": "default", "rope_theta": theta}
+        loss = first_loss(
+            tmp_path, qwen2(rope_parameters=rope), data, reference_cache=tmp_path / "cache"
+        )
+        assert loss == pytest.approx(math.log(2), abs=1e-4)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_damaged_cache_is_named(tmp_path):
+    cache = ReferenceCache(tmp_path, "model a")
+    cache.add([(cache.key([1, 2], [3]), -0.5)])
+    (path,) = tmp_path.iterdir()
+    for damage in ("nonsense\n", "[1]\n", '["a", "b"]\n'):
+        path.write_text(damage)
+        with pytest.raises(SystemExit, match=r"damaged; delete it"):
+            ReferenceCache(tmp_path, "model a")

@@ -121,8 +121,8 @@ class PairwiseModel:
         if mean > MOST_OUTSIDE and not self.is_trusted:
             raise SystemExit(
                 f"{self.tokenizer.name_or_path}: {mean:.0%} of its probability is on neither A nor B (at "
-                f"most {MOST_OUTSIDE:.0%} may be): it was not trained to compare two responses in this "
-                "format; take a pairwise model, or train one with train_pairwise_model.py"
+                f"most {MOST_OUTSIDE:.0%} may be): it is no pairwise model of this format; take one, or "
+                "train one with train_pairwise_model.py"
             )
 
     def _preferred(self, given: tuple[float, float], swapped: tuple[float, float]) -> Preferred:

@@ -65,8 +65,12 @@ def pairwise_matches(
     contests: Contests,
     matches: Sequence[Match],
     cache: "PrefixCache | None" = None,
+    outside: dict[str, list[float]] | None = None,
 ) -> list[Outcome]:
-    """The model's P(first is better); the matches of one prompt are computed behind one copy of it."""
+    """The model's P(first is better); the matches of one prompt are computed behind one copy of it.
+
+    outside: gets the probabilities on neither A nor B, by the prompt's id.
+    """
     by_id: dict[str, list[Match]] = {}
     for match in matches:
         by_id.setdefault(match.id, []).append(match)
@@ -78,6 +82,8 @@ def pairwise_matches(
     for (id, members), compared in zip(by_id.items(), model.compare(questions, cache), strict=True):
         if isinstance(compared, list):
             outcomes |= {match: one.p for match, one in zip(members, compared, strict=True)}
+            if outside is not None:
+                outside.setdefault(id, []).extend(one.outside for one in compared)
         else:
             outcomes |= dict.fromkeys(members, compared.reject(id))
     return [outcomes[match] for match in matches]

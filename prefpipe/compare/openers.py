@@ -5,6 +5,7 @@ open_pairwise load a model, which is slow: call them once there is work to do.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -112,13 +113,21 @@ def by_pairwise(
     """
     from prefpipe.models.trees import in_batches
 
-    if kind != "knockout" or all(len(contest.entrants) == 2 for contest in contests.values()):
-        return hold(contests, partial(matches.pairwise_matches, model), kind, seed=seed)
+    outside: dict[str, list[float]] = {}
+    play = partial(matches.pairwise_matches, model, outside=outside)
     standings: Standings = {}
-    for ids in in_batches(contests, model.max_batch_tokens, lambda id, _: _tokens(contests[id])):
-        play = partial(matches.pairwise_matches, model, cache=model.new_cache())
-        standings |= hold({id: contests[id] for id in ids}, play, kind, seed=seed)
-    return standings
+    if kind != "knockout" or all(len(contest.entrants) == 2 for contest in contests.values()):
+        standings = hold(contests, play, kind, seed=seed)
+    else:
+        most = model.max_batch_tokens
+        for ids in in_batches(contests, most, lambda id, _: _tokens(contests[id])):
+            cached = partial(play, cache=model.new_cache())
+            standings |= hold({id: contests[id] for id in ids}, cached, kind, seed=seed)
+    means = {id: sum(values) / len(values) for id, values in outside.items()}
+    return {
+        id: replace(one, outside=means.get(id)) if isinstance(one, Standing) else one
+        for id, one in standings.items()
+    }
 
 
 def _tokens(contest: Contest) -> int:

@@ -32,6 +32,7 @@ def to_ranking(row: Responses, standing: Standing, by: By, how: Tournament | Non
         cycle=standing.cycle,
         best_is_right=None if row.right is None else row.right[order[0]],
         right_share=None if row.right is None else sum(row.right) / len(row.right),
+        outside=standing.outside,
     )
 
 
@@ -48,12 +49,15 @@ class Totals:
     best_is_right: int = 0
     right_shares: float = 0.0
     """Their sum: what a random pick would score."""
+    outside: float = 0.0
+    """Sum over the prompts of a pairwise model's probability on neither A nor B."""
 
     def add(self, ranking: Ranking) -> None:
         self.prompts += 1
         self.comparisons += len(ranking.comparisons)
         self.undecided += sum(match["p"] in (None, 0.5) for match in ranking.comparisons)
         self.cycles += ranking.cycle is not None
+        self.outside += ranking.outside or 0.0
         if ranking.best_is_right is not None and ranking.right_share is not None:
             self.known += 1
             self.best_is_right += ranking.best_is_right
@@ -65,6 +69,8 @@ class Totals:
             "undecided_comparisons": self.undecided,
             "prompts_with_a_circle": self.cycles,
         }
+        if self.outside:
+            counts["outside_mean"] = self.outside / self.prompts
         if self.known:
             counts["best_is_right"] = self.best_is_right / self.known
             counts["random_is_right"] = self.right_shares / self.known
@@ -77,6 +83,9 @@ class Totals:
                 f"{self.comparisons} comparisons, {self.undecided} undecided; responses that beat "
                 f"each other in a circle: {self.cycles} of {self.prompts} prompts"
             )
+        if self.outside:
+            share = self.outside / self.prompts
+            lines.append(f"probability on neither A nor B: {share:.2%} on average")
         if self.known:
             best, random = self.best_is_right / self.known, self.right_shares / self.known
             lines.append(

@@ -55,6 +55,8 @@ class Standing:
     the score where a model gives one; None: of a knockout."""
     cycle: list[int] | None = None
     """Round-robin: a beats b, b beats c, ..., the last beats a; None: there is no circle."""
+    outside: float | None = None
+    """See rows.Ranking."""
 
     def lead(self, a: int, b: int) -> float | None:
         """Log-odds that a is better than b; None: they did not meet, or it could not be told."""

@@ -57,7 +57,7 @@ def _words(error: Exception, source: str) -> str:
         return f"a file of weights is damaged or cut: {first[:_MOST]}"
     if kind in ("OSError", "ValueError", "ImportError"):
         return first[:_MOST]
-    return f"a file of it cannot be read: {kind}: {first[:_MOST]}"
+    return f"a file of it cannot be read: {kind}: {' '.join(lines)[:_MOST]}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -113,6 +113,11 @@ def _difference(model: PreTrainedModel, tokens: int) -> float:
         for text, row in zip(texts, found.float(), strict=True):
             alone = body(input_ids=torch.tensor([text], device=model.device), use_cache=False)
             want = (alone.logits if has_head else alone.last_hidden_state)[0, -1].float()
+            if not want.isfinite().all():
+                raise SystemExit(
+                    f"model {model.name_or_path}: what it computes of a text is no number (NaN): its "
+                    "config.json does not fit its weights, or these are damaged"
+                )
             off.append(float((row - want).norm() / want.norm()))
     finally:
         forget(body)

@@ -72,7 +72,8 @@ def save_and_reload(
     Raises RuntimeError where a score differs by more than rounding (TOLERANCE).
     """
     tokenizer = trainer.processing_class
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    # without autocast, in which bfloat16 training runs it: what is saved are the weights themselves
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     is_quantized = bool(getattr(model, "is_loaded_in_4bit", False))
     if merge and is_quantized:
         # The adapter is added to the full-precision base: 4-bit weights would be rounded again.
