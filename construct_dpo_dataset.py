@@ -17,6 +17,7 @@ from pathlib import Path
 import config
 from prefpipe import files, judgment_pairs
 from prefpipe.files import DataError
+from prefpipe.publish.cards import write_data_card
 from prefpipe.ranges import NotNegative
 from prefpipe.rows import CleanJudgment, Item, JudgmentPair, Variant
 from prefpipe.settings import Stage
@@ -44,7 +45,9 @@ def main(s: Settings) -> None:
     sources = [s.input / f"{variant}.jsonl" for variant in VARIANTS]
     outputs = {s.output / f"{split}.parquet": JudgmentPair for split in files.SPLITS}
     types, inputs = Counter[str](), [s.items, *sources]
-    with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
+    with s.open_run(
+        inputs=inputs, outputs=outputs, home=s.output, unit="items", card=write_data_card
+    ) as run:
         if run.finished:
             return
         wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None

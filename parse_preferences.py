@@ -26,6 +26,7 @@ from pydantic import Field, field_validator
 import config
 from prefpipe import draws, files, rated_pairs, ratings
 from prefpipe.files import DataError
+from prefpipe.publish.cards import write_data_card
 from prefpipe.ranges import Positive
 from prefpipe.ratings_report import Report
 from prefpipe.rows import (
@@ -72,7 +73,9 @@ def main(s: Settings) -> None:
     inputs = [s.mix, s.prompts, s.input]
     # A wrong line in a file of this pipeline stops the stage: without it the files no longer fit.
     strict = s.model_copy(update={"strict": True})
-    with strict.open_run(inputs=inputs, outputs={s.output: SyntheticPair}, unit="prompts") as run:
+    with strict.open_run(
+        inputs=inputs, outputs={s.output: SyntheticPair}, unit="prompts", card=write_data_card
+    ) as run:
         if run.finished:
             return
         asked = files.Aligned(s.prompts, AnnotationPrompt)

@@ -17,6 +17,7 @@ from pathlib import Path
 import config
 from prefpipe import files, judge, templates
 from prefpipe.formats.opening import NO_IDS
+from prefpipe.publish.cards import write_data_card
 from prefpipe.rows import Item, Reject
 from prefpipe.settings import PreferenceStage
 from prefpipe.training.preferences import Placed
@@ -45,7 +46,7 @@ def main(s: Settings) -> None:
     paths = {split: s.output / f"{split}.jsonl" for split in files.SPLITS}
     outputs = dict.fromkeys(paths.values(), Item)
     inputs = [*s.raw_files(), *templates.template_files(s.template, "judge")]
-    with s.open_run(inputs=inputs, outputs=outputs, home=s.output) as run:
+    with s.open_run(inputs=inputs, outputs=outputs, home=s.output, card=write_data_card) as run:
         if run.finished:
             return
         ids = files.Places()

@@ -67,7 +67,7 @@ FLOORS = [  # a module imports from its own room and from rooms above it in this
     "rows words ranges reasons draws screen foreign_json rated_pairs thoughts opinions",
     "files languages questions",
     "templates shingles verdicts formats",
-    "near_duplicates",
+    "near_duplicates publish",
     "chat judge judgment_pairs rating_prompts",
     "ratings translations",
     "ratings_report",
