@@ -26,6 +26,8 @@ TITLES = {
 }
 """Row type -> title; templates/data_card.jinja has the words for each."""
 
+MARK = "<!-- prefpipe: the card of "
+
 _SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}
 _OF_STEPS = (
     "model", "judge_model", "embedding_model", "engine", "by", "scorer", "n", "num_candidates", "pairs"
@@ -44,7 +46,7 @@ def write_data_card(run: Run) -> None:
     configs = _configs(run)
     kind = _main_type(run.outputs).__name__
     files = [file["path"] for config in configs for file in config["data_files"]]
-    mark = f"<!-- prefpipe: the card of {', '.join(path.name for path in run.outputs)} -->"
+    its_mark = mark([path.name for path in run.outputs])
     text = load_template("data_card").render(
         kind=kind,
         title=TITLES[kind],
@@ -54,11 +56,11 @@ def write_data_card(run: Run) -> None:
         code=_code(folder, configs),
         limits=_limits(run, kind),
         licence="; ".join(f"{name}: {v}" for name, v in licences(run.facts.settings).items()),
-        mark=mark,
+        mark=its_mark,
         **run_facts(run),
     )
     path = folder / CARD
-    if path.exists() and mark not in path.read_text(encoding="utf-8", errors="replace"):
+    if path.exists() and its_mark not in path.read_text(encoding="utf-8", errors="replace"):
         path = run.meta_path.with_name(run.meta_path.name.replace(".meta.json", f".{CARD}"))
         print(f"{folder / CARD}: is of something else; the card is {path}", file=sys.stderr)
     write_text(path, f"---\n{_front_matter(run, kind, configs)}\n---\n\n{text}")
@@ -157,6 +159,11 @@ def _limits(run: Run, kind: str) -> list[str]:
 
 
 # ---- what the cards of data sets and of models share
+
+
+def mark(names: Iterable[str]) -> str:
+    """A line that nobody sees, by which a card is known as one of ours, and of which files."""
+    return f"{MARK}{', '.join(names)} -->"
 
 
 def name_line(folder: Path, name: str | None = None) -> str:
