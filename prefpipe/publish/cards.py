@@ -6,6 +6,7 @@ the ledger is complete, from what the run itself knows. training/record.py makes
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ TITLES = {
 """Row type -> title; templates/data_card.jinja has the words for each."""
 
 MARK = "<!-- prefpipe: the card of "
+
+NAME_LINE = re.compile(r'^name = ".*"  # this folder, or its name on the hub$', re.MULTILINE)
 
 _SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}
 _OF_STEPS = (
@@ -67,7 +70,7 @@ def write_data_card(run: Run) -> None:
 
 
 def _main_type(outputs: Mapping[Path, type[Row]]) -> type[Row]:
-    """Of several kinds of rows, the preferences are what the card is about."""
+    """What the card is about: of several kinds of rows, the preferences."""
     kinds = list(outputs.values())
     return next((kind for kind in kinds if issubclass(kind, Preference)), kinds[0])
 

@@ -2,6 +2,7 @@
 
 A stage derives its own class from the one that fits:
 
+    Script                    no rows: settings and errors only
     Stage                     seed, limit, overwrite, strict: rows in, rows out
     ServerStage               may ask a server
     ChatStage                 shows a model here its chat template
@@ -23,5 +24,5 @@ from prefpipe.settings.engines import (
     ServerStage,
     local_folders,
 )
-from prefpipe.settings.stage import NoEffectOnRows, Stage
+from prefpipe.settings.stage import NoEffectOnRows, Script, Stage
 from prefpipe.settings.training import PreferenceStage, PreferenceTrainingStage, TrainingStage
