@@ -5,6 +5,7 @@ Reads   data/rag/stdlib.csv              Entry rows: their id and query
 Writes  data/rag/pairwise_prefs.jsonl    RagPair rows, in the order of the table; they are
                                          preferences: preprocess_dataset.py and TRL take them
         data/rag/pairwise_prefs.rejects.jsonl   Reject rows
+        data/rag/README.md              the card: how the rows were made
         data/rag/.pairwise_prefs.partial.*.jsonl   Retrieved and Completion rows: what is
                                          done so far; a stopped run goes on
 

@@ -5,6 +5,7 @@ Reads   data/synthetic/mix.jsonl                  AnnotationMix rows: the respon
         data/synthetic/annotations.jsonl          AnnotationAnswer rows: what the annotator wrote
 Writes  data/synthetic/preferences.jsonl          SyntheticPair rows: Preference rows, with ratings and models
         data/synthetic/preferences.rejects.jsonl  Reject rows: prompts of which no pair could be made
+        data/synthetic/README.md                  the card: how the rows were made
 
     {"id": "p8", "prompt": "2+2?", "responses": ["4", "5"], "models": ["base-t0.5", "base-t1.1"], "on_policy": null, "source": "sums"}
  -> {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": 3.5, "tie": false, "source": "sums", "chosen_model": "base-t0.5", "rejected_model": "base-t1.1", "chosen_rating": 5.0, "rejected_rating": 1.5, "aspects": ["honesty", "truthfulness"], "chosen_ratings": [5.0, 5.0], "rejected_ratings": [2.0, 1.0]}

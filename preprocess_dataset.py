@@ -4,6 +4,7 @@ Reads   embedded/sample/preferences-*.parquet   a published format (--format), b
                                                 Skywork one; or Preference rows
 Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item rows
         data/pairwise_critic_inference2_get_answer/Sky/validation.jsonl  Item rows
+        data/pairwise_critic_inference2_get_answer/Sky/README.md         the card: how the rows were made
         .../preprocess_dataset.rejects.jsonl                             Reject rows: why each was left out
 
     {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}

@@ -3,6 +3,7 @@
 Reads   data/responses.jsonl              Responses rows (any number of responses a prompt)
 Writes  data/ranking/rankings.jsonl       Ranking rows: the order, scores or matches, best and worst
         data/ranking/preferences.jsonl    Preference rows: best against worst
+        data/ranking/README.md            the card: how the rows were made
         data/ranking/rank_responses.rejects.jsonl   Reject rows: what could not be ranked, and why
 
     {"id": "p8", "prompt": "2+2?", "responses": ["5", "4", "4", ""], "right": [false, true, true, false], "source": "sums"}

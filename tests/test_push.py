@@ -1,5 +1,6 @@
 """push.py, hub and uploads: what is uploaded, to whom it is visible, what never is, and a cut connection."""
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -198,7 +199,7 @@ def test_a_run_that_is_not_finished_is_not_published(folder):
         uploads.choose(folder, "me/set")
 
 
-@pytest.mark.parametrize("where", ["jsonl", "escaped", "parquet", "card", "own key", "token"])
+@pytest.mark.parametrize("where", ["jsonl", "escaped", "parquet", "gz", "card", "own key", "token"])
 def test_a_key_in_any_file_stops_it_all_and_is_not_printed(folder, monkeypatch, where):
     secret = KEY
     if where == "jsonl":
@@ -213,6 +214,11 @@ def test_a_key_in_any_file_stops_it_all_and_is_not_printed(folder, monkeypatch, 
             folder / "validation.parquet",
         )
         place = str(folder / "validation.parquet")
+    elif where == "gz":
+        with gzip.open(folder / "train.jsonl.gz", "wt") as file:
+            file.write(json.dumps({"prompt": f"my key: {KEY}"}))
+        (folder / "README.md").write_text(CARD.replace("train.jsonl", "train.jsonl.gz"))
+        place = f"{folder / 'train.jsonl.gz'}:1"
     elif where == "card":
         (folder / "README.md").write_text(CARD + f"made with {KEY}\n")
         place = "README.md"

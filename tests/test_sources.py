@@ -57,6 +57,16 @@ def test_runs_before_are_followed_through_files_and_folders_the_first_one_first(
     assert [run["stage"] for run in runs_before(last)] == ["preprocess_dataset"]
 
 
+def test_a_run_that_wrote_another_file_of_the_folder_is_not_before(tmp_path):
+    mine = write_jsonl(tmp_path / "mine.jsonl", [{}])
+    write_meta(tmp_path / "rank_responses.meta.json", "rank_responses", input="x")
+    assert runs_before({"input": str(mine)}) == []
+    meta = json.loads((tmp_path / "rank_responses.meta.json").read_text())
+    meta["counts"] = {"written": {"mine.jsonl": 3}}
+    (tmp_path / "rank_responses.meta.json").write_text(json.dumps(meta))
+    assert [run["stage"] for run in runs_before({"input": str(mine)})] == ["rank_responses"]
+
+
 def test_a_circle_of_inputs_ends(tmp_path):
     for name, other in (("a", "b"), ("b", "a")):
         write_jsonl(tmp_path / f"{name}.jsonl", [{}])

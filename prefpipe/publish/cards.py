@@ -15,7 +15,7 @@ from typing import Any
 from prefpipe.files import SPLITS, Run, library_versions, read_records, write_text
 from prefpipe.publish.sources import CARD, licences, on_hub, runs_before, shown
 from prefpipe.reasons import REASONS
-from prefpipe.rows import Preference, Row
+from prefpipe.rows import Preference, RagPair, Row
 from prefpipe.templates import load_template
 
 TITLES = {
@@ -146,7 +146,10 @@ def _mixes(path: Path) -> bool:
 
 def _limits(run: Run, kind: str) -> list[str]:
     ties = kind in ("RagPair", "SyntheticPair", "Preference")
-    texts = [path for path, t in run.outputs.items() if issubclass(t, Preference) and _mixes(path)]
+    may = [
+        path for path, t in run.outputs.items() if issubclass(t, Preference) and t is not RagPair
+    ]
+    texts = [path for path in may if _mixes(path)]
     for path in texts:
         print(f"{path}: {_MIXED}; give prompts of one form", file=sys.stderr)
     return [

@@ -61,7 +61,7 @@ def runs_before(settings: Values) -> list[dict[str, Any]]:
                     meta = read_meta(path)
                 except DataError:  # a damaged one says nothing
                     continue
-                if meta and isinstance(meta.get("settings"), dict):
+                if meta and isinstance(meta.get("settings"), dict) and _wrote(meta, name, path):
                     found[path.resolve()] = meta
                     follow(meta["settings"])
                     found[path.resolve()] = found.pop(path.resolve())  # behind those before it
@@ -81,6 +81,13 @@ def _metas(path: Path) -> Iterator[Path]:
             yield from [own] if own.is_file() else sorted(path.parent.glob("*.meta.json"))
     except OSError:  # a text too long for a name
         return
+
+
+def _wrote(meta: Values, name: str, path: Path) -> bool:
+    """Whether the run of this .meta.json wrote what is named: other runs' may stand beside it."""
+    if Path(name).is_dir() or path == Path(name).with_suffix(".meta.json"):
+        return True
+    return Path(name).name in (meta.get("counts") or {}).get("written", {})
 
 
 def licences(settings: Values) -> dict[str, str]:

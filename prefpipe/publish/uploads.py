@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from dotenv import dotenv_values
 
 from prefpipe.files import DataError, read_records
+from prefpipe.files.lines import OPENERS
 from prefpipe.files.meta import read_meta
 from prefpipe.publish.cards import MARK, NAME_LINE, name_line
 from prefpipe.publish.sources import CARD
@@ -34,6 +35,8 @@ _KEY = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
 """What a key looks like, of the hub, OpenAI and its like, GitHub, GitLab, Slack, AWS, Google."""
+_PACKED = (".parquet", ".arrow", *OPENERS)
+"""Files whose bytes do not show their texts."""
 _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 _FEWEST_CHARACTERS = 10  # different ones: sk-xxxxxxxxxxxxxxxxxxxxxxxx is a key's place, and no key
 
@@ -199,7 +202,7 @@ def _texts(name: str, file: Path | bytes) -> Iterator[tuple[str, str]]:
     elif file.suffix == ".safetensors":
         with open(file, "rb") as weights:
             yield str(file), weights.read(min(int.from_bytes(weights.read(8), "little"), 1 << 24)).decode("utf-8", "replace")  # fmt: skip
-    elif file.suffix in (".parquet", ".arrow"):
+    elif file.suffix in _PACKED:
         for place, record in read_records(file):
             yield place, json.dumps(record, ensure_ascii=False, default=str)
     elif file.suffix != ".png":
