@@ -76,6 +76,10 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Any]]] = {
         ({"prompt": ASKED, "chosen": [*CHAT[1:], turn("assistant", GOOD)], "rejected": [*CHAT[1:], turn("assistant", BAD)]},
          pair([*ASKED, *CHAT[1:]])),
         ({"prompt": Q, **TEXTS, "margin": "0.5", "tie": 0}, pair(margin=0.5)),
+        ({"prompt": "Write a dialogue.", "chosen": "Human: Hi\n\nAssistant: Hello", "rejected": BAD},
+         pair("Write a dialogue.", "Human: Hi\n\nAssistant: Hello")),
+        ({"prompt": [turn("user", "Write a dialogue.")], "chosen": "User: Hi\nAssistant: Hello", "rejected": BAD},
+         pair("Write a dialogue.", "User: Hi\nAssistant: Hello")),
         ({"prompt": Q, **TEXTS, "margin": float("nan"), "tie": "1"}, pair(tie=True)),
     ],
     "hh-rlhf": [

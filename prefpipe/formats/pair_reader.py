@@ -34,6 +34,7 @@ from prefpipe.formats.markup import (
 from prefpipe.formats.turns import (
     asked_turns,
     earlier_turns,
+    have_a_question_in_common,
     holds_turns,
     interleaved,
     is_empty,
@@ -249,8 +250,7 @@ class PairReader:
             turns = read_turns(value, name)
         elif markup := markup_of(value):
             turns = split_turns(value, markup, name)
-            asked = [turn["content"] for turn in turns if turn["role"] == "user"]
-            if isinstance(prompt, str) and prompt.strip() not in ("", *asked):
+            if prompt and not have_a_question_in_common(as_turns(prompt), turns):
                 return value  # an answer that happens to be a dialogue
         else:
             return value

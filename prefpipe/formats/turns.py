@@ -262,6 +262,12 @@ def asked_turns(turns: str | list[Message], where: str) -> list[Message]:
     return turns[: users[-1] + 1]
 
 
+def have_a_question_in_common(first: Sequence[Message], second: Sequence[Message]) -> bool:
+    """Whether a turn of the user's stands in both; a prompt without any has nothing to say."""
+    own, other = ({text for role, text in _bare(t) if role == "user"} for t in (first, second))
+    return bool(own & other) or not any(own)
+
+
 def _bare(turns: Sequence[Message]) -> list[tuple[str, str]]:
     return [(turn["role"], turn["content"].strip()) for turn in turns]
 
