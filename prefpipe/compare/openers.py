@@ -99,8 +99,8 @@ def by_judge(
     max_new_tokens: int,
     leave_out_failing: bool = False,
 ) -> Standings:
-    options = {"template": template, "max_new_tokens": max_new_tokens, "seed": seed}
-    options["leave_out_failing"] = leave_out_failing
+    asked = {"template": template, "max_new_tokens": max_new_tokens, "seed": seed}
+    options = asked | {"leave_out_failing": leave_out_failing}
     return hold(contests, partial(matches.judge_matches, engine, **options), kind, seed=seed)
 
 
