@@ -99,9 +99,13 @@ def by_judge(
     max_new_tokens: int,
     leave_out_failing: bool = False,
 ) -> Standings:
-    asked = {"template": template, "max_new_tokens": max_new_tokens, "seed": seed}
-    options = asked | {"leave_out_failing": leave_out_failing}
-    return hold(contests, partial(matches.judge_matches, engine, **options), kind, seed=seed)
+    options = {"template": template, "max_new_tokens": max_new_tokens, "seed": seed}
+    return hold(
+        contests,
+        partial(matches.judge_matches, engine, leave_out_failing=leave_out_failing, **options),
+        kind,
+        seed=seed,
+    )
 
 
 def by_pairwise(
