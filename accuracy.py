@@ -35,12 +35,13 @@ from prefpipe.evaluation.judging import JUDGES, Judge
 from prefpipe.evaluation.tables import tables
 from prefpipe.judge import Showing
 from prefpipe.llm.replies import Replies
+from prefpipe.publish.trackers import report_summary
 from prefpipe.rows import EvaluatedJudgment, PairScore, Reject, ScoredQuestion
-from prefpipe.settings import EngineStage, PairColumns, local_folders
+from prefpipe.settings import EngineStage, PairColumns, ReportingStage, local_folders
 from prefpipe.templates import template_files
 
 
-class Settings(PairColumns, EngineStage, env_prefix="ACCURACY_"):
+class Settings(PairColumns, EngineStage, ReportingStage, env_prefix="ACCURACY_"):
     base: str = config.BASE_MODEL
     """The judge before training: a folder or a hub name."""
     tuned: str = str(config.TUNED_JUDGE)
@@ -94,6 +95,7 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
             report["overlap"] = overlap.overlaps(run, measured, [Path(p) for p in s.trained_on])
         files.write_json(run.temporary(made[0]), report)
         files.write_text(run.temporary(made[1]), tables(report))
+    report_summary(s.report_to, run.stage, s.output, report)
     print(tables(report), end="")
     rows = "judgments.jsonl" if run.written["judgments.jsonl"] else "scores.jsonl"
     print(f"numbers: {made[0]}; a row each: {s.output / rows}")

@@ -5,6 +5,7 @@ Reads   data/rag/stdlib.csv              Entry rows: their id and query
 Writes  data/rag/pairwise_prefs.jsonl    RagPair rows, in the order of the table; they are
                                          preferences: preprocess_dataset.py and TRL take them
         data/rag/pairwise_prefs.rejects.jsonl   Reject rows
+        data/rag/README.md              the card: how the rows were made
         data/rag/.pairwise_prefs.partial.*.jsonl   Retrieved and Completion rows: what is
                                          done so far; a stopped run goes on
 
@@ -28,6 +29,7 @@ import config
 from prefpipe import files, llm, templates
 from prefpipe.judge import Showing
 from prefpipe.llm.replies import Replies
+from prefpipe.publish.cards import write_data_card
 from prefpipe.questions import in_blocks
 from prefpipe.rag import table
 from prefpipe.rag.embedding import Embedder, SentenceEmbedder
@@ -167,7 +169,9 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
     inputs = [s.input, s.store / MANIFEST, *templates.template_files(s.template, "rag")]
     inputs += [] if s.scorer == "heuristic" else templates.template_files(None, "judge")
     inputs += local_folders(s.model, s.judge_model or s.model)
-    with s.open_run(inputs=inputs, outputs={s.output: RagPair}, unit="queries") as run:
+    with s.open_run(
+        inputs=inputs, outputs={s.output: RagPair}, unit="queries", card=write_data_card
+    ) as run:
         if run.finished:
             return
         embedder = embedder or SentenceEmbedder(s.embedding_model)

@@ -4,6 +4,7 @@ Reads   data/judgments/clean/{best_of_n,guide,guide_reverse}.jsonl   CleanJudgme
         data/pairwise_critic_inference2_get_answer/Sky_english/      Item rows
 Writes  data/dpo/train.parquet        JudgmentPair rows
         data/dpo/validation.parquet   JudgmentPair rows; of held-out questions only
+        data/dpo/README.md            the card: how the rows were made
 
     {"id": "p8", "source": "sums", "split": "train", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
  -> {"id": "p8:best_of_n:0", "item_id": "p8", "split": "train", "pair_type": "best_of_n", "better": 2, "prompt": [{"role": "user", "content": "[Question]..."}], "chosen": [{"role": "assistant", "content": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 2}"}], "rejected": [{"role": "assistant", "content": "{\\"reason\\": \\"5 is more.\\", \\"better_answer\\": 1}"}], "chosen_sample": 0, "rejected_sample": 5}
@@ -17,6 +18,7 @@ from pathlib import Path
 import config
 from prefpipe import files, judgment_pairs
 from prefpipe.files import DataError
+from prefpipe.publish.cards import write_data_card
 from prefpipe.ranges import NotNegative
 from prefpipe.rows import CleanJudgment, Item, JudgmentPair, Variant
 from prefpipe.settings import Stage
@@ -44,7 +46,9 @@ def main(s: Settings) -> None:
     sources = [s.input / f"{variant}.jsonl" for variant in VARIANTS]
     outputs = {s.output / f"{split}.parquet": JudgmentPair for split in files.SPLITS}
     types, inputs = Counter[str](), [s.items, *sources]
-    with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
+    with s.open_run(
+        inputs=inputs, outputs=outputs, home=s.output, unit="items", card=write_data_card
+    ) as run:
         if run.finished:
             return
         wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None

@@ -119,10 +119,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     screen.show_table(["tokens", *QUANTILES], rows)
     for pair_type, pairs in summary["samples"].items():
         for pair in pairs:
-            print(f"\n--- {pair_type}: {pair['id']} ({pair['split']}), right: {pair['better']}")
-            print(pair["prompt"][-1]["content"])
-            print(f"chosen:   {answer_of(pair['chosen'])}")
-            print(f"rejected: {answer_of(pair['rejected'])}")
+            shown = f"\n--- {pair_type}: {pair['id']} ({pair['split']}), right: {pair['better']}\n"
+            shown += f"{pair['prompt'][-1]['content']}\nchosen:   {answer_of(pair['chosen'])}\n"
+            print(screen.visible(f"{shown}rejected: {answer_of(pair['rejected'])}"))
     print(f"\nproblems: {summary['problems'] or 'none'}")
 
 

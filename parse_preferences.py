@@ -5,6 +5,7 @@ Reads   data/synthetic/mix.jsonl                  AnnotationMix rows: the respon
         data/synthetic/annotations.jsonl          AnnotationAnswer rows: what the annotator wrote
 Writes  data/synthetic/preferences.jsonl          SyntheticPair rows: Preference rows, with ratings and models
         data/synthetic/preferences.rejects.jsonl  Reject rows: prompts of which no pair could be made
+        data/synthetic/README.md                  the card: how the rows were made
 
     {"id": "p8", "prompt": "2+2?", "responses": ["4", "5"], "models": ["base-t0.5", "base-t1.1"], "on_policy": null, "source": "sums"}
  -> {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": 3.5, "tie": false, "source": "sums", "chosen_model": "base-t0.5", "rejected_model": "base-t1.1", "chosen_rating": 5.0, "rejected_rating": 1.5, "aspects": ["honesty", "truthfulness"], "chosen_ratings": [5.0, 5.0], "rejected_ratings": [2.0, 1.0]}
@@ -26,6 +27,7 @@ from pydantic import Field, field_validator
 import config
 from prefpipe import draws, files, rated_pairs, ratings
 from prefpipe.files import DataError
+from prefpipe.publish.cards import write_data_card
 from prefpipe.ranges import Positive
 from prefpipe.ratings_report import Report
 from prefpipe.rows import (
@@ -72,7 +74,9 @@ def main(s: Settings) -> None:
     inputs = [s.mix, s.prompts, s.input]
     # A wrong line in a file of this pipeline stops the stage: without it the files no longer fit.
     strict = s.model_copy(update={"strict": True})
-    with strict.open_run(inputs=inputs, outputs={s.output: SyntheticPair}, unit="prompts") as run:
+    with strict.open_run(
+        inputs=inputs, outputs={s.output: SyntheticPair}, unit="prompts", card=write_data_card
+    ) as run:
         if run.finished:
             return
         asked = files.Aligned(s.prompts, AnnotationPrompt)

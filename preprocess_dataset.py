@@ -4,6 +4,7 @@ Reads   embedded/sample/preferences-*.parquet   Preference rows, or a published 
                                                 which is recognised (--format names one)
 Writes  data/pairwise_critic_inference2_get_answer/Sky/train.jsonl       Item rows
         data/pairwise_critic_inference2_get_answer/Sky/validation.jsonl  Item rows
+        data/pairwise_critic_inference2_get_answer/Sky/README.md         the card: how the rows were made
         .../preprocess_dataset.rejects.jsonl                             Reject rows: why each was left out
 
     {"id": "p8", "prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": null, "tie": false, "source": "sums"}
@@ -17,6 +18,7 @@ from pathlib import Path
 import config
 from prefpipe import files, judge, templates
 from prefpipe.formats.opening import NO_IDS
+from prefpipe.publish.cards import write_data_card
 from prefpipe.rows import Item, Reject
 from prefpipe.settings import PreferenceStage
 from prefpipe.training.preferences import Placed
@@ -45,7 +47,7 @@ def main(s: Settings) -> None:
     paths = {split: s.output / f"{split}.jsonl" for split in files.SPLITS}
     outputs = dict.fromkeys(paths.values(), Item)
     inputs = [*s.raw_files(), *templates.template_files(s.template, "judge")]
-    with s.open_run(inputs=inputs, outputs=outputs, home=s.output) as run:
+    with s.open_run(inputs=inputs, outputs=outputs, home=s.output, card=write_data_card) as run:
         if run.finished:
             return
         ids = files.Places()

@@ -3,6 +3,7 @@
 Reads   data/responses.jsonl              Responses rows (any number of responses a prompt)
 Writes  data/ranking/rankings.jsonl       Ranking rows: the order, scores or matches, best and worst
         data/ranking/preferences.jsonl    Preference rows: best against worst
+        data/ranking/README.md            the card: how the rows were made
         data/ranking/rank_responses.rejects.jsonl   Reject rows: what could not be ranked, and why
 
     {"id": "p8", "prompt": "2+2?", "responses": ["5", "4", "4", ""], "right": [false, true, true, false], "source": "sums"}
@@ -26,6 +27,7 @@ from prefpipe.compare.matches import Contest
 from prefpipe.compare.rankings import By, Totals, to_ranking
 from prefpipe.compare.tournament import Tournament, competitors
 from prefpipe.formats import prompts
+from prefpipe.publish.cards import write_data_card
 from prefpipe.ranges import Positive
 from prefpipe.rows import Message, Preference, Ranking, Reject, Responses, as_turns
 from prefpipe.screen import progress
@@ -68,7 +70,9 @@ def main(
     shown = template_files(s.template, "judge") if s.by == "judge" else []
     inputs = [s.input, *local_folders(model), *shown]
     outputs = {rankings: Ranking, preferences: Preference}
-    with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="prompts") as run:
+    with s.open_run(
+        inputs=inputs, outputs=outputs, home=s.output, unit="prompts", card=write_data_card
+    ) as run:
         if run.finished:
             return
         os.environ["TOKENIZERS_PARALLELISM"] = "false"

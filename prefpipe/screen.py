@@ -26,6 +26,12 @@ def quiet_libraries() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
+def visible(text: str) -> str:
+    """The text of a file or a server as a terminal may show it: what would be orders to the terminal
+    (colours, titles, the other way of writing) is a blank."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
 _WIDE = 500
 """Columns of a page that is no terminal: nothing is wrapped."""
 
@@ -42,7 +48,9 @@ def table_text(header: Sequence[str], rows: Iterable[Sequence[str]], *, plain: b
     for name in header:
         made.add_column(text.Text(name))
     for row in rows:
-        made.add_row(*map(text.Text, row))  # as Text, since brackets in data are no markup
+        made.add_row(
+            *(text.Text(visible(cell)) for cell in row)
+        )  # as Text, since brackets in data are no markup
     page = StringIO()
     width = _WIDE if plain else None
     console = Console(file=page, width=width, force_terminal=not plain, no_color=plain)

@@ -81,7 +81,8 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         if len(numbers) < 2 or operator == "**":
             if operator == "%" or any(abs(v) > _LARGEST for v in numbers):
                 raise TemplateError(f"has {operator} of a text, or of a number over {_LARGEST:,}")
-            _check_length(sum(len(v) for v in (left, right) if hasattr(v, "__len__")))
+            lengths = [len(v) for v in (left, right) if hasattr(v, "__len__")]
+            _check_length(sum(lengths) * int(max(1, *map(abs, numbers), 1)))
         return super().call_binop(context, operator, left, right)
 
     def compiled(self, tree: jinja2.nodes.Template) -> jinja2.Template:

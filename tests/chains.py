@@ -10,7 +10,7 @@ whole process group) at moments drawn by the seed, and started again until it co
 
 Compared is every file: rows of JSONL and Parquet, of a .meta.json its counts, of all other files the
 bytes. Left out are hidden files (logs, locks) and what no two runs share: checkpoints' optimizer
-states, pictures, cards with timings.
+states, pictures, cards, which name their folder.
 """
 
 import argparse
@@ -69,6 +69,7 @@ def files_of(folder: Path) -> dict[str, Path]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and path.suffix not in LEFT_OUT
+        and path.name != "README.md"
         and not any(part.startswith(".") or part == "checkpoints" for part in path.parts)
     }
 

@@ -287,6 +287,7 @@ def test_items_of_another_template_need_it_named(s, engines, tmp_path):
     [
         (["llmbra=x"], "--benchmark llmbra=x: wanted name=path, name a format; near: llmbar"),
         (["llmbar"], "--benchmark llmbar: wanted name=path"),
+        (["messages=x"], "--benchmark messages=x: wanted name=path"),
         (["llmbar=a", "llmbar=b"], "--benchmark llmbar=b: llmbar is given twice"),
     ],
 )

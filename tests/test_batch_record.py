@@ -31,6 +31,26 @@ def test_a_line_of_the_record_that_a_kill_has_cut_is_dropped_and_a_wrong_one_is_
             list(engine(server).generate(map(request, range(3))))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"null", b"3", b'"x"', b"[]", b"{}", b"hello", b'{"a":"\xe4"}', b"[" * 100_000,
+        b'{"event": "zz", "batch": 1}', b'{"event": "created"}', b'{"event": "created", "batch": 9}',
+        b'{"event": "created", "batch": {}}', b'{"event": "created", "batch": 1, "status": []}',
+        b'{"event": "ended", "batch": 1, "done": "3"}', b'{"event": "ended", "batch": 1, "errors": 1}',
+    ],
+    ids=lambda line: line[:40].decode("latin-1"),
+)  # fmt: skip
+def test_a_line_that_is_none_of_a_record_is_named_whatever_it_is(line):
+    with Server(numbered) as server:
+        engine(server).submit([request()])
+    record = Path("batches") / RECORD
+    whole = record.read_bytes()
+    record.write_bytes(whole + line + b"\n")
+    with pytest.raises(DataError, match=r"batches.jsonl:3: no line of a batch record"):
+        engine(None).status()
+
+
 def test_a_missing_file_of_requests_is_told():
     with Server(numbered) as server:
         engine(server).submit([request()])

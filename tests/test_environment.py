@@ -78,6 +78,16 @@ def test_a_proxy_that_cannot_be_used_is_named_and_no_proxy_helps(monkeypatch, pr
     assert route_to("http://10.0.0.1:80/v1").proxy is None
 
 
+@pytest.mark.parametrize("hosts", ["::1", "a, [::1]", "*"])
+def test_an_ipv6_address_needs_no_proxy_where_no_proxy_says_so(monkeypatch, hosts):
+    monkeypatch.setenv("HTTP_PROXY", "http://h:9")
+    monkeypatch.setenv("NO_PROXY", "::2")
+    assert route_to("http://[::1]:8000/v1").proxy
+    route_to.cache_clear()
+    monkeypatch.setenv("NO_PROXY", hosts)
+    assert route_to("http://[::1]:8000/v1").proxy is None
+
+
 def test_a_proxy_is_part_of_the_name_and_its_password_is_not(monkeypatch):
     monkeypatch.setenv("http_proxy", "me:HUSH@h:9")
     route = route_to("http://10.0.0.1/v1")

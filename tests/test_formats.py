@@ -137,6 +137,7 @@ def test_the_empty_fields_and_words_of_a_csv_row_are_what_they_mean():
         (sky, PLAIN | {"prompt": 4}, "prompt: found int, wanted text or a list of turns"),
         (sky, PLAIN | {"prompt": []}, "prompt: found null"),
         (sky, PLAIN | {"tie": 2}, "tie: found '2', wanted true or false"),
+        (sky, PLAIN | {"tie": float("inf")}, "tie: found 'inf', wanted true or false"),
         (sky, PLAIN | {"tie": "perhaps"}, "tie: found 'perhaps', wanted true or false"),
         (sky, PLAIN | {"margin": -1}, "margin: found '-1', wanted a number >= 0"),
         (sky, PLAIN | {"margin": float("inf")}, "margin: found 'inf', wanted a number >= 0"),

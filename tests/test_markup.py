@@ -11,6 +11,9 @@ TURNS = [("user", "I own a horse."), ("assistant", "What is it called?"), ("user
 SYSTEM = ("system", "Be brief.")
 TEXTS = {
     "human": "\n\nHuman: I own a horse.\n\nAssistant: What is it called?\n\nHuman: Guess.\n\nAssistant:",
+    "human_lines": "Human: I own a horse.\nAssistant: What is it called?\nHuman: Guess.\nAssistant:",
+    "user": "User: I own a horse.\n\nAssistant: What is it called?\n\nUser: Guess.\n\nAssistant:",
+    "user_lines": "User: I own a horse.\nAssistant: What is it called?\nUser: Guess.\nAssistant:",
     "hashes": "### Human: I own a horse.### Assistant: What is it called?### Human: Guess.",
     "chatml": "<|im_start|>user\nI own a horse.<|im_end|>\n<|im_start|>assistant\nWhat is it called?"
     "<|im_end|>\n<|im_start|>user\nGuess.<|im_end|>\n<|im_start|>assistant\n",

@@ -31,9 +31,10 @@ MATCH = Match("q", 0, 1)
 def judge_matches(tmp_path):
     """The matches of a scripted judge, in a run of their own."""
 
-    def made(judge: AnswerJudge) -> JudgeMatches:
-        facts = StageFacts("test", {}, {}, limit=None, overwrite=False, strict=False)
-        run = Run(facts, inputs=[], outputs={tmp_path / "out.jsonl": Reject})
+    def made(judge: AnswerJudge, **changes) -> JudgeMatches:
+        facts = StageFacts("test", {}, {}, limit=None, overwrite=False, strict=False, **changes)
+        output = tmp_path / f"out{len(list(tmp_path.iterdir()))}.jsonl"
+        run = Run(facts, inputs=[], outputs={output: Reject})
         return JudgeMatches(run, lambda: judge, template=None, max_new_tokens=9, seed=0)
 
     return made
@@ -63,12 +64,14 @@ def test_a_judge_that_cannot_take_one_order_gives_no_outcome(judge_matches):
     assert judge_matches(judge)(CONTESTS, [MATCH]) == [reject]
 
 
-def test_a_server_s_failure_stops_the_run(judge_matches):
+def test_a_server_s_failure_stops_the_run_or_leaves_the_prompt_out(judge_matches):
     judge = AnswerJudge(lambda first, second: llm.Failure("", "timeout", "600 s"))
     with pytest.raises(
-        SystemExit, match=r"did not pass .*timeout, 600 s.*the same command asks for these again"
+        SystemExit, match=r"did not pass \(the first: .*timeout, 600 s\).*--leave-out"
     ):
         judge_matches(judge)(CONTESTS, [MATCH])
+    reject = Reject(id="q", reason="timeout", detail="600 s")
+    assert judge_matches(judge, leave_out_failing=True)(CONTESTS, [MATCH]) == [reject]
 
 
 def test_where_not_one_verdict_can_be_read_there_is_no_standing(judge_matches):

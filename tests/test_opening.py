@@ -4,12 +4,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefpipe.files import DataError
 from prefpipe.formats.opening import HowRead, OpenFile
 from prefpipe.rows import as_turns
+from preprocess_dataset import Settings
 from tests.examples import ROOT, write_jsonl
-from tests.test_presets import ARENA, ASKED, BAD, BOTH, CHAT, GOOD, SYSTEM, Q, pair, turn
+from tests.test_presets import ARENA, ASKED, BAD, BOTH, CHAT, EXPECTED, GOOD, SYSTEM, Q, pair, turn
 
 CASES = Path(os.environ.get("PREFPIPE_FORMAT_CASES", ROOT.parent / "shared/formats/cases"))
 
@@ -64,7 +67,7 @@ def test_a_column_of_the_name_prompt_is_the_prompt_whatever_stands_beside_it(tmp
     """As in the rows of build_pairwise_prefs.py, whose prompt holds more than their question."""
     record = {"prompt": f"Context: ... {Q}", "question": Q, "chosen": GOOD, "rejected": BAD}
     file, ((row,),) = opened(tmp_path, [record])
-    assert row.prompt == record["prompt"] and "question (1 rows" in file.lines()[1]
+    assert row.prompt == record["prompt"] and "question (rows: 1" in file.lines()[1]
 
 
 def test_answers_that_repeat_the_prompt_in_every_row_may_be_meant_either_way(tmp_path):
@@ -73,7 +76,7 @@ def test_answers_that_repeat_the_prompt_in_every_row_may_be_meant_either_way(tmp
     file, rows = opened(tmp_path, [repeated, {"prompt": "Hi", "chosen": GOOD, "rejected": BAD}])
     assert name_of(file) == "skywork" and rows[0][0].chosen == f"{Q}\n{GOOD}"
     assert (
-        "1 rows whose answers both begin with the prompt (--format repeats-prompt"
+        "rows: 1 whose answers both begin with the prompt (--format repeats-prompt"
         in file.lines()[1]
     )
 
@@ -172,7 +175,7 @@ def test_a_column_that_is_not_read_and_changes_the_meaning_is_said_with_its_sett
     }
     file, _ = opened(tmp_path, [record, record | {"tools": None}], HowRead("skywork"))
     assert file.lines()[1].endswith(
-        "not read: magnitude (2 rows; --margin-column), tools (1 rows; nothing reads it)"
+        "not read: magnitude (rows: 2; --margin-column), tools (rows: 1; nothing reads it)"
     )
 
 
@@ -180,8 +183,19 @@ def test_scores_that_contradict_chosen_are_counted(tmp_path):
     rows = [{**BOTH, "score_chosen": a, "score_rejected": 5} for a in (7, 3, 5, 4)]
     file, _ = opened(tmp_path, rows)
     contradiction, counts = file.lines()[1:]
-    assert "2 rows whose scores contradict chosen (score_chosen < score_rejected)" in contradiction
-    assert counts.endswith("1 rows with a margin, 1 ties")
+    assert (
+        "rows: 2 whose scores contradict chosen (score_chosen and score_rejected; first 3 and 5)"
+        in contradiction
+    )
+    assert counts.endswith("rows: 1 with a margin, 1 that are ties")
+
+
+def test_without_margins_scores_say_only_who_won(tmp_path):
+    how = Settings(margin_column=None).how_read()
+    for record in ({**BOTH, "score_chosen": 7, "score_rejected": 5},
+                   {"prompt": Q, "response_1": GOOD, "response_2": BAD, "preference_strength": -2}):  # fmt: skip
+        _, ((row,),) = opened(tmp_path, [record], how)
+        assert shape(row) == pair()
 
 
 def test_a_picture_beside_the_text_is_no_text(tmp_path):
@@ -215,6 +229,8 @@ def test_a_label_that_is_missing_has_a_reason(tmp_path):
         ({"prompt": Q}, Q),
         ({"text": Q, "id": "a"}, Q),
         ({"prompt": ASKED}, ASKED),
+        ({"id": 1, "prompt": f'["{Q}"]', "response_a": '["a"]', "response_b": '["b"]'}, Q),
+        ({"prompt": [Q]}, Q),
         ({"prompt": Q, "text": f"{Q}{GOOD}"}, Q),
         ({"messages": [SYSTEM, *BOTH["chosen"]]}, [SYSTEM, *ASKED]),
         ({"prompt": Q, "prompt_id": "x", "messages": [SYSTEM, *BOTH["chosen"]]}, [SYSTEM, *ASKED]),
@@ -259,10 +275,20 @@ def test_a_text_beside_other_columns_is_no_prompt_unless_named(tmp_path, record)
     assert file.reader.prompt(found).prompt == record["text"]
 
 
+def test_several_texts_are_no_prompt(tmp_path):
+    """As lmarena's test set has them, without a winner: the answers between them are not known."""
+    rows = [{"prompt": '["Why?", "How?"]'}, {"prompt": ["Why?", "How?"]}]
+    path = write_jsonl(tmp_path / "x.jsonl", rows)
+    file = OpenFile(str(path), HowRead("prompt", prompts=True), None)
+    for _, record in file.records():
+        with pytest.raises(ValueError, match="prompt: found 2 texts, wanted one, or turns"):
+            file.reader.prompt(record)
+
+
 def test_a_margin_in_words_is_not_read_and_that_is_said(tmp_path):
     record = {"prompt": Q, "chosen": GOOD, "rejected": BAD, "margin": "much better"}
     file, ((row,),) = opened(tmp_path, [record])
-    assert row.margin is None and "not read: margin (1 rows; --margin-column)" in file.lines()[1]
+    assert row.margin is None and "not read: margin (rows: 1; --margin-column)" in file.lines()[1]
     _, (error,) = opened(tmp_path, [record], HowRead("skywork"))
     assert "margin: found 'much better', wanted a number >= 0" in str(error)
 
@@ -275,7 +301,7 @@ AUTO_READ = {
     "arena_100k.parquet": ("arena", 3, 2, 0),
     "argilla_dpo_mix_7k.parquet": ("distilabel", 6, 0, 0),
     "argilla_intel_orca.parquet": ("intel-orca", 5, 0, 0),
-    "argilla_math_preference.parquet": ("argilla-math", 5, 0, 0),
+    "argilla_math_preference.parquet": ("argilla-responses", 5, 0, 0),
     "autoj_pairwise.jsonl": ("autoj", 4, 1, 0),
     "axolotl_field_messages.jsonl": ("messages-ranking", 6, 0, 0),
     "chatml_text.jsonl": ("skywork", 5, 0, 0),
@@ -396,3 +422,31 @@ def test_lists_of_answers_and_scores_must_be_of_one_length(tmp_path):
     assert str(error) == "generations: found 3 answers and 2 scores"
     _, ((row,),) = opened(tmp_path, [{**record, "ratings": [5, None, 1]}])
     assert (row.chosen, row.rejected) == (GOOD, "x")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "x", "[1", "{'a'", "[]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "text", "x"]), inner),
+    max_leaves=5,
+)  # fmt: skip
+ROWS = [record for rows in EXPECTED.values() for record, _ in rows]
+COLUMNS = sorted({column for record in ROWS for column in record} | {"messages", "text", "images"})
+
+
+@settings(max_examples=150)
+@given(
+    st.sampled_from(ROWS),
+    st.dictionaries(st.sampled_from(COLUMNS), JSON, max_size=3),
+    st.booleans(),
+)
+def test_whatever_stands_in_the_columns_it_is_read_or_a_sentence_says_why_not(
+    base, changes, prompts
+):
+    how, record = HowRead(prompts=prompts), {**base, **changes}
+    try:
+        form = how.choose("x.jsonl", [record]).form
+        reader = how.reader(form)
+        reader.prompt(record) if prompts else reader.read(record)
+    except ValueError as error:  # a DataError is one
+        assert 0 < len(str(error)) < 300 and "\n" not in str(error)
+        how.hint(record)

@@ -1,12 +1,14 @@
 """prefpipe.formats.presets: each published set by an invented row in its schema; what it is read as, by hand."""
 
+import csv
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
 from prefpipe.formats import FORMATS, presets
-from prefpipe.formats.opening import HowRead
+from prefpipe.formats.opening import HowRead, OpenFile
 from prefpipe.rows import as_turns
 from tests.examples import ROOT
 
@@ -69,6 +71,10 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Any]]] = {
         ({"system": "Be brief.", "prompt": Q, **TEXTS}, pair([SYSTEM, *ASKED])),
         ({"system": "Be brief.", **BOTH}, pair([SYSTEM, *ASKED])),
         ({"system": "", "prompt": Q, **TEXTS}, pair()),
+        ({"system": " \n", **BOTH}, pair()),
+        ({"chosen": [turn("system", ""), *BOTH["chosen"]], "rejected": [turn("system", ""), *BOTH["rejected"]]}, pair()),
+        ({"prompt": ASKED, "chosen": [*CHAT[1:], turn("assistant", GOOD)], "rejected": [*CHAT[1:], turn("assistant", BAD)]},
+         pair([*ASKED, *CHAT[1:]])),
         ({"prompt": Q, **TEXTS, "margin": "0.5", "tie": 0}, pair(margin=0.5)),
         ({"prompt": Q, **TEXTS, "margin": float("nan"), "tie": "1"}, pair(tie=True)),
     ],
@@ -115,9 +121,12 @@ EXPECTED: dict[str, list[tuple[dict[str, Any], Any]]] = {
         ({"prompt": Q, "initial_reason_steps": "Step 1: count. Step 2: ", **TEXTS, "full_chosen": "..."},
          pair(f"{Q}\nStep 1: count. Step 2: ")),
     ],
-    "argilla-math": [
+    "argilla-responses": [
         ({"instruction": Q, "chosen_response": GOOD, "rejected_response": BAD, "chosen_rating": 10,
           "rejected_rating": 7}, pair(margin=3.0)),
+        ({"source": "x", "instruction": Q, "chosen_response": GOOD, "rejected_response": BAD,
+          "chosen_avg_rating": 4.75, "rejected_avg_rating": 4.0}, pair(margin=0.75)),
+        ({"instruction": Q, "chosen_response": GOOD, "rejected_response": BAD}, pair()),
     ],
     "alpaca-ranking": [
         ({"instruction": "Translate.", "input": "hay", **TEXTS}, pair("Translate.\nhay")),
@@ -324,3 +333,29 @@ def test_every_preset_says_what_it_is():
 def test_the_readme_has_the_table_of_formats():
     table = presets.table(FORMATS)
     assert table in (ROOT / "README.md").read_text(encoding="utf-8"), "python -m prefpipe.formats"
+
+
+@pytest.mark.parametrize("dump", [json.dumps, str], ids=["json", "python"])
+@pytest.mark.parametrize(
+    "name", sorted(set(EXPECTED) - {"tulu3", "trl-implicit", "repeats-prompt"})
+)
+def test_a_csv_file_of_a_set_means_the_same(name, dump, tmp_path):
+    """Numbers and booleans are texts there, nothing is "", and turns are JSON, or Python as pandas writes it."""
+
+    def cell(value: Any) -> str:
+        if value is None or value != value:
+            return ""
+        return dump(value) if isinstance(value, list | dict) else str(value)
+
+    for k, (record, wanted) in enumerate(EXPECTED[name]):
+        path = tmp_path / f"{k}.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(record))
+            writer.writeheader()
+            writer.writerow({column: cell(value) for column, value in record.items()})
+        opened = OpenFile(str(path), HowRead(), None)
+        ((_, found),) = opened.records()
+        (row,) = opened.reader.read(found)
+        assert (as_turns(row.prompt), row.chosen, row.rejected, row.tie, row.margin) == wanted, (
+            opened.chosen
+        )

@@ -89,4 +89,4 @@ def test_how_each_file_was_read_is_told(tmp_path, capsys):
     list(read_prompts([path], say=True))
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("x.jsonl: read as messages, by its columns conversations")
-    assert second.endswith("x.jsonl: not read: tools (1 rows; nothing reads it)")
+    assert second.endswith("x.jsonl: not read: tools (rows: 1; nothing reads it)")

@@ -21,6 +21,12 @@ def criteria_file(folder: Path, text: str) -> Path:
     return path
 
 
+def test_a_file_of_another_encoding_is_a_sentence(tmp_path):
+    (tmp_path / "criteria.toml").write_bytes("honesty = 'ä'".encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"criteria\.toml: byte 11 is not UTF-8"):
+        read_criteria(tmp_path / "criteria.toml")
+
+
 def test_the_aspects_are_all_of_the_file_in_its_order():
     assert list(read_criteria(TEMPLATES / "criteria.toml")) == ASPECTS
 

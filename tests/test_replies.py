@@ -12,11 +12,12 @@ from prefpipe.llm import MANY, Completion, Failure, Request
 from prefpipe.llm.replies import Replies
 from prefpipe.llm.scripted import ScriptedEngine
 from prefpipe.rows import Reject, Row
-from prefpipe.settings import Stage
+from prefpipe.settings import NoEffectOnRows, Stage
 
 
 class Settings(Stage, env_prefix="TEST_REPLIES_"):
     output: Path = Path("unused")
+    leave_out_failing: NoEffectOnRows[bool] = False
 
 
 class Text(Row):
@@ -142,6 +143,59 @@ def test_what_the_server_failed_stops_the_run_and_the_others_are_kept(output):
     with a_run(output) as run:
         # failures are asked for again: the server, or the setting at fault, may be another by now
         assert [r.id for r in Replies(run, lambda: asked).unanswered()] == ["1", "2"]
+
+
+def test_the_samples_of_a_request_that_failed_are_kept_and_not_asked_for_again(output):
+    asked = [request("a", (0, 1, 2)), request("b", (0, 1, 2))]
+    given = [
+        Completion(
+            id="a", sample=k, text=f"qa/{k}", finish_reason="stop", prompt_tokens=1, new_tokens=1
+        )
+        for k in (0, 1)
+    ]
+    failure = Failure("a", "server_error", "HTTP 500", tuple(given))
+    stops = pytest.raises(SystemExit, match=r"1 requests did not pass \(the first: a: server_error")
+    with stops, a_run(output) as run:
+        Replies(run, lambda: asked).ask(lambda: Failing([failure]))
+    engine = ScriptedEngine(numbered)
+    with a_run(output) as run:
+        replies = Replies(run, lambda: asked)
+        replies.ask(lambda: engine)
+        assert texts(replies, "a", 3) == ["qa/0", "qa/1", "qa/2"]
+    assert [(r.id, r.samples) for r in engine.asked] == [("a", (2,))]
+
+
+def test_failing_rows_are_left_out_where_that_is_asked_for(output):
+    s = Settings(output=output, leave_out_failing=True)
+    failure = Failure("b", "server_error", "HTTP 500")
+    with s.open_run(inputs=[Path("in.jsonl")], outputs={output: Text}) as run:
+        replies = Replies(run, lambda: [request("a"), request("b")])
+        replies.ask(lambda: Failing([failure]))
+        assert texts(replies, "a") == ["qa/0"]
+        assert replies.of("b") == Reject(id="b", reason="server_error", detail="HTTP 500")
+        for row in run.read(Path("in.jsonl"), Text):
+            run.emit(row)
+
+
+def test_paid_texts_that_are_of_no_use_stop_the_run_and_are_kept_and_free_ones_do_not(output):
+    class Paid(ScriptedEngine):
+        def spent(self) -> str:
+            return ""
+
+    asked = [request(k) for k in range(3 * MANY)]
+    stops = pytest.raises(
+        SystemExit, match=f"not one of the first {MANY} replies can be used.*unusable, so"
+    )
+    with stops, a_run(output) as run:
+        Replies(run, lambda: asked).ask(
+            lambda: Paid(numbered), fault_of=lambda completion: "so it is"
+        )
+    with a_run(output) as run:
+        replies = Replies(run, lambda: asked)
+        assert len(list(replies.unanswered())) == 2 * MANY
+        replies.ask(lambda: Paid(numbered), fault_of=lambda completion: "so it is")  # as told
+        free = Replies(run, lambda: asked, "free")
+        free.ask(lambda: ScriptedEngine(numbered), fault_of=lambda completion: "so it is")
 
 
 def test_two_kinds_of_requests_of_one_stage_have_a_log_each(output):

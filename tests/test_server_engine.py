@@ -719,6 +719,17 @@ def test_where_rows_in_a_row_have_used_up_their_tries_the_next_ones_get_one_unti
     assert len(server.requests) == 20 + 2
 
 
+def test_the_good_choices_beside_one_that_is_bad_each_time_are_given_with_the_failure():
+    def answer(body, sample):
+        return Reply(None) if body.get("n", 1) == 1 or sample == 2 else f"t{sample}"
+
+    with Server(answer) as server:
+        (failure,) = engine(server).generate([request(samples=(0, 1, 2), temperature=1.0)])
+    assert isinstance(failure, Failure) and failure.reason == "garbled_reply"
+    assert [(c.sample, c.text) for c in failure.texts] == [(0, "t0"), (1, "t1")]
+    assert [body.get("n", 1) for body in server.requests] == [3, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     "content",
     [

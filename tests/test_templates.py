@@ -207,6 +207,8 @@ GROWS = [
     "{{ question * 10**9 }}",
     "{{ range(10**9) }}{{ question }}",
     "{{ question ~ question }}",
+    "{{ ('a' * 99999) * 99999 }}",
+    "{{ ([question] * 99999) * 99999 }}",
     "{% set ns = namespace(s=question) %}{% for a in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s }}",
     "{% for a in range(90000) %}{{ question }}{% endfor %}",
     "{{ question.ljust(10**9) }}",

@@ -1,13 +1,34 @@
 """prefpipe.training.record: the card says what was trained on what; a log as a table and a picture."""
 
-import json
+import math
 import re
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from config import BASE_MODEL
+from prefpipe.compare.ab_model import PairwiseModel
+from prefpipe.compare.ab_prompt import PairwiseFormat
+from prefpipe.compare.reward_model import RewardFormat, RewardModel
+from prefpipe.models.classifiers import load_classifier
+from prefpipe.models.loading import load_both
+from prefpipe.training import saving
 from prefpipe.training.record import KINDS, curve_rows, write_card, write_csv, write_curve
+from prefpipe.verdicts import Verdict, parse_verdict
 
+ABOUT = {
+    "seed": "7",
+    "versions": "python 3",
+    "steps": "| step |",
+    "ledger": "3 read",
+    "settings": "{}",
+}
 SETTINGS = {
     "model": "owner/base-1B",
     "method": "lora",
@@ -18,36 +39,93 @@ SETTINGS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_front_matter_is_read_by_the_hub_and_its_text_has_no_gap(tmp_path, kind):
-    write_card(
-        tmp_path,
-        kind,
-        {"pairs": "data/dpo", "train pairs": 46, "left out": "2 too_long, 1 tie"},
-        {"accuracy": 2 / 3},
-        SETTINGS,
-    )
+    data = {"pairs": "data/dpo", "train pairs": 46, "left out": "2 too_long, 1 tie"}
+    write_card(tmp_path, kind, data, {"accuracy": 2 / 3, "ece": math.nan}, SETTINGS, ABOUT)
     card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.to_dict() == {
+    facts = card.data.to_dict()
+    (result,) = facts.pop("model-index")[0]["results"]
+    assert result["metrics"] == [{"type": "accuracy", "value": 0.666667}]
+    assert facts == {
         "base_model": "owner/base-1B",
         "library_name": "peft",
         "pipeline_tag": KINDS[kind].task,
-        "tags": ["trl", KINDS[kind].tag],
+        "tags": ["trl", KINDS[kind].tag, "prefpipe"],
     }
     assert re.match(r"# A .+ on base-1B\n", card.text.lstrip())
     for line in ("- train pairs: 46", "- left out: 2 too_long, 1 tie", "- accuracy: 0.6667"):
         assert f"\n{line}\n" in card.text
-    written = card.text.partition("```json\n")[2].partition("```")[0]
-    assert json.loads(written) == SETTINGS
-    prose = card.text.replace(written, "")
+    assert all(value in card.text for value in ABOUT.values())
+    prose = re.sub(r"```.*?```", "", card.text, flags=re.S)
     assert "{" not in prose and "best checkpoint" in prose
 
 
 def test_a_folder_is_no_base_model_of_the_hub_and_stands_in_the_text(tmp_path):
     settings = SETTINGS | {"model": str(tmp_path), "merge_adapter": True}
-    write_card(tmp_path, "dpo", {"left out": "none"}, {}, settings)
+    write_card(tmp_path, "dpo", {"left out": "none"}, {}, settings, ABOUT)
     card = ModelCard.load(tmp_path / "README.md")
     facts = card.data.to_dict()
     assert "base_model" not in facts and facts["library_name"] == "transformers"
     assert f"- base model: {tmp_path}\n- left out: none\n" in card.text
+
+
+def test_the_licence_is_the_one_that_the_base_models_card_states(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/README.md").write_text("---\nlicense: llama3\n---\n# A model\n")
+    settings = SETTINGS | {"model": str(tmp_path / "base")}
+    write_card(tmp_path, "reward", {}, {}, settings, ABOUT)
+    assert ModelCard.load(tmp_path / "README.md").data.to_dict()["license"] == "llama3"
+
+
+def printed_by_the_code(card: Path, capsys) -> str:
+    (code,) = re.findall(r"^```python\n(.*?)^```", card.read_text(), re.M | re.S)
+    assert len([line for line in code.split("\n") if line]) <= 6
+    capsys.readouterr()
+    exec(code, {})
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_code_of_a_reward_models_card_gives_the_score_that_the_run_gives(
+    tmp_path, capsys, method
+):
+    torch.manual_seed(3)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(BASE_MODEL, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(BASE_MODEL)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if method == "lora":
+        lora = LoraConfig(task_type="SEQ_CLS", r=2, target_modules="all-linear", init_lora_weights=False, modules_to_save=["score"])  # fmt: skip
+        model = get_peft_model(model, lora)
+    saving.save_model(model, tokenizer, tmp_path)
+    write_card(tmp_path, "reward", {}, {}, SETTINGS | {"method": method}, ABOUT)
+    loaded, tokenizer, is_causal, _ = load_classifier(tmp_path)
+    how = RewardFormat(1024, True, read_at="template_end")
+    scorer = RewardModel(loaded, tokenizer, how, is_causal)
+    ((score,),) = list(scorer.score([("2+2?", ["4"])]))
+    assert float(printed_by_the_code(tmp_path / "README.md", capsys)) == pytest.approx(
+        score, abs=1e-4
+    )
+
+
+def test_the_code_of_a_pairwise_models_card_gives_the_probabilities_that_the_run_gives(
+    tmp_path, capsys
+):
+    shutil.copytree(BASE_MODEL, tmp_path / "model")
+    write_card(tmp_path / "model", "pairwise", {}, {}, SETTINGS, ABOUT)
+    model, tokenizer = load_both(tmp_path / "model")
+    scorer = PairwiseModel(model, tokenizer, PairwiseFormat(1024))
+    (((preferred,),)) = list(scorer.compare([("2+2?", ["4", "5"], [(0, 1)])]))
+    first = float(
+        printed_by_the_code(tmp_path / "model/README.md", capsys).split("[")[1].split(",")[0]
+    )
+    assert first == pytest.approx(preferred.p_given, abs=2e-4)
+
+
+def test_the_code_of_a_judges_card_gives_a_judgment(tmp_path, capsys):
+    shutil.copytree(BASE_MODEL, tmp_path / "model")
+    write_card(tmp_path / "model", "dpo", {}, {}, SETTINGS, ABOUT)
+    assert isinstance(
+        parse_verdict(printed_by_the_code(tmp_path / "model/README.md", capsys)), Verdict
+    )
 
 
 def test_a_curve_has_one_row_a_step_and_no_times(tmp_path):

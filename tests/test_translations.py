@@ -152,7 +152,7 @@ NO_TRANSLATIONS = {
 @pytest.mark.parametrize("name", NO_TRANSLATIONS)
 def test_what_is_no_translation_is_named_and_asked_for_again(name):
     reason, texts = NO_TRANSLATIONS[name]
-    row = item(1, **SOURCES)
+    row = item(1, "zh", **SOURCES)
     assert isinstance(english_item(row, reply(RIGHT)), Item)
     result = english_item(row, reply(RIGHT | texts))
     assert isinstance(result, Reject) and result.reason == reason and reason in ASKED_AGAIN
@@ -172,14 +172,14 @@ def test_what_is_no_translation_is_named_and_asked_for_again(name):
     ],
 )  # fmt: skip
 def test_what_a_translation_keeps_or_means_is_no_fault(source, translated):
-    row = item(1, **SOURCES | {"answer_1": source})
+    row = item(1, "zh", **SOURCES | {"answer_1": source})
     result = english_item(row, reply(RIGHT | {"answer_1": translated}))
     assert isinstance(result, Item) and result.answer_1 == translated
 
 
 def test_thoughts_before_a_translation_are_taken_off_and_latex_in_it_is_kept():
     text = json.dumps(RIGHT).replace("a path", r"\frac{1}{2} of $x$")
-    result = english_item(item(1, **SOURCES), reply("<think>hm</think>\n" + text))
+    result = english_item(item(1, "zh", **SOURCES), reply("<think>hm</think>\n" + text))
     assert isinstance(result, Item) and r"\frac{1}{2} of" in result.answer_1
-    result = english_item(item(1, **SOURCES), reply("<think>" + text))
+    result = english_item(item(1, "zh", **SOURCES), reply("<think>" + text))
     assert isinstance(result, Reject) and result.reason == "cut_off"

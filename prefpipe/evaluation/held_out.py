@@ -40,7 +40,9 @@ def parse_benchmarks(entries: Iterable[str], setting: str = "--benchmark") -> di
     paths: dict[str, Path] = {}
     for entry in entries:
         name, _, path = entry.partition("=")
-        if name not in (AUTO, *FORMATS) or not path:
+        form = FORMATS.get(name)
+        has_pairs = form is not None and not (form.layout and form.layout.only_prompts)
+        if not (name == AUTO or has_pairs) or not path:
             near = difflib.get_close_matches(name, FORMATS, n=1)
             which = f"; near: {near[0]}" if near else ", as --help lists them for --format"
             raise SystemExit(f"{setting} {entry}: wanted name=path, name a format{which}")

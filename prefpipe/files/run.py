@@ -58,17 +58,18 @@ class Run(AbstractContextManager["Run"]):
         unit: str = "rows",
         made: Sequence[Path] = (),
         follows_input: bool = False,
+        card: Callable[["Run"], None] | None = None,
     ) -> None:
         """Check, before any work, that the run may be made: inputs are there, outputs not another's.
-
         `.meta.json` and `.rejects.jsonl` stand beside the output, under its name; for several outputs
         in one folder give that as home, and they stand in it under the stage's name. unit: what the
         closing line calls the rows read. made: files that the stage itself writes, to
         run.temporary(path). follows_input: outputs of another input are no reason to stop; they are
-        replaced.
+        replaced. card: writes the card of the outputs, once they are in place and all is counted.
         """
         self.facts, self.outputs, self._unit = facts, outputs, unit
-        self._inputs, self._made, self._follows_input = inputs, made, follows_input
+        self._inputs, self._made, self._card = inputs, made, card
+        self._follows_input = follows_input
         self.stage = facts.stage
         base = home / self.stage if home else next(iter(outputs)).with_suffix("")
         self.meta_path = base.with_name(base.name + ".meta.json")
@@ -251,6 +252,8 @@ class Run(AbstractContextManager["Run"]):
         self._rename(*self._writers)
         for path in self._made:
             os.replace(beside(path, ".tmp"), path)
+        if self._card:
+            self._card(self)
         line = self.closing_line()
         meta = {
             "stage": self.stage,

@@ -38,6 +38,13 @@ class Compared(NamedTuple):
 
 def compared(layout: Layout, record: Record, guard: Guard, seed: int) -> Iterator[Compared]:
     """The pairs of a record, mostly one. Raises ValueError; Unusable where an answer is null."""
+    for pair in _compared(layout, record, guard, seed):
+        yield (
+            pair if layout.scores_are_margins else pair._replace(margin=own_margin(layout, record))
+        )
+
+
+def _compared(layout: Layout, record: Record, guard: Guard, seed: int) -> Iterator[Compared]:
     if layout.candidates:
         yield from _of_candidates(layout, record, layout.candidates, seed)
         return
@@ -54,8 +61,8 @@ def compared(layout: Layout, record: Record, guard: Guard, seed: int) -> Iterato
         names, (first, second) = found
         ahead = second - first if layout.lower_wins else first - second
         if ahead < 0 and not layout.scores_in_any_order:
-            guard.contradictions[" < ".join(names)] += 1
-        elif margin is None and layout.scores_are_margins and ahead:
+            guard.contradict(names, (first, second))
+        elif margin is None and ahead:
             margin = abs(ahead)
         tie = tie or not ahead
     yield Compared(good, bad, (layout.chosen, layout.rejected), tie, margin)
@@ -99,7 +106,7 @@ def _winner(layout: Layout, record: Record) -> tuple[int, float | None]:
         raise Unusable("unlabelled", f"{', '.join(layout.scores[0])}: found no two numbers")
     first, second = found[1][::-1] if layout.lower_wins else found[1]
     side = -1 if first == second else int(second > first)
-    return side, abs(first - second) if layout.scores_are_margins and side >= 0 else None
+    return side, abs(first - second) if side >= 0 else None
 
 
 def side_of(layout: Layout, label: Any) -> int | None:

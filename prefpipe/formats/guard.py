@@ -36,6 +36,7 @@ class Guard:
         """Rows in which a column holds something that changes the meaning, and is not read."""
         self.contradictions = Counter[str]()
         """Rows whose scores say that rejected is better, by what the scores are called."""
+        self._first = dict[str, str]()
         self.repeats = 0
         """Rows whose answers both begin with the prompt."""
         self.margins = 0
@@ -61,20 +62,30 @@ class Guard:
             if not is_empty(record.get(name)):
                 self.unread[name] += 1
 
+    def contradict(self, names: tuple[str, str], scores: tuple[float, float]) -> None:
+        """Count a row whose scores, those of chosen and rejected, say that rejected is better."""
+        both = " and ".join(names)
+        self.contradictions[both] += 1
+        self._first.setdefault(both, " and ".join(f"{score:g}" for score in scores))
+
     def lines(self) -> Iterator[str]:
         """What a person should know, a line a fact."""
         if self.unread:
-            found = (f"{name} ({n} rows; {_setting(name)})" for name, n in self.unread.items())
+            found = (f"{name} (rows: {n}; {_setting(name)})" for name, n in self.unread.items())
             yield f"not read: {', '.join(found)}"
         for names, count in self.contradictions.items():
-            yield f"{count} rows whose scores contradict chosen ({names}); chosen stays chosen, no margin"
+            yield (
+                f"rows: {count} whose scores contradict chosen ({names}; first {self._first[names]}); "
+                "chosen stays chosen, no margin"
+            )
         if self.repeats:
             yield (
-                f"{self.repeats} rows whose answers both begin with the prompt "
+                f"rows: {self.repeats} whose answers both begin with the prompt "
                 "(--format repeats-prompt cuts it off)"
             )
-        if self.margins or self.ties:
-            yield f"{self.margins} rows with a margin, {self.ties} ties"
+        counts = [(self.margins, "with a margin"), (self.ties, "that are ties")]
+        if shown := [f"{count} {what}" for count, what in counts if count]:
+            yield f"rows: {', '.join(shown)}"
 
 
 def _setting(column: str) -> str | None:

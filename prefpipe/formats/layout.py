@@ -69,7 +69,7 @@ class Layout:
     lower_wins: bool = False
     """Scores are ranks."""
     scores_are_margins: bool = True
-    """False: scores say who won only (0 and 1)."""
+    """False: scores and strengths say who won only (as 0 and 1 do)."""
     candidates: str | None = None
     """A list of answers, in place of two."""
     text: str = ""
@@ -182,7 +182,8 @@ def _shown(record: Mapping[str, Any]) -> str:
 
 def must(record: Mapping[str, Any], path: str, setting: str) -> Any:
     """The value that must stand at that path; setting: what names another one."""
-    if (value := value_at(record, path)) is None:
+    value = value_at(record, path)
+    if value is None or value != value:
         raise missing(record, (path,), setting)
     return value
 
@@ -220,7 +221,7 @@ def margin_of(value: Any, where: str) -> float | None:
 
 def word_of(value: Any) -> str:
     """A label as a text in lower case: 1, 1.0, true and "1" are one label."""
-    if isinstance(value, bool | float) and value == int(value):
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         value = int(value)
     word = str(value).strip().lower()
     return word[:-2] if re.fullmatch(r"-?\d+\.0", word) else word
@@ -228,7 +229,7 @@ def word_of(value: Any) -> str:
 
 def is_tie(value: Any, where: str) -> bool:
     """Raises ValueError where it is no word for yes or no."""
-    if is_missing(value) or value is False:
+    if value is None or value is False or is_missing(value):
         return False
     word = word_of(value) if isinstance(value, bool | int | float | str) else ""
     word = "tie" if word in TIES else word
@@ -240,10 +241,10 @@ def is_tie(value: Any, where: str) -> bool:
 def id_of(value: Any, where: str) -> str | None:
     """An id as a text: of a whole number (1, or 1.0 as pandas has it beside a gap) its digits; None
     where there is none. Raises ValueError."""
+    if type(value) is str and value:
+        return value
     if is_missing(value):
         return None
-    if isinstance(value, str):
-        return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and abs(value) < 2**53 and value == int(value):
@@ -255,10 +256,10 @@ def id_of(value: Any, where: str) -> str | None:
 
 def source_of(value: Any, where: str) -> str | None:
     """Where a row comes from: a text, or several. Raises ValueError."""
+    if type(value) is str and value:
+        return value
     if is_missing(value):
         return None
-    if isinstance(value, str):
-        return value
     if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
         return ", ".join(value) or None
     if isinstance(value, int | float):

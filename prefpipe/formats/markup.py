@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from prefpipe.formats.turns import ROLES
+from prefpipe.formats.turns import ROLES, without_empty_system
 from prefpipe.rows import Message
 
 
@@ -18,18 +18,24 @@ class Markup(NamedTuple):
     """What stands behind a turn's text and is no part of it."""
     holds: str = ""
     """What else must stand in it: the first mark alone may be a person's own words."""
+    lead: str = ""
+    """What stands before each turn's mark, but for the first one's."""
 
 
 _EOS = ("</s>", "<|endoftext|>")
+
+
+def _transcript(user: str, between: str) -> Markup:
+    # its pattern begins with plain text, so that it is found fast
+    turn = re.compile(rf"{between}({user}|Assistant):[ ]?")
+    return Markup(f"{user}:", turn, _EOS, f"{between}Assistant:", between)
+
+
 MARKUPS: dict[str, Markup] = {
-    "human": Markup(
-        r"Human:",
-        re.compile(
-            r"\n\n(Human|Assistant):[ ]?"
-        ),  # begins with plain text, so that it is found fast
-        _EOS,
-        "\n\nAssistant:",
-    ),
+    "human": _transcript("Human", "\n\n"),
+    "human_lines": _transcript("Human", "\n"),
+    "user": _transcript("User", "\n\n"),
+    "user_lines": _transcript("User", "\n"),
     "hashes": Markup(
         r"### ?(?:Human|User|Instruction|System)\s*:",
         re.compile(r"\s*### ?(Human|User|Instruction|System|Assistant|Response)\s*:\s?"),
@@ -81,16 +87,17 @@ _LLAMA2_SYSTEM = re.compile(r"\s*<<SYS>>\s*(.*?)\s*<</SYS>>\s*(.*)", re.DOTALL)
 def markup_of(text: str) -> str | None:
     """The name of the markup that the text begins with; None: it is plain text."""
     if text[:1] in SUSPECT and (found := _BEGINS.match(text)):  # for most texts no pattern is tried
-        name = found.lastgroup or ""
-        return name if MARKUPS[name].holds in text else None
+        name = found.lastgroup or ""  # of two that begin alike the first one
+        names = (name, f"{name}_lines") if MARKUPS[name].lead else (name,)
+        return next((name for name in names if MARKUPS[name].holds in text), None)
     return None
 
 
 def split_turns(text: str, name: str, where: str) -> list[Message]:
     """The turns of a text in that markup. Raises ValueError."""
     markup = MARKUPS[name]
-    if name == "human":
-        text = f"\n\n{text.lstrip()}"
+    if markup.lead:
+        text = f"{markup.lead}{text.lstrip()}"
     before, *parts = markup.turn.split(text)
     turns = [Message(role="user", content=before.strip())] if before.strip() else []
     for role, content in zip(parts[::2], parts[1::2], strict=True):
@@ -102,7 +109,7 @@ def split_turns(text: str, name: str, where: str) -> list[Message]:
             Message(role="system", content=system[1]),
             Message(role="user", content=system[2]),
         ]
-    return turns
+    return without_empty_system(turns)
 
 
 def prompt_turns(text: str, name: str, where: str) -> list[Message]:

@@ -35,11 +35,12 @@ from prefpipe.formats.turns import (
     asked_turns,
     earlier_turns,
     holds_turns,
+    interleaved,
     is_empty,
     is_missing,
     is_none,
     not_text,
-    parse_nested,
+    only_text,
     read_text,
     read_turns,
 )
@@ -66,19 +67,23 @@ class PairReader:
         self._prompt_name = layout.prompt[0] if layout.prompt else "prompt"
         special = layout.answers or layout.candidates or layout.input
         if not (special or layout.transcripts or layout.repeats_prompt or layout.texts):
-            plain = (layout.chosen, layout.rejected, layout.id, layout.source)
-            more = (layout.margin, layout.tie)
-            self.guard.harmless.update(filter(None, (self._prompt_name, *plain, *more)))
+            beside = filter(None, (layout.id, layout.source, layout.margin, layout.tie))
+            self.guard.harmless |= {self._prompt_name, layout.chosen, layout.rejected, *beside}
 
     def read(self, record: Any) -> list[Preference]:
         """The pairs of a record, mostly one. Raises ValueError; Unusable for one that is no pair."""
         layout = self.layout
         if (prompt := self._plain_prompt(record)) is not None:
             good, bad = record[layout.chosen], record[layout.rejected]
-            self._repeats(prompt, good, bad)
+            self.guard.repeats += (
+                good.startswith(prompt) and bad.startswith(prompt) and prompt != ""
+            )
             tie, margin = own_tie(layout, record), own_margin(layout, record)
-            return [self._row(record, prompt, Compared(good, bad, ("", ""), tie, margin))]
-        return [self._row(record, *pair) for pair in self._pairs(record)]
+            return [self._row(record, prompt, good, bad, tie, margin)]
+        return [
+            self._row(record, asked, p.better, p.worse, p.tie, p.margin, p.suffix)
+            for asked, p in self._pairs(record)
+        ]
 
     def question(self, record: Any) -> str:
         """The question that its pairs ask, as one text. Raises as read does."""
@@ -136,13 +141,13 @@ class PairReader:
             return None
         layout = self.layout
         prompt, good = record.get(self._prompt_name), record.get(layout.chosen)
-        for text in (prompt, good, record.get(layout.rejected)):
-            if type(text) is not str:
-                return None
-            if text[:1] in SUSPECT and (markup_of(text) or holds_turns(text)):
-                return None
-        assert isinstance(prompt, str)
-        return None if NEMO in prompt else prompt
+        bad = record.get(layout.rejected)
+        if type(prompt) is not str or type(good) is not str or type(bad) is not str:
+            return None
+        suspect = prompt[:1] in SUSPECT or good[:1] in SUSPECT or bad[:1] in SUSPECT
+        if suspect and any(markup_of(text) or holds_turns(text) for text in (prompt, good, bad)):
+            return None
+        return None if NEMO in prompt or prompt[:2] == '["' else prompt
 
     # -- the prompt
 
@@ -154,6 +159,7 @@ class PairReader:
         name, value = first_at(record, self.layout.prompt)
         if self.layout.texts or is_none(value):
             return None, None
+        value = only_text(value, name)
         if not isinstance(value, str):
             return read_turns(value, name), None
         if self.layout.input and not is_missing(more := value_at(record, self.layout.input)):
@@ -164,9 +170,9 @@ class PairReader:
 
     def _with_system(self, record: Record, prompt: Side) -> Side:
         name, value = first_at(record, self.layout.system)
-        if is_missing(value):
+        if is_missing(value) or not (text := read_text(value, name)).strip():
             return prompt
-        system = Message(role="system", content=read_text(value, name))
+        system = Message(role="system", content=text)
         turns = as_turns(prompt)
         if turns[0]["role"] != "system":
             return [system, *turns]
@@ -186,7 +192,8 @@ class PairReader:
         """What each pair of the record answers, and its answers as texts."""
         if self.layout.transcripts:
             texts = [value_at(record, name) for name in (self._prompt_name, self.layout.chosen)]
-            if not any(isinstance(text, str) and markup_of(text) == "human" for text in texts):
+            marked = {markup_of(text) for text in texts if isinstance(text, str)}
+            if not marked & {"human", "human_lines"}:
                 raise ValueError("prompt, chosen: wanted a transcript (Human: .. Assistant: ..)")
         own, markup = self._prompt(record)
         found = compared(self.layout, record, self.guard, self._seed)
@@ -237,7 +244,7 @@ class PairReader:
         if value is None:
             raise not_text(name, "null")
         if layout.texts:
-            turns = self._interleaved(record, value, name)
+            turns = interleaved(list_at(record, self._prompt_name), value, name)
         elif not isinstance(value, str) or holds_turns(value):
             turns = read_turns(value, name)
         elif markup := markup_of(value):
@@ -253,31 +260,26 @@ class PairReader:
                 turns = turns[: answers[int(judged) - 1] + 1]
         return turns
 
-    def _interleaved(self, record: Record, value: Any, name: str) -> list[Message]:
-        """Turns, of a list of the user's texts and a list of the answers to them."""
-        asked = list_at(record, self._prompt_name)
-        answers = parse_nested(value, name) if isinstance(value, str) else value
-        if not isinstance(answers, list | tuple) or len(answers) != len(asked):
-            raise ValueError(f"{name}: found {str(value)[:60]!r}, wanted {len(asked)} texts")
-        turns: list[Message] = []
-        for k, both in enumerate(zip(asked, answers, strict=True)):
-            for role, text in zip(("user", "assistant"), both, strict=True):
-                if not isinstance(text, str):
-                    raise not_text(f"{name}[{k}]", "null" if text is None else repr(text)[:60])
-                turns.append(Message(role=role, content=text))
-        return turns
-
     def _source(self, record: Record) -> str | None:
         name, within = self.layout.source, self.layout.set_name
         source = source_of(value_at(record, name), name) if name else None
         return f"{within}/{source}" if within and source else within or source
 
-    def _row(self, record: Record, prompt: Side, found: Compared) -> Preference:
-        layout = self.layout
-        good, bad, _, tie, margin, suffix = found
-        id = own_id(layout, record)
-        self.guard.margins += margin is not None
-        self.guard.ties += tie
+    def _row(
+        self,
+        record: Record,
+        prompt: Side,
+        good: str,
+        bad: str,
+        tie: bool,
+        margin: float | None,
+        suffix: str = "",
+    ) -> Preference:
+        id = own_id(self.layout, record)
+        if margin is not None:
+            self.guard.margins += 1
+        if tie:
+            self.guard.ties += 1
         return Preference(
             id=hash_of([prompt, good, bad]) if id is None else id + suffix,
             prompt=prompt,

@@ -141,7 +141,7 @@ def _is_unlike(form: Format, rows: Rows) -> bool:
     """Some label is none of the format's: of another set with the same columns all may mean another."""
     if form.layout is None or not form.layout.label:
         return False
-    found = (value_at(row, form.layout.label) for row in rows)
+    found = (_at(row, form.layout.label) for row in rows)
     return any(not is_missing(label) and side_of(form.layout, label) is None for label in found)
 
 
@@ -174,7 +174,7 @@ def _is_there(form: Format, rows: Rows) -> bool:
         return False
     if (layout := form.layout) is None:
         return True
-    if layout.scores and not layout.answers:  # they may be missing in some rows, not as columns
+    if layout.scores and layout.compared() == ["chosen", "rejected"]:  # nothing else tells it
         scores = {root(name) for both in layout.scores for name in both}
         if not any(scores & row.keys() for row in rows):
             return False
@@ -182,9 +182,17 @@ def _is_there(form: Format, rows: Rows) -> bool:
     if layout.only_prompts or layout.answers or layout.candidates:
         needed.append(layout.conversation or layout.prompt)
     return all(
-        any(value_at(row, path) is not None for row in rows for path in paths)
+        any(_at(row, path) is not None for row in rows for path in paths)
         for paths in filter(None, needed)
     )
+
+
+def _at(row: Mapping[str, Any], path: str) -> Any:
+    """The value at that path; where a text on the way is broken JSON, that there is no such value."""
+    try:
+        return value_at(row, path)
+    except ValueError:
+        return None
 
 
 def _is_telling(form: Format) -> bool:

@@ -58,8 +58,10 @@ def is_missing(value: Any) -> bool:
 
 
 def is_none(value: Any) -> bool:
-    """None, or no turns: [], also as CSV has it."""
-    return value is None or (isinstance(value, list | tuple) and not value) or value == "[]"
+    """None, NaN, or no turns: [], also as CSV has it."""
+    if isinstance(value, list | tuple):
+        return not value
+    return value is None or value == "[]" or value != value
 
 
 def is_empty(value: Any) -> bool:
@@ -103,10 +105,19 @@ def read_turns(value: Any, where: str) -> list[Message]:
         raise ValueError(f"{where}: found {type(value).__name__}, wanted text or a list of turns")
     if not value:
         raise ValueError(f"{where}: found an empty list, wanted at least one turn")
-    return [
-        turn if _is_plain(turn) else _read_turn(turn, f"{where}[{number}]")
-        for number, turn in enumerate(value)
-    ]
+    return without_empty_system(
+        [
+            turn if _is_plain(turn) else _read_turn(turn, f"{where}[{number}]")
+            for number, turn in enumerate(value)
+        ]
+    )
+
+
+def without_empty_system(turns: list[Message]) -> list[Message]:
+    """The turns without a system turn that says nothing: some sets have one in each row."""
+    if len(turns) > 1 and turns[0]["role"] == "system" and not turns[0]["content"].strip():
+        return turns[1:]
+    return turns
 
 
 def _is_plain(turn: Any) -> bool:
@@ -171,6 +182,36 @@ def read_text(value: Any, where: str) -> str:
     return "".join(texts)
 
 
+def only_text(value: Any, where: str) -> Any:
+    """The value; of a list of one text, also as JSON, that text. Raises ValueError where they are
+    several: which of them is meant is not known."""
+    texts: Any = value
+    if isinstance(value, str) and value[:2] == '["':
+        try:
+            texts = read_json(value)
+        except ValueError:
+            return value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return value
+    if len(texts) > 1:
+        raise ValueError(f"{where}: found {len(texts)} texts, wanted one, or turns")
+    return next(iter(texts), value)
+
+
+def interleaved(asked: Sequence[Any], value: Any, where: str) -> list[Message]:
+    """Turns, of a list of the user's texts and the list of the answers to them. Raises ValueError."""
+    answers = parse_nested(value, where) if isinstance(value, str) else value
+    if not isinstance(answers, list | tuple) or len(answers) != len(asked):
+        raise ValueError(f"{where}: found {str(value)[:60]!r}, wanted {len(asked)} texts")
+    turns: list[Message] = []
+    for k, both in enumerate(zip(asked, answers, strict=True)):
+        for role, text in zip(("user", "assistant"), both, strict=True):
+            if not isinstance(text, str):
+                raise not_text(f"{where}[{k}]", "null" if text is None else repr(text)[:60])
+            turns.append(Message(role=role, content=text))
+    return turns
+
+
 # ---- the turns before an answer ------------------------------------------------------------------
 
 
@@ -199,6 +240,8 @@ def earlier_turns(
     own = as_turns(prompt)
     if not inner or own == inner:
         return own
+    if inner[0]["role"] == "assistant":  # what follows the prompt, up to the compared answers
+        return [*own, *inner]
     if _is_among(own, inner):
         return inner
     if _is_among(inner, own):

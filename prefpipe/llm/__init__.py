@@ -51,6 +51,8 @@ class Failure:
     id: str
     reason: str
     detail: str = ""
+    texts: tuple[Completion, ...] = ()
+    """Of its samples those that have come, and are not asked for again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,10 @@ def route_to(url: str) -> Route:
     """The way to that base URL."""
     parts = _split(url)
     name, proxy = printable_url(url), None
-    if not urllib.request.proxy_bypass(parts.netloc):
+    direct = urllib.request.getproxies().get("no", "").replace("[", "").replace("]", "")
+    # the library takes the last part of an IPv6 address for a port
+    is_direct = parts.hostname in [host.strip() for host in direct.split(",")]
+    if not is_direct and not urllib.request.proxy_bypass(parts.netloc):
         variable, proxy = _proxy_of(parts.scheme)
         if proxy:
             _check_proxy(variable, proxy, parts.hostname or "")

@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 
-from prefpipe.llm.wire import ServedModel, Stop
+from prefpipe.llm.wire import ServedModel, Stop, brief
 
 NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
 _REFUSED_OPTION = re.compile(
@@ -51,19 +51,19 @@ def read_error(
     detail = f"HTTP {status}: {served.printable(error.get('message'))}"
     too_long = {code, str(error.get("type"))} & {*_TOO_LONG_CODES} or is_too_long(detail)
     if status == 401:
-        raise Stop(f"{where}: {detail}; check the API key (OPENAI_API_KEY)")
+        raise Stop(f"{where}: {brief(detail)}; check the API key (OPENAI_API_KEY)")
     if status in (404, 405):
         raise Stop(
-            f"{where}: {detail}; check the model's name ({body.get('model')}) and the "
+            f"{where}: {brief(detail)}; check the model's name ({body.get('model')}) and the "
             "base URL, which ends in /v1 on most servers"
         )
     if status == 402 or code in NO_MONEY:
-        raise Stop(f"{where}: {detail}; the account cannot pay for more")
+        raise Stop(f"{where}: {brief(detail)}; the account cannot pay for more")
     if too_long and status in (400, 413, 422, 500):
         return "prompt_too_long", detail
     if status in (400, 422) and (refused := refused_options(error, body, detail)):
         raise Stop(
-            f"{where} refuses {', '.join(sorted(refused))}: {detail[:120]}; give it another value"
+            f"{where} refuses {', '.join(sorted(refused))}: {brief(detail)}; give it another value"
             + (
                 ""
                 if refused & _LIMITS

@@ -78,5 +78,5 @@ def _shown(failures: Sequence[Failure]) -> str:
     """The first one, with the row that it is of."""
     first = failures[0]
     id, detail = " ".join(first.id.split()), first.detail
-    shown = f"{id[:37]}...: " if len(id) > 40 else f"{id}: "
-    return f"(the first: {shown}{first.reason}, {detail[:97]}{'...' if len(detail) > 97 else ''})"
+    shown = f"{id[:27]}...: " if len(id) > 30 else f"{id}: "
+    return f"(the first: {shown}{first.reason}, {detail[:87]}{'...' if len(detail) > 87 else ''})"

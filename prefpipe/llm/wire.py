@@ -90,6 +90,11 @@ class ServedModel:
         return min(seconds, _LONGEST_BACKOFF_SECONDS) * random.uniform(0.5, 1.0)
 
 
+def brief(said: str) -> str:
+    """At most 120 characters of what a server said, for a sentence that goes on behind it."""
+    return said if len(said) <= 120 else said[:117] + "..."
+
+
 @functools.cache
 def _any_of(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
     """Finds each secret, its signs escaped as JSON, Python, HTML or a URL does, also several times."""

@@ -2,12 +2,14 @@
 
 A stage derives its own class from the one that fits:
 
+    Script                    no rows: settings and errors only
     Stage                     seed, limit, overwrite, strict: rows in, rows out
     ServerStage               may ask a server
     ChatStage                 shows a model here its chat template
     EngineStage               asks a model, here or at a server; greedy
     SamplingStage             the same, with temperature, top_p, top_k
     ModelStage                the same, with one model
+    ReportingStage            may report its numbers elsewhere, too
     TrainingStage             trains a model
     PromptColumns             reads prompts of any format; PairColumns: preferences
     PreferenceStage           reads published preferences
@@ -23,5 +25,6 @@ from prefpipe.settings.engines import (
     ServerStage,
     local_folders,
 )
-from prefpipe.settings.stage import NoEffectOnRows, Stage
+from prefpipe.settings.reporting import ReportingStage
+from prefpipe.settings.stage import NoEffectOnRows, Script, Stage
 from prefpipe.settings.training import PreferenceStage, PreferenceTrainingStage, TrainingStage

@@ -87,7 +87,7 @@ class PairColumns(PromptColumns):
     """Which candidates become a pair: the best one and the worst or a lower one that is drawn; or
     any two, a pair each."""
     margin_column: str | None = OWN
-    """How much better chosen is."""
+    """How much better chosen is. None: no margins, of scores and strengths neither."""
     tie_column: str | None = OWN
     """Whether neither is better."""
 
@@ -109,6 +109,7 @@ class PairColumns(PromptColumns):
             "pairs": OWN if self.candidate_pairs == "best-vs-worst" else self.candidate_pairs,
             "margin": self.margin_column,
             "tie": self.tie_column,
+            "scores_are_margins": OWN if self.margin_column else None,
         }
 
 

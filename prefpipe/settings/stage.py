@@ -44,8 +44,8 @@ _SHORT = re.compile(r"^--([a-z])(=.*)?$")
 """--n 8 as well as -n 8: one-letter settings are options with one dash to the parser."""
 
 
-class Stage(BaseSettings):
-    """What every stage takes; a stage adds its input, its output and its own knobs."""
+class Script(BaseSettings):
+    """What every script takes: how its settings are read, and how it ends where something is wrong."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -57,14 +57,6 @@ class Stage(BaseSettings):
         defer_build=True,  # only the class of this run is ever built
     )
 
-    seed: int = config.SEED
-    """Seed of every random choice of the stage."""
-    limit: Positive | None = None
-    """Stop after this many input rows of each file; for smoke runs. None: all."""
-    overwrite: NoEffectOnRows[bool] = False
-    """Start anew: replace an existing output and a stopped run's log."""
-    strict: NoEffectOnRows[bool] = False
-    """Stop at the first bad row instead of writing it to the rejects."""
     show_settings: NoEffectOnRows[bool] = False
     """Print each setting with its value and where it came from, then stop."""
     debug: NoEffectOnRows[bool] = False
@@ -79,28 +71,6 @@ class Stage(BaseSettings):
     def stage_name(cls) -> str:
         """Name of the script that defines the settings, without .py."""
         return Path(inspect.getfile(cls)).stem
-
-    def rows_depend_on(self) -> dict[str, Any]:
-        """The settings that change rows, for the fingerprint: paths by content, not by name."""
-        fields = type(self).model_fields
-        return {
-            name: value
-            for name, value in self.model_dump(mode="json").items()
-            if _NO_EFFECT not in fields[name].metadata and not isinstance(getattr(self, name), Path)
-        }
-
-    def open_run(self, **options: Any) -> Run:
-        """A run with these settings; options: what prefpipe.files.Run takes."""
-        facts = StageFacts(
-            stage=self.stage_name(),
-            depends_on=self.rows_depend_on(),
-            settings=_without_passwords(self.model_dump(mode="json")),
-            limit=self.limit,
-            overwrite=self.overwrite,
-            strict=self.strict,
-            leave_out_failing=getattr(self, "leave_out_failing", False),
-        )
-        return Run(facts, **options)
 
     @classmethod
     def settings_customise_sources(
@@ -206,6 +176,41 @@ class Stage(BaseSettings):
         if name in ProfileSource(cls)():
             return f"profile {profile_name()}"
         return "config.py or the script"
+
+
+class Stage(Script):
+    """What every stage takes; a stage adds its input, its output and its own knobs."""
+
+    seed: int = config.SEED
+    """Seed of every random choice of the stage."""
+    limit: Positive | None = None
+    """Stop after this many input rows of each file; for smoke runs. None: all."""
+    overwrite: NoEffectOnRows[bool] = False
+    """Start anew: replace an existing output and a stopped run's log."""
+    strict: NoEffectOnRows[bool] = False
+    """Stop at the first bad row instead of writing it to the rejects."""
+
+    def rows_depend_on(self) -> dict[str, Any]:
+        """The settings that change rows, for the fingerprint: paths by content, not by name."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if _NO_EFFECT not in fields[name].metadata and not isinstance(getattr(self, name), Path)
+        }
+
+    def open_run(self, **options: Any) -> Run:
+        """A run with these settings; options: what prefpipe.files.Run takes."""
+        facts = StageFacts(
+            stage=self.stage_name(),
+            depends_on=self.rows_depend_on(),
+            settings=_without_passwords(self.model_dump(mode="json")),
+            limit=self.limit,
+            overwrite=self.overwrite,
+            strict=self.strict,
+            leave_out_failing=getattr(self, "leave_out_failing", False),
+        )
+        return Run(facts, **options)
 
 
 def check_dotenv(path: Path) -> None:

@@ -8,9 +8,11 @@ from pydantic import Field, model_validator
 
 import config
 from prefpipe.files import Named, Run
+from prefpipe.publish import trackers
 from prefpipe.ranges import AboveZero, AtLeastTwo, PartialShare, Positive, Share, Weight
 from prefpipe.settings.chats import ChatStage
 from prefpipe.settings.columns import PairColumns
+from prefpipe.settings.reporting import ReportingStage
 from prefpipe.settings.stage import NoEffectOnRows
 from prefpipe.training.preferences import RawPreferences
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 WhichCheckpoint = Literal["last", "best"]
 
 
-class TrainingStage(ChatStage):
+class TrainingStage(ReportingStage, ChatStage):
     """What every stage takes that trains a model."""
 
     output: Path
@@ -186,7 +188,7 @@ class TrainingStage(ChatStage):
             "greater_is_better": False if has_validation else None,
             "dataloader_pin_memory": torch.cuda.is_available(),
             "disable_tqdm": True,
-            "report_to": [],
+            **trackers.training_arguments(self.report_to, self.stage_name(), self.output),
         }
 
     def save(

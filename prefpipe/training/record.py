@@ -3,11 +3,15 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefpipe.files import Run, write_text
+from prefpipe.judge import judge_prompt
+from prefpipe.publish import cards
+from prefpipe.rows import Message
 from prefpipe.templates import load_template
 
 if TYPE_CHECKING:
@@ -65,6 +69,20 @@ KINDS = {
 }
 
 
+def _pair_example() -> str:
+    from prefpipe.compare.ab_prompt import render_context, render_pair
+
+    return render_pair(render_context([Message(role="user", content="2+2?")]), "4", "5")
+
+
+_EXAMPLES: Mapping[str, Callable[[], str]] = {
+    "dpo": lambda: judge_prompt("2+2?", "4", "5", language="en"),
+    "pairwise": _pair_example,
+    "reward": lambda: "",
+}
+"""What a card's code shows a model of that kind."""
+
+
 def record(
     run: Run,
     trainer: Any,
@@ -83,8 +101,14 @@ def record(
     words = KINDS[kind]
     title = words.curve.format(Path(settings["model"]).name)
     run.written[CSV] = write_curve(folder, state.log_history, words.panels, title)
-    data = {"pairs": settings["input"], **counts, "left out": run.reasons() or "none"}
-    write_card(folder, kind, data, {n: results[n] for n in words.numbers or results}, settings)
+    data = {"pairs": cards.shown(settings["input"]), **counts, "left out": run.reasons() or "none"}
+    about = cards.run_facts(run) | {
+        "steps": cards.steps_table(run),
+        "ledger": cards.ledger_table(run),
+    }
+    is_causal = bool(getattr(trainer.processing_class, "chat_template", None))
+    shown = {n: results[n] for n in words.numbers or results}
+    write_card(folder, kind, data, shown, settings, about, is_causal=is_causal)
     run.summary |= {
         "pairs": dict(counts),
         "steps": state.global_step,
@@ -94,21 +118,22 @@ def record(
     }
 
 
-def write_card(folder: Path, kind: str, data: Values, results: Values, settings: Values) -> None:
+def write_card(
+    folder: Path,
+    kind: str,
+    data: Values,
+    results: Values,
+    settings: Values,
+    about: Values,
+    *,
+    is_causal: bool = True,
+) -> None:
     """README.md of a model's folder, as the hub reads it.
 
-    data: name -> count or text; results: name -> number, printed with four digits.
+    data: name -> count or text; results: name -> number, printed with four digits. about: run_facts,
+    steps and ledger of the run. is_causal: it reads its chat template, not two texts.
     """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    base = settings["model"]
-    is_adapter = settings["method"] == "lora" and not settings["merge_adapter"]
-    facts = ModelCardData(
-        base_model=None if Path(base).exists() else base,  # the hub knows no folder of ours
-        library_name="peft" if is_adapter else "transformers",
-        pipeline_tag=KINDS[kind].task,
-        tags=["trl", KINDS[kind].tag],
-    )
+    base = cards.shown(settings["model"])
     text = load_template("card").render(
         kind=kind,
         name=Path(base).name,
@@ -116,13 +141,54 @@ def write_card(folder: Path, kind: str, data: Values, results: Values, settings:
         checkpoint=settings["checkpoint"],
         data=_list({"base model": base, **data}),
         results=_list({name: f"{value:.4g}" for name, value in results.items()}),
-        settings=json.dumps(settings, indent=2, ensure_ascii=False),
+        name_line=cards.name_line(folder),
+        example=json.dumps(_EXAMPLES[kind](), ensure_ascii=False),
+        is_causal=is_causal,
+        licence=_list(cards.licences(settings), "; "),
+        mark=cards.mark(["the model"]),
+        **about,
     )
-    write_text(folder / "README.md", str(ModelCard(f"---\n{facts.to_yaml()}\n---\n\n{text}")))
+    write_text(
+        folder / "README.md", f"---\n{_front_matter(kind, results, settings)}\n---\n\n{text}"
+    )
 
 
-def _list(values: Values) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in values.items())
+def _front_matter(kind: str, results: Values, settings: Values) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    base, task = cards.shown(settings["model"]), KINDS[kind].task
+    is_adapter = settings["method"] == "lora" and not settings["merge_adapter"]
+    is_on_hub = not Path(settings["model"]).exists() or base != settings["model"]
+    data = cards.on_hub({"input": settings.get("input", "")}, "dataset")
+    licence = cards.licences({"model": settings["model"]})
+    results = {name: value for name, value in results.items() if isinstance(value, int | float)}
+    facts = ModelCardData(
+        base_model=base if is_on_hub else None,  # the hub knows no folder of ours
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag=task,
+        tags=["trl", KINDS[kind].tag, "prefpipe"],
+        datasets=data or None,
+        license=next(iter(licence.values()), None),
+        model_name=Path(base).name if results else None,
+        eval_results=[
+            EvalResult(
+                task_type=task,
+                dataset_type=data[0] if data else "held-out",
+                dataset_name="held-out pairs",
+                metric_type=name,
+                metric_value=round(value, 6),
+            )
+            for name, value in results.items()
+            if math.isfinite(value)
+        ]
+        or None,
+    )
+    return facts.to_yaml()
+
+
+def _list(values: Values, between: str = "\n") -> str:
+    start = "- " if between == "\n" else ""
+    return between.join(f"{start}{name}: {value}" for name, value in values.items())
 
 
 def curve_rows(log_history: Iterable[Values]) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ class BatchEngine:
     error of the server) is sent again, in options.tries batches at most. Failure reasons: those of
     ServerEngine, but in place of SERVER_FAILURES batch_expired, batch_cancelled, batch_error,
     batch_missing after the last try. An answer that was paid and cannot be read is a garbled_reply,
-    and is not paid again.
+    and is not paid again. A batch whose file is gone, or whose state nobody knows, is looked at some
+    times; then its requests are batch_unreadable in this run, and the next one looks again.
     """
 
     def __init__(self, served: ServedModel, options: BatchOptions) -> None:

@@ -179,7 +179,7 @@ class BatchApi:
                 body = {"model": served.model}
                 reason, detail, after = error_replies.read_status(error, body, self._name, served)
                 if reason not in SERVER_FAILURES:
-                    raise Stop(f"{self._name}: {detail}") from None
+                    raise Stop(f"{self._name}: {wire.brief(detail)}") from None
             except Elsewhere as error:
                 raise Stop(
                     f"{self._name}: {served.printable(error)}; correct the base URL"
@@ -187,14 +187,14 @@ class BatchApi:
             except (_Garbled, BadReply) as error:
                 detail, kind = f"a reply that is none: {error}", FileGone if of_file else Stop
                 if isinstance(error, BadReply) and of_file:
-                    raise FileGone(f"{self._name}: {detail}") from None
+                    raise FileGone(f"{self._name}: {wire.brief(detail)}") from None
             except (openai.APIConnectionError, httpx2.HTTPError, ValueError, LookupError) as error:
                 # the last two: an id that no path can have, a charset that is none
                 cause = error.__cause__ or error
                 detail = served.printable(f"{type(cause).__name__}: {cause}")
             if tries > served.max_retries or (after or 0) > wire.LONGEST_RETRY_AFTER_SECONDS:
                 raise kind(
-                    f"{self._name}: {tries} tries; the last: {detail}; nothing is lost: the "
+                    f"{self._name}: {tries} tries; the last: {wire.brief(detail)}; nothing is lost: the "
                     "same command goes on from here"
                 )
             time.sleep(max(after or 0.0, served.backoff_seconds(tries - 1)))

@@ -25,6 +25,11 @@ ENDED = ("completed", "failed", "expired", "cancelled")
 RUNNING = ("creating", "validating", "in_progress", "finalizing", "cancelling")
 _EVENTS = ("created", "absent", "ended", "downloaded")
 _DESCRIPTION = ("name", "model", "requests", "prompt_tokens", "new_tokens", "file_id")
+_FIELD_TYPES: dict[str, type] = {
+    **dict.fromkeys(("batch", "requests", "prompt_tokens", "new_tokens", "done"), int),
+    **dict.fromkeys(("event", "name", "model", "file_id", "batch_id", "status"), str),
+    "errors": list,
+}
 _LINE_START = b'{"custom_id": "'
 
 
@@ -120,7 +125,7 @@ class BatchRecord:
             if not line.endswith(b"\n"):
                 break
             try:
-                self._replay(json.loads(line))
+                self._replay(_event(line))
             except DataError:
                 raise
             except (ValueError, KeyError, TypeError):
@@ -237,6 +242,17 @@ class BatchRecord:
             return price.money(batch.prompt_tokens, batch.new_tokens)
         bodies = (self.sent(batch, line) for line in range(len(batch.ids)))
         return sum(price.money(*most_tokens(body)) for body in bodies)
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """A line of the record. Raises ValueError where it is none."""
+    event = read_json(line)
+    if not isinstance(event, dict):
+        raise ValueError("no event")
+    for name, value in event.items():
+        if type(value) is not _FIELD_TYPES.get(name, type(value)):
+            raise ValueError(name)
+    return event
 
 
 def most_tokens(body: dict[str, Any]) -> tuple[int, int]:

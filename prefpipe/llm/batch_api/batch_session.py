@@ -191,7 +191,7 @@ class BatchSession:
         if any(1 <= wire.count_in(error, "line") <= batch.requests for error in batch.errors):
             return
         first = batch.errors[0] if batch.errors else {}
-        said = self._served.printable(f"{first.get('code')}: {first.get('message')}")
+        said = wire.brief(self._served.printable(f"{first.get('code')}: {first.get('message')}"))
         if first.get("code") != "token_limit_exceeded":
             raise Stop(
                 f"batch {batch.batch_id} failed: {said}; nothing of it was run or paid. Mend that; "

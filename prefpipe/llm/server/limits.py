@@ -86,7 +86,7 @@ class Endpoints:
         allowed = allowed if self._ever_connected else min(allowed, 2)
         if all(e.lost > allowed for e in self._all):
             raise Stop(
-                f"no connection to {', '.join(e.name for e in self._all)} ({detail}): start "
+                f"no connection to {', '.join(e.name for e in self._all)} ({wire.brief(detail)}): start "
                 "the server or correct the base URL; the same command goes on from the rows done"
             )
 
@@ -98,12 +98,14 @@ class Endpoints:
         now = time.monotonic()
         if after is not None and after > wire.LONGEST_RETRY_AFTER_SECONDS:
             raise Stop(
-                f"{endpoint.name}: {detail}: it asks to wait {after:.0f} s; run the same command "
+                f"{endpoint.name}: {wire.brief(detail)}: it asks to wait {after:.0f} s; run the same command "
                 "again then, it goes on from the rows done"
             )
         if after:
             if after >= 5 and endpoint.rests_until < now:
-                print(f"{endpoint.name}: {detail}: waiting {after:.0f} s", file=sys.stderr)
+                print(
+                    f"{endpoint.name}: {wire.brief(detail)}: waiting {after:.0f} s", file=sys.stderr
+                )
             endpoint.rests_until = max(endpoint.rests_until, now + after)
         others = sum(e is not endpoint and e.may_be_asked(now) for e in self._all)
         if tries > others:  # each of them gets one try at once

@@ -17,7 +17,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import aiohttp
@@ -206,7 +206,7 @@ class ServerSession:
         while missing:
             reply = await self._ask(request, missing)
             if isinstance(reply, Failure):
-                return reply
+                return replace(reply, texts=tuple(completions))
             completions += reply
             missing = missing[len(reply) :]
         return completions
