@@ -65,9 +65,9 @@ def main(s: Settings) -> None:
 def train(s: Settings, run: files.Run) -> dict[str, float]:
     screen.quiet_libraries()
     from prefpipe.models.loading import load_both, max_positions
-    from prefpipe.training import saving
     from prefpipe.training.dpo import PrefixSharedDPOTrainer
     from prefpipe.training.record import record
+    from prefpipe.training.saving import mean_logp
     from prefpipe.training.tokenized_pairs import collect_judgment_pairs, to_dataset
 
     s.check()
@@ -92,12 +92,7 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
     checkpoints.fit(trainer, run.stage, s.early_stopping)
     results = last_numbers(trainer.state.log_history)
     checked = (validation or pairs["train"])[:CHECKED_PAIRS]
-    _, difference = saving.save_and_reload(
-        trainer,
-        s.output,
-        merge=s.merge_adapter,
-        score=lambda model: saving.score_alone(model, checked, saving.mean_logp),
-    )
+    _, difference = s.save(trainer, checked, mean_logp)
     counts = {f"{split} pairs": len(rows) for split, rows in pairs.items()}
     counts["validation pairs measured"] = len(validation)
     record(run, trainer, "dpo", s.model_dump(mode="json"), counts, results, difference)

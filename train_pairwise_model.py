@@ -67,7 +67,6 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.compare.ab_model import PairwiseModel
     from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer
     from prefpipe.models.loading import load_both, max_positions
-    from prefpipe.training import saving
     from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
     from prefpipe.training.record import record
     from prefpipe.training.tokenized_pairs import to_dataset
@@ -93,14 +92,10 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     del model  # the trainer's from here on, which lets go of it
     checkpoints.fit(trainer, run.stage, s.early_stopping)
-    checked = pairs.validation[:CHECKED_PAIRS]
-    loaded, difference = saving.save_and_reload(
+    loaded, difference = s.save(
         trainer,
-        s.output,
-        merge=s.merge_adapter,
-        score=lambda model: saving.score_alone(
-            model, checked, lambda logits, _: logits[-1].float().log_softmax(-1)[[*labels]]
-        ),
+        pairs.validation[:CHECKED_PAIRS],
+        lambda logits, _: logits[-1].float().log_softmax(-1)[[*labels]],
     )
     sharing = s.prefix_sharing
     scorer = PairwiseModel(loaded, tokenizer, PairwiseFormat(limit), share_prompts=sharing)

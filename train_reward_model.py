@@ -79,7 +79,6 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
     from prefpipe.models.classifiers import load_classifier
     from prefpipe.models.loading import max_positions
-    from prefpipe.training import saving
     from prefpipe.training.record import record
     from prefpipe.training.reward import PrefixSharedRewardTrainer, tokenize_pair
     from prefpipe.training.tokenized_pairs import to_dataset
@@ -114,12 +113,10 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     del model  # the trainer's from here on, which lets go of it
     checkpoints.fit(trainer, run.stage, s.early_stopping)
-    checked = pairs.validation[:CHECKED_PAIRS]
-    loaded, difference = saving.save_and_reload(
+    loaded, difference = s.save(
         trainer,
-        s.output,
-        merge=s.merge_adapter,
-        score=lambda model: saving.score_alone(model, checked, lambda score, _: score),
+        pairs.validation[:CHECKED_PAIRS],
+        lambda score, _: score,
         load=lambda folder, **options: load_classifier(folder, **options)[0],
     )
     sharing = s.prefix_sharing

@@ -1,5 +1,7 @@
 """prefpipe.compare.reward_model: where a score is read; what is shared or padded changes none."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
@@ -197,12 +199,13 @@ def test_where_a_published_models_pad_token_ends_the_template_the_score_is_read_
     tok.pad_token = tok.eos_token
     tok.chat_template = str(tok.chat_template).replace("<|im_end|>\n", "<|im_end|>")
     model = classifier(vocab_size=300)
-    model.config.pad_token_id = tok.eos_token_id
+    eos: Any = tok.eos_token_id
+    model.config.pad_token_id = eos
     turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     ids = tok.apply_chat_template(turns, return_dict=False, return_tensors="pt")
     with torch.no_grad():
         theirs = model(ids).logits[0, 0].item()
     form = RewardFormat(512, True, read_at="template_end")
-    scorer = RewardModel(model, tok, form, True, tok.eos_token_id)  # pyright: ignore[reportArgumentType]
+    scorer = RewardModel(model, tok, form, True, eos)
     (ours,) = scorer.score([("Q", ["A"])])
     assert scorable(ours) == pytest.approx([theirs], abs=1e-4)

@@ -17,9 +17,14 @@ from prefpipe.settings.stage import NoEffectOnRows
 from prefpipe.training.preferences import RawPreferences
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from peft import LoraConfig
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
     from prefpipe.training.checkpoints import Checkpoints
+    from prefpipe.training.tokenized_pairs import TokenizedPair
 
 WhichCheckpoint = Literal["last", "best"]
 
@@ -185,6 +190,24 @@ class TrainingStage(ReportingStage, ChatStage):
             "disable_tqdm": True,
             **trackers.training_arguments(self.report_to, self.stage_name(), self.output),
         }
+
+    def save(
+        self,
+        trainer: Any,
+        checked: "Sequence[TokenizedPair]",
+        read: "Callable[[Tensor, Tensor], Tensor]",
+        **load: Any,
+    ) -> "tuple[PreTrainedModel, float]":
+        """Save the trained model and load it again (save_and_reload); read: see score_alone."""
+        from prefpipe.training import saving
+
+        return saving.save_and_reload(
+            trainer,
+            self.output,
+            merge=self.merge_adapter,
+            score=lambda model: saving.score_alone(model, checked, read),
+            **load,
+        )
 
     def adapter(
         self, model: Any, task_type: Literal["CAUSAL_LM", "SEQ_CLS"]
