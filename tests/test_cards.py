@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -28,12 +29,12 @@ RANKING = {
 
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def run_of(
     tmp_path: Path,
-    outputs: dict[Path, type[Row]],
+    outputs: Mapping[Path, type[Row]],
     source: Path,
     home: Path | None = None,
     **settings,
@@ -43,7 +44,7 @@ def run_of(
     return Run(facts, inputs=[source], outputs=outputs, home=home, card=write_data_card)
 
 
-def write_run(run: Run, source: Path, rows: dict[Path, list[Row]], rejects: int = 0) -> None:
+def write_run(run: Run, source: Path, rows: Mapping[Path, Sequence[Row]], rejects: int = 0) -> None:
     with run:
         run.read_count += 1
         run.keep(*((path, row) for path, kept in rows.items() for row in kept))

@@ -116,7 +116,7 @@ def test_trl_trains_a_reward_model_on_them_with_their_margins(tmp_path, form):
         use_cpu=True, bf16=False, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     trainer = RewardTrainer(model, args=arguments, train_dataset=published(tmp_path, Preference, form), processing_class=tokenizer)  # fmt: skip
-    assert trainer.train_dataset[0]["margin"] == 1.5
+    assert trainer.train_dataset is not None and trainer.train_dataset[0]["margin"] == 1.5
     assert trainer.train().training_loss > 0
 
 
@@ -146,6 +146,7 @@ def test_openrlhf_takes_them_under_its_keys(tmp_path, kind, form, judge):
     """--prompt_key prompt --chosen_key chosen --rejected_key rejected: texts are joined; turns are
     too, and rendered (--apply_chat_template), the prompt's text being taken off the front."""
     _, tokenizer = judge
+    row: Any = None
     for row, texts in zip(published(tmp_path, kind, form), TEXTS, strict=True):
         assert isinstance(row, dict)
         if form == "text":

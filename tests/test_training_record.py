@@ -100,7 +100,8 @@ def test_the_code_of_a_reward_models_card_gives_the_score_that_the_run_gives(
     loaded, tokenizer, is_causal, _ = load_classifier(tmp_path)
     how = RewardFormat(1024, True, read_at="template_end")
     scorer = RewardModel(loaded, tokenizer, how, is_causal)
-    ((score,),) = list(scorer.score([("2+2?", ["4"])]))
+    scores: Any = list(scorer.score([("2+2?", ["4"])]))
+    ((score,),) = scores
     assert float(printed_by_the_code(tmp_path / "README.md", capsys)) == pytest.approx(
         score, abs=1e-4
     )
@@ -113,7 +114,8 @@ def test_the_code_of_a_pairwise_models_card_gives_the_probabilities_that_the_run
     write_card(tmp_path / "model", "pairwise", {}, {}, SETTINGS, ABOUT)
     model, tokenizer = load_both(tmp_path / "model")
     scorer = PairwiseModel(model, tokenizer, PairwiseFormat(1024))
-    (((preferred,),)) = list(scorer.compare([("2+2?", ["4", "5"], [(0, 1)])]))
+    compared: Any = list(scorer.compare([("2+2?", ["4", "5"], [(0, 1)])]))
+    ((preferred,),) = compared
     first = float(
         printed_by_the_code(tmp_path / "model/README.md", capsys).split("[")[1].split(",")[0]
     )
