@@ -255,7 +255,9 @@ class Runner:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(LIBRARIES)
 
-    def start(self, stage: Killed, data: Path, extra: list[str], env: dict[str, str], kill_at=0):
+    def start(
+        self, stage: Killed, data: Path, extra: list[str], env: dict[str, str], kill_at: int = 0
+    ) -> Any:
         command = [*stage.command, *extra]
         process = self._context.Process(
             target=_run_stage, args=(command, str(data), env, kill_at), daemon=True
@@ -336,7 +338,7 @@ def serving(stage: Killed, faults: Faults | None) -> Iterator[dict[str, str]]:
     if stage.answer is None:
         yield {}
         return
-    options = {}
+    options: dict[str, Any] = {}
     if faults and "batch" in stage.command:
         options = {"batch_fault": faults.of_batch, "api_fault": faults.of_api}
     elif faults:

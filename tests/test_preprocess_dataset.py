@@ -292,8 +292,8 @@ def test_a_name_that_is_no_file_is_one_of_the_hub(tmp_path, monkeypatch):
     """Also one that ends in .1, as the published recipe's data does."""
     asked = []
 
-    def load_dataset(name, config, **options):
-        asked.append((name, config, options))
+    def load_dataset(path, name=None, **options):
+        asked.append((path, name, options))
         return [raw(k) for k in range(5)]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)

@@ -8,7 +8,7 @@ import pytest
 
 import rank_responses
 from prefpipe import llm
-from prefpipe.compare.matches import Contest, hold
+from prefpipe.compare.matches import Contest, Standings, hold
 from prefpipe.compare.openers import by_reward
 from prefpipe.compare.rankings import to_ranking
 from prefpipe.models.classifiers import load_classifier
@@ -119,12 +119,13 @@ def test_a_stopped_run_asks_only_for_what_is_left_and_ends_in_the_same_bytes(set
 def test_what_was_scored_together_is_scored_together_again_after_a_stop(settings, tmp_path):
     """Scores that depend on their window, as a model's last digits do."""
 
-    def by_window(contests, _):
+    def by_window(contests, _) -> Standings:
         standings = known_rewards(contests, None)
         nudge = len(contests) * 1e-8
         return {
-            id: replace(standing, strengths=[x + nudge for x in standing.strengths])
+            id: replace(standing, strengths=[x + nudge for x in standing.strengths or ()])
             for id, standing in standings.items()
+            if not isinstance(standing, Reject)
         }
 
     whole = settings(output=tmp_path / "whole", prompts_at_once=3)

@@ -23,7 +23,7 @@ def criteria_file(folder: Path, text: str) -> Path:
 
 def test_a_file_of_another_encoding_is_a_sentence(tmp_path):
     (tmp_path / "criteria.toml").write_bytes("honesty = 'ä'".encode("latin-1"))
-    with pytest.raises(SystemExit, match=r"criteria\.toml: byte 11 is not UTF-8"):
+    with pytest.raises(DataError, match=r"criteria\.toml: byte 11 is not UTF-8"):
         read_criteria(tmp_path / "criteria.toml")
 
 

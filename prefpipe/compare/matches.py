@@ -4,7 +4,7 @@ Both are asked in both orders of the responses, and a match is the mean of the t
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefpipe import judge, languages, llm
 from prefpipe.compare import tournament
@@ -107,7 +107,7 @@ class JudgeMatches:
     ) -> None:
         """name: of the log of what the judge wrote; one for each set of ids that are different."""
         self._open_engine, self._template = open_engine, template
-        self._options = {"max_new_tokens": max_new_tokens, "seed": seed}
+        self._options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
         self._round: dict[Match, BothOrders] = {}
         # Whom a knockout asks about next hangs on what was answered, so the requests are always
         # those of the round being played. A stopped tournament is played again from its first

@@ -63,7 +63,7 @@ class Named(NamedTuple):
                 ) from None
             if not isinstance(loaded, datasets.DatasetDict):
                 return _numbered(str(path), loaded)
-            split = self._chosen([*loaded])
+            split = self._chosen([str(name) for name in loaded])
             return _numbered(str(path / split), loaded[split])
         # a clone of a hub repository, or files named like one's: which is which says `datasets`
         try:
@@ -77,11 +77,11 @@ class Named(NamedTuple):
     def _of_hub(self) -> Iterator[tuple[str, Any]]:
         import datasets
 
-        options = {"revision": self.revision}
+        named: dict[str, Any] = {"path": self.name, "revision": self.revision}
         try:
-            names = datasets.get_dataset_split_names(self.name, self.config, **options)
-            options |= {"split": self._chosen(names), "streaming": True}
-            loaded = datasets.load_dataset(self.name, self.config, **options)
+            names: Any = datasets.get_dataset_split_names(config_name=self.config, **named)
+            how: dict[str, Any] = {"split": self._chosen(names), "streaming": True}
+            loaded = datasets.load_dataset(name=self.config, **named, **how)
         except DataError:
             raise
         except (OSError, ValueError) as error:

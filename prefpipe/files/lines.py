@@ -7,7 +7,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 BUFFER = 1 << 18  # bytes; Python's own 8 kB is two rows
 
@@ -23,7 +23,7 @@ def _open_zst(path: Path) -> IO[bytes]:
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), BUFFER)
 
 
-OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
+OPENERS: dict[str, Callable[[Path], Any]] = {
     ".gz": gzip.GzipFile,
     ".zst": _open_zst,
     ".bz2": bz2.BZ2File,

@@ -128,8 +128,8 @@ def score_block(
     cosines = iter(measure_cosines(answered, store, embedder, seed=rules.seed))
     for query in block:
         if isinstance(query, AnsweredQuery):
-            own, *others = next(cosines)
-            yield ScoredQuery(query, score_candidates(query, own, rules), *others)
+            own, other, windows = next(cosines)
+            yield ScoredQuery(query, score_candidates(query, own, rules), other, windows)
         else:
             yield query
 
