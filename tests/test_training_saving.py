@@ -23,7 +23,7 @@ class Trained:
 
     def __init__(self, model):
         self.model, self.processing_class = model, tokenizer()
-        self.accelerator = SimpleNamespace(unwrap_model=lambda model: model)
+        self.accelerator = SimpleNamespace(unwrap_model=lambda model, **_: model)
 
     def release(self):
         self.model = None
