@@ -436,7 +436,7 @@ class Campaign:
         if process.exitcode is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
-        return process.exitcode
+        return -1 if process.exitcode is None else process.exitcode
 
     def _killed_run(
         self, rng: random.Random, extra: list[str], env: dict[str, str], problems: list[str], other: bool
@@ -496,7 +496,9 @@ class Campaign:
 
     def _differing(self, found: dict[str, str], *, there: bool = False) -> list[str]:
         """Names whose content is not the whole run's; there: only of those that are there."""
-        names = found if there else {**self.whole, **found}
+        names = {*found} if there else {*self.whole, *found}
+        if there:  # a training's curve grows while it trains
+            names = {name for name in names if not name.endswith("loss_curve.csv")}
         return [name for name in names if found.get(name) != self.whole.get(name)]
 
 
