@@ -34,8 +34,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -266,9 +266,19 @@ class Runner:
         return process
 
 
+def kill(process: Any, number: int) -> None:
+    """Signal the stage's process group; before it has one, the process."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
 def said(home: Path) -> str:
-    texts = [(home / name).read_text(errors="replace") for name in ("stdout", "stderr")]
-    return "".join(texts)
+    """What the last run printed; nothing where it was killed before it could."""
+    paths = [home / name for name in ("stdout", "stderr")]
+    return "".join(path.read_text(errors="replace") for path in paths if path.exists())
 
 
 def snapshot(stage: Killed, data: Path) -> dict[str, str]:
@@ -354,7 +364,7 @@ def serving(stage: Killed, faults: Faults | None) -> Iterator[dict[str, str]]:
 class Totals:
     """Of one stage."""
 
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: dict[str, int] = field(default_factory=Counter[str])
     chains: int = 0
     equal: int = 0
     damages: int = 0
@@ -434,7 +444,7 @@ class Campaign:
         process = self.runner.start(self.stage, self.data, extra, env)
         process.join(900)
         if process.exitcode is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill(process, signal.SIGKILL)
             process.join()
         return -1 if process.exitcode is None else process.exitcode
 
@@ -457,7 +467,7 @@ class Campaign:
         else:
             process.join(900)
         if process.exitcode is None:
-            os.killpg(process.pid, number)
+            kill(process, number)
             process.join()
         if process.exitcode == 0:
             return False
@@ -560,7 +570,7 @@ def main() -> None:
                 campaigns[name] = Campaign(name, base, a.work, runner)
             campaigns[name].chain(a.seed + number)
             totals = campaigns[name].totals
-            print(f"{name}: {totals.kills.total()} kills, {totals.equal} of {totals.chains} equal", flush=True)  # fmt: skip
+            print(f"{name}: {sum(totals.kills.values())} kills, {totals.equal} of {totals.chains} equal", flush=True)  # fmt: skip
             print("\n".join(totals.problems[known.get(name, 0) :]), end="", flush=True)
             known[name] = len(totals.problems)
             if a.results:
@@ -591,7 +601,9 @@ def save(path: Path, campaigns: dict[str, Campaign]) -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
-    stages = {name: asdict(campaign.totals) for name, campaign in campaigns.items()}
+    # replace: asdict would make a Counter of a Counter's items
+    totals = {name: replace(c.totals, kills=dict(c.totals.kills)) for name, c in campaigns.items()}
+    stages = {name: asdict(one) for name, one in totals.items()}
     facts = {"commit": commit, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
     path.write_text(json.dumps({**facts, "stages": stages}, indent=1) + "\n")
 
