@@ -211,3 +211,21 @@ def test_where_nothing_can_be_measured_nothing_stands_there(settings, tmp_path):
     with pytest.raises(DataError, match="no row to read"):
         main(settings(benchmark=[f"sky={tmp_path / 'empty.jsonl'}"]))
     assert not (tmp_path / "accuracy").exists()
+
+
+def test_a_copy_of_a_row_without_an_id_is_left_out_and_the_others_are_measured(settings, tmp_path):
+    rows = [{"prompt": f"Q{k}", "chosen": "good", "rejected": "bad"} for k in (0, 1, 0)]
+    path = write_jsonl(tmp_path / "mine.jsonl", rows)
+    for name in ("auto", "sky"):
+        s = settings(benchmark=[f"{name}={path}"], output=tmp_path / name)
+        main(s)
+        counts = read(s.output / "accuracy.meta.json")["counts"]
+        assert (counts["read"], counts["left_out"]) == (3, {"duplicate_row": 1})
+
+
+def test_rows_that_no_trainer_can_read_are_no_reason_not_to_measure_the_overlap(settings, tmp_path):
+    rows = [{"prompt": "A B C D E F G H I", "chosen": "x", "rejected": "y"},
+            {"prompt": "Q", "chosen": "x", "rejected": None}]  # fmt: skip
+    s = settings(trained_on=[str(write_jsonl(tmp_path / "trained.jsonl", rows))])
+    main(s)
+    assert read(s.output / "accuracy.json")["overlap"]["sky"]["questions"]

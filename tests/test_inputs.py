@@ -77,10 +77,12 @@ def test_json_in_any_shape_gives_its_rows(tmp_path, text):
 
 
 def test_a_single_row_that_holds_a_list_is_a_row(tmp_path):
-    row = {"messages": [{"role": "user", "content": "Q"}]}
-    for text in (json.dumps(row), json.dumps(row, indent=2)):
-        (tmp_path / "x.json").write_text(text)
-        assert rows_of(tmp_path / "x.json") == [row]
+    turns = {"messages": [{"role": "user", "content": "Q"}]}
+    pair = {"prompt": "Q", "chosen": "a", "rejected": "b", "items": [{"x": 1}]}
+    for row in (turns, pair):
+        for text in (json.dumps(row), json.dumps(row, indent=2)):
+            (tmp_path / "x.json").write_text(text)
+            assert rows_of(tmp_path / "x.json") == [row]
 
 
 def test_lines_of_which_the_first_is_broken_are_still_lines(tmp_path):

@@ -223,6 +223,8 @@ def test_columns_are_named_on_the_command_line(tmp_path):
         (["--answer-columns", '["a", "b"]'], "answer_columns: wanted two, and label_column, strength_column"),
         (["--label-column", "won"], "name answer_columns"),
         (["--answer-columns", '["a", "b"]', "--label-column", "won"], "say with --labels what it holds"),
+        (["--format", "skywork", "--label-column", "won"], "name answer_columns"),
+        (["--format", "rlhflow-pair", "--margin-column", "won"], "takes no columns: margin"),
     ],
 )  # fmt: skip
 def test_columns_that_do_not_make_a_pair_are_a_sentence(tmp_path, options, said):

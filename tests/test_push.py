@@ -284,3 +284,49 @@ def test_the_command_pushes_what_a_stage_made_and_says_so(hub, tmp_path):
     offline = env | {"HF_HUB_OFFLINE": "1"}
     said = sentence(run_stage("push", "items", "me/items", cwd=tmp_path, env=offline))
     assert said == "push: HF_HUB_OFFLINE is set; unset it to push"
+
+
+def test_of_a_model_what_loads_it_is_uploaded_whatever_else_stands_beside_it(tmp_path):
+    kept = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+            "chat_template.jinja", "generation_config.json", "reward_format.json", "loss_curve.csv",
+            "loss_curve.png", "reliability.png", "merges.txt", "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json"]  # fmt: skip
+    stays = [
+        "log.txt",
+        "train_log.txt",
+        "held_out.csv",
+        "notes.md",
+        "settings.json",
+        "trainer_state.json",
+    ]
+    for name in [*kept, *stays]:
+        (tmp_path / name).write_text("---\nlicense: mit\n---\n# A model\n")
+    chosen = uploads.choose(tmp_path, "me/model")
+    assert chosen.kind == "model" and set(chosen.files) == set(kept)
+    assert set(chosen.left_out) == set(stays)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("*.jsonl", ["train.jsonl"]),
+        ("data/*.jsonl", ["data/a.jsonl"]),
+        ("data/**", ["data/a.jsonl", "data/x/b.jsonl"]),
+        ("**/b.jsonl", ["data/x/b.jsonl"]),
+    ],
+)
+def test_a_glob_of_the_card_names_what_it_names_from_the_folder_on(tmp_path, pattern, files):
+    for name in ("train.jsonl", "data/a.jsonl", "data/x/b.jsonl"):
+        write_jsonl(tmp_path / name, [{"id": "1"}])
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- data_files: '{pattern}'\n---\n# A set\n")
+    assert set(uploads.choose(tmp_path, "me/set").files) == {"README.md", *files}
+
+
+@pytest.mark.parametrize("pattern", ["", "/etc/passwd", "../other.jsonl"])
+def test_a_path_of_the_card_that_is_none_of_the_folder_is_a_sentence(tmp_path, pattern):
+    write_jsonl(tmp_path / "out/train.jsonl", [{"id": "1"}])
+    write_jsonl(tmp_path / "other.jsonl", [{"id": "1"}])
+    card = tmp_path / "out/README.md"
+    card.write_text(f"---\nconfigs:\n- data_files: '{pattern}'\n---\n# A set\n")
+    with pytest.raises(DataError, match=r"README\.md: "):
+        uploads.choose(tmp_path / "out", "me/set")

@@ -247,3 +247,11 @@ def test_where_nothing_was_asked_nobody_wins(prompt):
 def test_the_score_s_temperature_goes_by_its_short_name_too():
     for option in ("--temperature", "--score-temperature"):
         assert Settings.from_command_line([option, "2.5"]).score_temperature == 2.5
+
+
+def test_a_folder_of_our_own_rows_is_read_as_such(settings, tmp_path):
+    (tmp_path / "mine").mkdir()
+    write_jsonl(tmp_path / "mine/train.jsonl", ROWS[:2])
+    s = settings(input=tmp_path / "mine")
+    main(s, known_rewards)
+    assert [r["id"] for r in read(s.output / "rankings.jsonl")] == ["a", "b"]

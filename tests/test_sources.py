@@ -105,3 +105,12 @@ def test_a_set_of_the_hub_is_known_by_the_hubs_cache_and_its_card_stands_there(h
     settings = {"input": "owner/set", "model": "openai/gpt-4o", "output": "owner/set2"}
     assert on_hub(settings, "dataset") == ["owner/set"] and on_hub(settings, "model") == []
     assert licences(settings) == {"owner/set": "odc-by"}
+
+
+def test_the_licence_of_files_by_a_glob_and_of_a_path_with_an_equals_sign(tmp_path):
+    for folder in ("d", "k=v"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A set\n")
+        (tmp_path / folder / "a.jsonl").write_text("{}\n")
+    for name in (tmp_path / "d/*.jsonl", tmp_path / "k=v/a.jsonl", f"llmbar={tmp_path}/d/a.jsonl"):
+        assert set(licences({"input": str(name)}).values()) == {"cc-by-4.0"}, name

@@ -118,3 +118,15 @@ def test_the_question_is_the_formats_own_whatever_else_a_record_has(tmp_path):
 def test_it_loads_nothing_that_trains():
     code = "import sys, prefpipe.training.preferences; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_two_splits_of_one_folder_are_two_sides(tmp_path):
+    """Both inputs then have one name."""
+    write_jsonl(tmp_path / "d/train.jsonl", [row(k) for k in range(6)])
+    write_jsonl(tmp_path / "d/test.jsonl", [row(100 + k) for k in range(3)])
+    for first in ("train", "validation"):
+        rows, run = read(raw(tmp_path / "d", tmp_path / "d", validation_split="test"), first)
+        sides = {placed.row.id: placed.split for placed in rows}
+        assert [sides[f"r{k}"] for k in range(6)] == ["train"] * 6
+        assert [sides[f"r{100 + k}"] for k in range(3)] == ["validation"] * 3
+        assert run.read_count == 9 and not run.bad

@@ -10,6 +10,7 @@ from prefpipe.files import DataError, Named, Places, Run, data_files, parse_row
 from prefpipe.formats import FORMATS
 from prefpipe.formats.opening import AUTO, NO_IDS, HowRead, OpenFile, say
 from prefpipe.formats.reading import Format, to_question
+from prefpipe.formats.turns import Unusable
 from prefpipe.judge import build_item
 from prefpipe.rows import Item, Preference, Question, Reject, Row
 
@@ -106,18 +107,25 @@ def _rows(
 def rows_of(
     measured: Measured, limit: int | None, tell: Callable[[list[str]], Any] = len
 ) -> Iterator[tuple[str, Item | Preference | Question | ValueError]]:
-    """(place, row) of each record, or why it is none. Raises DataError where two have the same id.
-    tell: gets, once all is read, what a person should know of how a published set was read."""
+    """(place, row) of each record, or why it is none. Raises DataError where two have the same id
+    that is not made of their content; a copy of a row without one is a reason. tell: gets, once all is read, what a person should know of how a published set was read."""
     places = Places()
-    for place, row in _read(measured, limit, tell):
-        if not isinstance(row, ValueError):
-            places.check(row.id, place, NO_IDS)
-        yield place, row
+    for place, row, has_id in _read(measured, limit, tell):
+        if isinstance(row, ValueError):
+            yield place, row
+        elif has_id:
+            places.check(row.id, place, NO_IDS if measured.name == AUTO else "")
+            yield place, row
+        elif first := places.seen_at(row.id, place):
+            yield place, Unusable("duplicate_row", f"equal to {first}")
+        else:
+            yield place, row
 
 
 def _read(
     measured: Measured, limit: int | None, tell: Callable[[list[str]], Any]
-) -> Iterator[tuple[str, Item | Preference | Question | ValueError]]:
+) -> Iterator[tuple[str, Item | Preference | Question | ValueError, bool]]:
+    """The same, and whether the row came with an id."""
     own = measured.name == VALIDATION
     if own or FORMATS.get(measured.name, FORMATS["sky"]).several_answers:
         read = partial(parse_row, row_type=Item) if own else FORMATS[measured.name].read
@@ -125,18 +133,19 @@ def _read(
         for file in data_files(measured.path) if own else [measured.path]:
             for place, record in Named(str(file)).records(limit):
                 try:
-                    yield place, _raised(record) or read(record)
+                    yield place, _raised(record) or read(record), True
                 except ValueError as error:
-                    yield place, error
+                    yield place, error, True
         return
     how = measured.how if measured.name == AUTO else HowRead(measured.name, seed=measured.how.seed)
     file = OpenFile(str(measured.path), how, limit)
     for place, record in file.records():
         rows = file.pairs(record)
         if isinstance(rows, ValueError):
-            yield place, rows
+            yield place, rows, True
         else:
-            yield from ((place, row) for row in rows)
+            has_id = file.reader.has_id(record)
+            yield from ((place, row, has_id) for row in rows)
     tell(file.lines())
 
 

@@ -11,7 +11,7 @@ from prefpipe.evaluation import held_out
 from prefpipe.evaluation.held_out import Measured
 from prefpipe.files import DataError, Run
 from prefpipe.formats.opening import HowRead, OpenFile
-from prefpipe.rows import Question, answer_of, flatten_turns
+from prefpipe.rows import Preference, Question, answer_of, flatten_turns
 from prefpipe.words import split_words
 
 
@@ -90,16 +90,16 @@ def benchmark_questions(entries: Sequence[str], how: HowRead) -> dict[str, str]:
     return asked
 
 
+def texts_of(row: Preference) -> tuple[str, str, str]:
+    """What is trained on."""
+    return flatten_turns(row.prompt), answer_of(row.chosen), answer_of(row.rejected)
+
+
 def _training_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """Of the rows that a trainer can read; it leaves the others out, too."""
     for path in paths:
         file = OpenFile(str(path), HowRead(), None)
-        for place, record in file.records():
-            rows = file.pairs(record)
-            if isinstance(rows, ValueError):
-                raise DataError(f"{place}: {rows}")
+        pairs = (file.pairs(record) for _, record in file.records())
+        for rows in (rows for rows in pairs if isinstance(rows, list)):
             for row in rows:
-                yield from (
-                    flatten_turns(row.prompt),
-                    answer_of(row.chosen),
-                    answer_of(row.rejected),
-                )
+                yield from texts_of(row)

@@ -11,6 +11,8 @@ from prefpipe.files.lines import DataError, read_lines
 
 _WRAPPERS = ("data", "rows", "examples", "instances", "items", "records", "train")
 """Keys under which a JSON object holds the rows of a whole file."""
+_OF_A_ROW = ("prompt", "chosen", "rejected", "messages", "question", "instruction", "text", "id")
+"""Keys of a row, which may have a list of its own under one of these names."""
 
 
 def read_json(path: Path) -> Iterator[tuple[str, Any]]:
@@ -23,7 +25,7 @@ def read_json(path: Path) -> Iterator[tuple[str, Any]]:
         try:
             value = from_json(first)
             _refuse_columns(path, value)
-            if any(isinstance(value.get(key), list) for key in _WRAPPERS):
+            if _wraps(value):
                 rows = _rows_of_objects(path)
         except DataError:
             raise
@@ -58,7 +60,11 @@ def _rows_of_objects(path: Path) -> list[Any] | None:
         at += len(text[at : at + 1 << 12]) - len(text[at : at + 1 << 12].lstrip())
     if len(rows) == 1 and isinstance(rows[0], dict):
         _refuse_columns(path, rows[0])
-        inner = [rows[0][key] for key in _WRAPPERS if isinstance(rows[0].get(key), list)]
+        inner = [
+            rows[0][key]
+            for key in _WRAPPERS
+            if _wraps(rows[0]) and isinstance(rows[0].get(key), list)
+        ]
         if len(inner) == 1 and all(isinstance(row, dict) for row in inner[0]):
             return inner[0]
     return rows
@@ -72,6 +78,12 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         except ValueError as error:
             where = str(error).replace("at line 1 column", "at column")
             yield f"{name}:{number}", ValueError(f"not JSON: {where}")
+
+
+def _wraps(value: Any) -> bool:
+    """Whether the rows of a file may be a list in this object, which then is no row itself."""
+    has_rows = any(isinstance(value.get(key), list) for key in _WRAPPERS)
+    return has_rows and not any(key in value for key in _OF_A_ROW)
 
 
 def _refuse_columns(path: Path, value: Any) -> None:

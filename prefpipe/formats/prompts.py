@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefpipe.files import Named, Places, Run
-from prefpipe.files.records import typed_rows
+from prefpipe.files.records import split_files, typed_rows
 from prefpipe.formats.opening import AUTO, NO_IDS, HowRead, OpenFile
 from prefpipe.rows import Prompt, Reject, Responses, as_turns
 
@@ -36,7 +36,8 @@ def read_responses(
 ) -> Iterator[tuple[str, Responses | Reject | ValueError]]:
     """(place, row) of each prompt with its responses: our own Responses rows, or a published format,
     as which (say) it is told."""
-    first = next(Named(str(path), **how.part).records(1), ("", None))[1] if path.is_file() else None
+    own = path if path.is_file() else next(iter(split_files(path)), None)
+    first = next(Named(str(own)).records(1), ("", None))[1] if own else None
     if (
         how.format == AUTO
         and isinstance(first, Mapping)

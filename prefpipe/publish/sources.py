@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefpipe.files import DataError
+from prefpipe.files import DataError, Named
 from prefpipe.files.meta import read_meta
 
 Values = Mapping[str, Any]
@@ -42,7 +42,17 @@ def names_of(settings: Values) -> list[str]:
     """Every text in settings that may name an input; name=path is the path."""
     values = [v for name, v in settings.items() if name not in ("output", "description")]
     texts = [t for v in values for t in (v if isinstance(v, list) else [v]) if isinstance(t, str)]
-    return list(dict.fromkeys(t.partition("=")[2] or t for t in texts if t))
+    paths = (t if _is_there(t) else t.partition("=")[2] or t for t in texts if t)
+    # of a glob the files that it stands for
+    files = (files if (files := Named(p).paths()) and not _is_there(p) else [p] for p in paths)
+    return list(dict.fromkeys(str(file) for some in files for file in some))
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # a text too long for a name
+        return False
 
 
 def runs_before(settings: Values) -> list[dict[str, Any]]:

@@ -20,7 +20,13 @@ from prefpipe.publish.sources import CARD
 
 Kind = Literal["dataset", "model"]
 
-_OF_A_MODEL = (".safetensors", ".json", ".model", ".txt", ".jinja", ".csv", ".png", ".md")
+_OF_A_MODEL = re.compile(
+    r"README\.md|LICENSE[\w.]*|loss_curve\.(csv|png)|reliability\.png|chat_template\.jinja"
+    r"|(model|adapter_model|pytorch_model)[\w.-]*\.safetensors(\.index\.json)?|[\w.-]*\.index\.json"
+    r"|(config|generation_config|adapter_config|reward_format|pairwise_format|tokenizer|tokenizer_config"
+    r"|special_tokens_map|added_tokens|vocab|preprocessor_config|modules)\.json"
+    r"|merges\.txt|vocab\.txt|[\w.-]*\.model|[\w.-]*\.spm"
+)
 _NEVER = (
     (re.compile(r"(^|/)\."), "hidden"),
     (re.compile(r"\.rejects\.\w+$"), "rejects"),
@@ -70,7 +76,7 @@ def choose(folder: Path, repository: str) -> Chosen:
     names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir()]
     left_out = {name: why for name in names if (why := _never(folder, name))}
     if is_model:
-        wanted = [n for n in names if n.endswith(_OF_A_MODEL) and "/" not in n]
+        wanted = [n for n in names if _OF_A_MODEL.fullmatch(n)]
         if not any(name.endswith(".safetensors") for name in wanted):
             raise DataError(f"{folder}: no .safetensors, so no weights; train it to its end first")
     else:
@@ -140,7 +146,19 @@ def _named_by(card: Path, facts: Mapping[str, Any], names: list[str]) -> list[st
         raise DataError(
             f"{card}: names no data files (configs: data_files), and no model stands beside it"
         ) from None
-    found = {p: [n for n in names if n == p or Path(n).match(p)] for p in patterns}
+    known = set(names)
+    folder = card.parent
+    try:
+        at = {
+            p: {
+                f.relative_to(folder).as_posix()
+                for f in folder.glob(f"{p}/*" if p.endswith("**") else p)
+            }
+            for p in patterns
+        }
+        found = {pattern: sorted(known & files) for pattern, files in at.items()}
+    except (ValueError, NotImplementedError) as error:  # empty, or of another folder
+        raise DataError(f"{card}: a path in its configs: {error}") from None
     if missing := [pattern for pattern, files in found.items() if not files]:
         raise DataError(f"{card}: its configs name {missing[0]}, and there is no such file")
     return list(dict.fromkeys(name for files in found.values() for name in files))

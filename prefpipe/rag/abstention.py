@@ -12,6 +12,11 @@ _CONTEXT = (
     "documentation)"
 )
 _NOT = "( not|n't|nt)( really| actually| explicitly| directly| clearly)?"
+_SAYS = (
+    "(say|mention|contain|provide|explain|include|specify|state|describe|give|answer|tell|address|cover|"
+    "discuss|indicate|show|offer|clarify|define|list|name|have|refer|make|seem|appear|help|detail|note)"
+)
+_ENDS = r"( (in|about|on|for|by|here)\b|[.,;!]|$)"
 _CONTEXT_ZH = "(上下文|文档|资料|内容|信息|文本|段落)"
 
 # What may stand before it; all patterns are of texts in lower case, with single spaces.
@@ -25,22 +30,22 @@ _OPENING = re.compile(
 _ABSTENTION = re.compile(
     "|".join(
         [
-            rf"(i|we) do{_NOT} (know|see|find|have (enough|any|the|access|sufficient))\b",
+            rf"(i|we) do{_NOT} (know\b|have (enough|any|the|access|sufficient)\b|(see|find) (any|it|that|this|the))",
             r"(i|we)( am|'m| are|'re| was) (not (sure|certain|able)|unable|unsure)\b",
             rf"(i|we) (can( ?not|'?t)|could{_NOT}) "
             r"(answer|say|tell|determine|find|provide|see|give|infer|locate|identify|know)\b",
             # the context does not say, and there is nothing of it
             rf"(the|this|that|your) (\w+ )?{_CONTEXT}( provided| given| above| here)? "
-            rf"((do|does|did){_NOT}\b|lacks?\b|has no\b|contains? no\b|(is|are) (insufficient|not (enough|sufficient)))",
+            rf"((do|does|did){_NOT} {_SAYS}\b|lacks?\b|has no\b|contains? no\b|(is|are) (insufficient|not (enough|sufficient)))",
             rf"there (is|are|was)( no|{_NOT} (any|enough|sufficient)) (\w+ ){{0,2}}"
             r"(information|mention|details?|answer|context|data|evidence|reference)\b",
             r"no (\w+ )?(information|mention|details?|answer) (\w+ ){0,3}"
-            r"(is|was|are|in|about|on|found|provided|given|available)\b",
+            r"((is|was|are) )?(in|about|on|found|provided|given|available|stated|mentioned)\b",
             rf"(it|this|that|the answer) (is|was){_NOT} (\w+ )?"
             r"(mentioned|stated|specified|said|clear|given|provided|described|explained"
             r"|possible to (answer|say|tell|determine))\b",
             r"(not (enough|sufficient)|insufficient) (information|context|details?|data)\b",
-            r"not (mentioned|specified|stated|given|provided|found|answerable|available)\b",
+            rf"not (mentioned|specified|stated|given|provided|found|answerable|available){_ENDS}",
             # other languages
             r"no (lo )?s[eé]\b|no tengo (suficiente|informaci)|je ne sais pas\b",
             r"ich weiss (es |das )?nicht\b|(eu )?n[ãa]o (o )?sei\b|non (lo )?so\b",

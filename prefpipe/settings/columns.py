@@ -5,8 +5,10 @@ from typing import Any
 
 from pydantic import Field
 
-from prefpipe.formats import PairFormat, PromptFormat
+from prefpipe.formats import FORMATS, PairFormat, PromptFormat
+from prefpipe.formats.layout import word_of
 from prefpipe.formats.opening import HowRead
+from prefpipe.formats.reading import Format
 from prefpipe.rated_pairs import HowPaired
 from prefpipe.settings.stage import Stage
 
@@ -40,7 +42,8 @@ class PromptColumns(Stage):
             name: value for name, value in self._columns().items() if value not in (OWN, [], False)
         }
         columns = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
-        if self.format == OWN and (problem := _contradiction(columns)):
+        form = None if self.format == OWN else FORMATS[self.format]
+        if problem := _contradiction(columns) if form is None else _not_of(form, columns):
             raise SystemExit(f"{self.stage_name()}: {problem}")
         part = {"split": self.split, "config": self.config, "revision": self.revision}
         return HowRead(self.format, columns, self.seed, prompts, part)
@@ -99,7 +102,7 @@ class PairColumns(PromptColumns):
             "rejected": self.rejected_column,
             "answers": self.answer_columns,
             "label": self.label_column,
-            "labels": [label.lower() for label in self.labels],
+            "labels": [word_of(label) for label in self.labels],
             "strength": self.strength_column,
             "scores": scores,
             "lower_wins": self.lower_wins,
@@ -116,6 +119,20 @@ class PairColumns(PromptColumns):
 def _several(column: str | None) -> Any:
     """A field of Layout that takes several names."""
     return column if column == OWN else (column,) if column else ()
+
+
+def _not_of(form: Format, columns: Mapping[str, Any]) -> str | None:
+    """What of the named columns the format that is named does not read."""
+    if not columns:
+        return None
+    if form.layout is None:
+        return f"--format of a set that is read as it is published takes no columns: {min(columns)}"
+    has_answers = columns.get("answers") or form.layout.answers or form.layout.candidates
+    if columns.keys() & {"label", "strength"} and not has_answers:
+        return (
+            "label_column, strength_column: the format has chosen and rejected; name answer_columns"
+        )
+    return None
 
 
 def _contradiction(columns: Mapping[str, Any]) -> str | None:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefpipe.evaluation.overlap import Overlap, benchmark_questions
+from prefpipe.evaluation.overlap import Overlap, benchmark_questions, texts_of
 from prefpipe.files import DataError, Places, Run
 from prefpipe.formats.opening import NO_IDS, HowRead, OpenFile, say
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import in_blocks, splits
-from prefpipe.rows import Preference, Reject, Split, answer_of, flatten_turns
+from prefpipe.rows import Preference, Reject, Split, flatten_turns
 
 if TYPE_CHECKING:
     from prefpipe.training.tokenized_pairs import TokenizedPair
@@ -79,9 +79,11 @@ class RawPreferences:
         asked = self._held_out_questions(files[-1], is_held_out)
         held_out = NearDuplicates(asked, self.near_duplicate)
         seen = Overlap(benchmark_questions(self.not_in, self.how)) if self.not_in else None
+        # by the file itself: both may be splits of one data set, and so have one name
+        own_file = files[-1] if self.validation_input else None
         order = files if first == "train" else files[::-1]
         # in blocks: for one question at a time, calling numpy costs more than what it does
-        for block in in_blocks(self._placed(order, is_held_out)):
+        for block in in_blocks(_placed(order, own_file, is_held_out)):
             train = [p.row for p in block if isinstance(p, Placed) and p.split == "train"]
             near = iter(held_out.find([flatten_turns(row.prompt) for row in train]))
             for placed in block:
@@ -116,24 +118,25 @@ class RawPreferences:
             is_held_out.extend(held_out)
             yield from itertools.compress(asked, held_out)
 
-    def _placed(
-        self, files: Iterable[OpenFile], is_held_out: bytearray
-    ) -> Iterator[Placed | tuple[str, ValueError]]:
-        """Each record's preferences, or its place and why it has none."""
-        own_file = self.validation_input
-        for file in files:
-            hinted = False
-            for number, (place, record) in enumerate(file.records()):
-                rows = file.pairs(record)
-                if isinstance(rows, ValueError):
-                    if not hinted:  # a person reads the first one; the others are alike
-                        hinted, rows = True, file.with_hint(record, rows)
-                    yield place, rows
-                    continue
-                held_out = file.name == own_file if own_file else is_held_out[number]
-                has_id, split = file.reader.has_id(record), "validation" if held_out else "train"
-                for row in rows:
-                    yield Placed(row, file.name, place, has_id, split)
+
+def _placed(
+    files: Iterable[OpenFile], own_file: OpenFile | None, is_held_out: bytearray
+) -> Iterator[Placed | tuple[str, ValueError]]:
+    """Each record's preferences, or its place and why it has none. own_file: whose rows are held
+    out; None: those that is_held_out says."""
+    for file in files:
+        hinted = False
+        for number, (place, record) in enumerate(file.records()):
+            rows = file.pairs(record)
+            if isinstance(rows, ValueError):
+                if not hinted:  # a person reads the first one; the others are alike
+                    hinted, rows = True, file.with_hint(record, rows)
+                yield place, rows
+                continue
+            held_out = file is own_file if own_file else is_held_out[number]
+            has_id, split = file.reader.has_id(record), "validation" if held_out else "train"
+            for row in rows:
+                yield Placed(row, file.name, place, has_id, split)
 
 
 def _question(file: OpenFile, record: Any) -> str:
@@ -142,11 +145,6 @@ def _question(file: OpenFile, record: Any) -> str:
         return "" if isinstance(record, ValueError) else file.reader.question(record)
     except ValueError:
         return ""
-
-
-def texts_of(row: Preference) -> tuple[str, str, str]:
-    """What is trained on."""
-    return flatten_turns(row.prompt), answer_of(row.chosen), answer_of(row.rejected)
 
 
 Tokenize = Callable[[Preference], "tuple[TokenizedPair | Reject, int]"]
