@@ -17,7 +17,10 @@ _COMMANDS = frozenset(_COMMAND_NAMES.split())
 _AS_WORDS = frozenset(["ne", "ni", "nmid", "nu", "tan", "to"])
 """Commands that may as well be a line end or a tab with a word behind it."""
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|(?P<name>[A-Za-z]+)|.)", re.DOTALL)
-_DRIVE = re.compile(r"(?<![A-Za-z])[A-Za-z]:\\[nrtbf][a-z]")
+_DRIVE = re.compile(
+    # not "Option A:" at a line's end
+    r"(?i:(?<!answer )(?<!option )(?<!response )(?<!choice )(?<!case )(?<!part ))(?<![A-Za-z])[A-Za-z]:\\[nrtbf][a-z]"
+)
 _SAYS_LATEX = re.compile(r"\$|\\[()\[\]{}]|\\(?:frac|alpha|beta|sum|int|sqrt|cdot|le|ge|pi|in)\b")
 
 

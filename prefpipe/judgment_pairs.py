@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from prefpipe import draws
 from prefpipe.rows import CleanJudgment, Item, JudgmentPair, Message, PairType, Reject
-from prefpipe.verdicts import Unreadable, parse_verdict
+from prefpipe.verdicts import Unreadable, holds_verdict, parse_verdict
 
 
 def build_judgment_pairs(
@@ -38,7 +38,13 @@ def build_judgment_pairs(
     # A cut text may hold a whole verdict: set against a right one it would teach the wrong thing.
     unread = [j for j in free if j.verdict is None and j.text.strip()]
     unreadable = _shuffled(
-        [j for j in unread if isinstance(parse_verdict(j.text), Unreadable)], rng
+        [
+            j
+            for j in unread
+            if isinstance(parse_verdict(j.text), Unreadable)
+            and not holds_verdict(j.text, item.better)
+        ],
+        rng,
     )
     told = [j for j in judgments if j.variant in ("guide", "guide_reverse") and j.verdict]
     told_right = [j for j in told if j.verdict == item.better]

@@ -23,6 +23,7 @@ _OTHER = """
     không yang dan untuk dengan adalah tidak bir ve bu için ile și să pe az és ja ei että shi
     zai zhe wo ni hen yao
 """
+_FEW_WORDS = 7  # "Las Vegas, Los Angeles, El Paso" are names
 _OTHER_WORDS = frozenset(_OTHER.split()) - _ENGLISH_WORDS
 
 
@@ -56,6 +57,8 @@ def is_foreign(text: str, source: str) -> bool:
     if others >= 0.2 * len(letters) > 0:
         return True
     words = set(_WORD.findall(text.lower())) - set(_WORD.findall(source.lower()))
+    if len(words) < _FEW_WORDS:
+        return False
     return len(words & _OTHER_WORDS) > max(1, len(words & _ENGLISH_WORDS))
 
 

@@ -99,6 +99,18 @@ _NOTHING_ELSE = re.compile(
 )
 _NUMBER = re.compile(r"\b(?:first|second|one|two|ii|[ab])\b|[12一二]")
 
+# "Answer 2 is more complete, but ...": what is granted is a part of the comparison, and no preference.
+_GRANTS = re.compile(
+    r"\b(?:but|however|yet|although|though|while|whereas|despite|nevertheless|even if)\b|虽然|尽管|但|然而"
+)
+_GRANTED = re.compile(rf"{_IS}{_VERY} (?:clearer|more \w+)")
+# "Some would prefer Answer 2", "it is not true that Answer 2 is better": another's opinion, or none
+_NOT_ITS_OWN = re.compile(
+    r"\b(?:some|others|many|one|you|readers|users|people)(?: people| readers| users)? (?:would|might|may|could)\b"
+    r"|\b(?:not|n't) (?:true|the case|clear|obvious|say|claim|think|believe) (?:that|whether|if)\b|\bfalse that\b"
+)
+_SENTENCE_END = re.compile(r"[.!?;\n。！？；]")
+
 _FORM = re.compile(
     r"\A\s*(?:```\w*\s*)?(?:[\"']?(?:\{|\[\s*[\"'{])|<\w+>)"
     r"|^[ \t\"'<|-]{0,10}(?:better[ _]?answer|更好的回答)[\"'>]{0,2} ?[:=>：|]",
@@ -106,13 +118,13 @@ _FORM = re.compile(
 )
 _REFUSAL = re.compile(
     r"\W{0,10}(?:"
-    r"(?:i'?m|i am) (?:very |so |really )?sorry\b(?!.{0,40}\bfor\b)|sorry,? (?:but )?i\b|i apologi[sz]e\b"
+    r"(?:i'?m|i am) (?:very |so |really )?sorry\b(?!.{0,40}\bfor\b)|sorry,? (?:but )?i(?:'m| am| can(?:not|'t)?| could|'d| won't| will| must| do)\b|i apologi[sz]e\b"
     r"|(?:unfortunately,? )?(?:but )?(?:i'?m |i am |i )(?:can ?not|can't|unable to|not able to|won't|"
     r"will not|must decline|do not|don't|not going to) (?:be able )?(?:to )?(?:help|assist|comply|fulfil|answer|"
     r"do (?:that|this|so)|provide|judge|decide|determine|compare|evaluate|say|tell|choose|rate|translate|"
-    r"agree|engage|continue|process|have enough)"
-    r"|as an? (?:ai|large language|language) |i disagree|i have no opinion"
-    r"|neither (?:answer|of (?:them|the)|one|response)"
+    r"agree|engage|continue|process|have enough)(?! (?:evidence )?(?:that )?(?:answer|response) [12])"
+    r"|as an? (?:ai\b|(?:large )?language model)|i disagree|i have no opinion"
+    r"|neither (?:answer|of (?:them|the)|one|response)(?!.{0,60}\bbut (?:answer|response) [12])"
     r"|(?:非常|很|真的)?(?:抱歉|对不起)|(?:我)?无法|我?不能(?:回答|判断|提供|翻译)|我(?:没有办法|不同意)"
     r"|作为(?:一个|一名)?(?:ai|人工智能|语言模型))"
 )
@@ -147,7 +159,21 @@ def _matches(
 ) -> Iterator[re.Match[str]]:
     for words, pattern in patterns:
         if any(word in text for word in words):
-            yield from pattern.finditer(text)
+            yield from (match for match in pattern.finditer(text) if _is_meant(match, text))
+
+
+def _is_meant(match: re.Match[str], text: str) -> bool:
+    """Whether the sentence around it says so itself, and grants nothing by it."""
+    ends = [
+        end.start()
+        for end in _SENTENCE_END.finditer(text, max(0, match.start() - 400), match.start())
+    ]
+    begin = ends[-1] + 1 if ends else max(0, match.start() - 400)
+    stop = _SENTENCE_END.search(text, match.end())
+    sentence = text[begin : stop.start() if stop else match.end() + 400]
+    if _NOT_ITS_OWN.search(text[begin : match.start("who")]):
+        return False
+    return not (_GRANTED.search(match[0]) and _GRANTS.search(sentence))
 
 
 def _number(match: re.Match[str]) -> int:

@@ -47,6 +47,10 @@ _TOP_IN_PROSE = re.compile(
     r"|\b(?:ratings|scores)\s+(?:\w+\s+){0,2}?out\s+of\s+(?P<all>\d+)",
     re.IGNORECASE,
 )
+_RATIONALE = re.compile(
+    r"^\W*(?:rationale|reason\w*|explanation|justification|comment|feedback|理由|原因)\W*[:：].*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _NOT_APPLICABLE = re.compile(r"\[?(?:n\s*/\s*a|not applicable)\b(?!\s*/).*", re.IGNORECASE)
 _TEXT_KEY = re.compile(r"text[_ ]?(\d{1,4})", re.IGNORECASE)
 _FULL_WIDTH = {0xFF10 + d: str(d) for d in range(10)} | {ord("／"): "/", ord("．"): "."}
@@ -65,7 +69,9 @@ def read_ratings(text: str, count: int) -> Ratings | Unreadable:
         return Unreadable("cut_off")
     if not answer.strip():
         return Unreadable("empty")
-    tops = {top for match in _TOP_IN_PROSE.finditer(answer) for top in match.groups() if top}
+    # a rationale may speak of the scales that its text is about
+    prose = _RATIONALE.sub("", answer)
+    tops = {top for match in _TOP_IN_PROSE.finditer(prose) for top in match.groups() if top}
     if not all(map(_is_our_scale, tops)):
         return Unreadable("out_of_scale")
     is_object = begins_with_object(answer)

@@ -59,6 +59,17 @@ _INTRODUCES_QUOTE = re.compile(
     r"|例如|比如|结尾|写道)[\]*:：,，\s]{0,20}(?:```\w*\s*)?[\"'`“]?\Z",
     re.IGNORECASE,
 )
+# What is no quote: a heading that names the answer, and a sentence that announces the judge's own.
+_HEADING = re.compile(
+    r"\W*(?:(?:the )?(?:better|best|preferred|final)\W+)?(?:(?:answer|response|回答)\W+){1,2}(?P<number>[12])\W*"
+    r"(?:```\w*\W*)?",
+    re.IGNORECASE,
+)
+_ANNOUNCES = re.compile(
+    r"\b(?:(?:here|this) is (?:my|the)|my|final|following)(?: \w+){0,2} ?(?:judge?ment|verdict|decision|"
+    r"evaluation|assessment|conclusion|output|result|json|object)\W*(?:as json|in json|is|below|follows)?\W*\Z",
+    re.IGNORECASE,
+)
 _SHORT_ESCAPE = re.compile(r"\\(?:([bfnrt])|.)")
 _NO_REASON = ("", "...", "null")
 _FORM_REASONS = ("why", "reason", "your reason", "理由", "原因")
@@ -91,6 +102,14 @@ def fault_of_verdict(reply: Completion) -> str:
     return found.reason if isinstance(found, Unreadable) else ""
 
 
+def holds_verdict(text: str, better: int) -> bool:
+    """Whether an object in the text calls this answer better, also where the text as a whole says
+    nothing: set against a right judgment it would teach that the right one is wrong."""
+    objects = json_objects(text)
+    pairs = [] if isinstance(objects, Unreadable) else [pair for one in objects for pair in one]
+    return any(key in _VERDICT_KEYS and _one_or_two(value) == better for key, value in pairs)
+
+
 def json_objects(text: str) -> "list[KeyValues] | Unreadable":
     """The JSON objects in the text, outermost ones only."""
     try:
@@ -121,6 +140,8 @@ def _is_quoted(text: str, start: int, end: int) -> bool:
     """Whether what stands there is a part of a sentence: `it ends with {...}. That ...`."""
     if not start and end == len(text):
         return False
+    if _ANNOUNCES.search(text[max(0, start - 200) : start]):
+        return False
     before = text[text.rfind("\n", 0, start) + 1 : start].rstrip(" `\"'“")
     behind, _, later = text[end:].lstrip(" `\"'”").partition("\n")
     goes_on = any(map(str.isalnum, behind)) or (behind[:1] in (*".,;",) and later.strip())
@@ -145,9 +166,11 @@ def _read_verdict(text: str) -> Verdict | Unreadable:
         return Unreadable("two_verdicts")
     if (number := numbers.pop()) is None:
         return Unreadable("not_1_or_2")
-    if all(_is_quoted(text, start, end) for (start, end, _), _ in stated):
-        return Unreadable("quoted_verdict")
     outside = _outside(text, located)
+    heading = _HEADING.fullmatch(outside)
+    is_heading = heading is not None and heading["number"] == str(number)
+    if not is_heading and all(_is_quoted(text, start, end) for (start, end, _), _ in stated):
+        return Unreadable("quoted_verdict")
     said = (reason := _reason([pairs for (_, _, pairs), _ in stated])).strip(" <>[]…").lower()
     if said in _NO_REASON or (said in _FORM_REASONS and _LETTERS.search(outside)):
         return Unreadable("no_reason")

@@ -150,3 +150,13 @@ def test_whatever_the_judgments_no_pair_is_wrong(verdicts, right, wrong, better,
         assert len({rejected for _, rejected in of_kind}) == len(of_kind)
     free = min(verdicts.count(better), verdicts.count(3 - better), 3)
     assert sum(pair.pair_type == "best_of_n" for pair in result) == free
+
+
+def test_a_text_that_holds_the_right_verdict_is_set_against_none():
+    """Unreadable as a whole, the right verdict in its object: rejected, it would teach the wrong thing."""
+    for verdict, count in ((1, 0), (2, 1)):
+        said = f"Answer {3 - verdict} is better.\n{says(verdict, 'r')}"
+        assert not hasattr(parse_verdict(said), "better")
+        judgments = [*sampled(1, 2), cleaned(judgment("a", 2, said), None)]
+        kinds = [pair.pair_type for pair in pairs_of(judgments)]
+        assert kinds.count("best_of_n_unreadable") == count

@@ -96,3 +96,11 @@ def test_texts_that_came_and_are_of_no_use_stop_at_many_of_them():
     with pytest.raises(SystemExit, match=f"not one of the first {MANY} replies can be used.*kept"):
         for number in range(MANY):
             outcomes.add(failure(UNUSABLE, number))
+
+
+def test_one_that_failed_otherwise_hides_no_refusal_of_all():
+    outcomes = watch()
+    outcomes.add(failure("timeout"))
+    with pytest.raises(SystemExit, match="all failed alike"):
+        for k in range(MANY):
+            outcomes.add(failure("bad_request", k))

@@ -263,3 +263,10 @@ def test_means_are_of_the_first_annotations_and_of_enough_aspects():
     assert by_aspect == {"honesty": [5, 1, None], "wit": [4, 2.5, 3], "truth": nothing}
     assert mean_ratings(by_aspect, 2) == {0: 4.5, 1: 1.75}
     assert mean_ratings(by_aspect, 1) == {0: 4.5, 1: 1.75, 2: 3.0}
+
+
+def test_a_rationale_may_speak_of_another_scale():
+    said = "Rationale: It explains the pain scale of 1 to 10, a 10-point scale, correctly."
+    assert read_ratings(f"Text 1\nRating: 4\n{said}\n\nText 2\nRating: 2\n{said}", 2) == [4, 2]
+    asked = read_ratings(f"On a scale of 1 to 10.\nText 1\nRating: 4\n{said}", 1)
+    assert asked == Unreadable("out_of_scale")

@@ -369,3 +369,49 @@ def test_a_hinted_text_that_says_the_other_verdict_in_any_form_contradicts_the_h
 def test_a_hinted_text_becomes_a_judgment_for_the_hint_or_unreadable(name):
     text, hint, finish_reason, expected = HINTED[name]
     assert read_hinted_reason(text, hint, finish_reason=finish_reason) == expected
+
+
+OBJECT = '{"reason": "It is right.", "better_answer": 1}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"**Answer 1**\n\n```json\n{OBJECT}\n```",
+        f"Better answer:\nAnswer 1\n\n{OBJECT}",
+        f"Here is my judgment {OBJECT}. I hope this helps!",
+        f"Answer 2 is more complete, but it contains a factual error.\n{OBJECT}",
+        f"Answer 2 is clearer, however Answer 1 answers the question.\n{OBJECT}",
+        f"Some would prefer Answer 2, but it is wrong.\n{OBJECT}",
+        f"It is not true that Answer 2 is better.\n{OBJECT}",
+        f"Answer 1 returns List<Thought> as asked.\n{OBJECT}",
+        f"The answer discusses <think> tags.\n{OBJECT}",
+    ],
+)
+def test_what_a_good_judge_writes_around_its_object_is_no_reason_to_refuse_it(text):
+    assert parse_verdict(text) == Verdict(1, "It is right.")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"Answer 2 ends with {OBJECT}. Answer 2 is better.", "quoted_verdict"),
+        (f"Answer 2:\n{OBJECT}\nmore", "quoted_verdict"),
+        (f"Answer 2:\n{OBJECT}", "quoted_verdict"),
+        (f"Answer 2 is better, but only slightly.\n{OBJECT}", "two_verdicts"),
+        (f"Answer 1 is fine but Answer 2 is better.\n{OBJECT}", "two_verdicts"),
+        (f"Answer 2 is more accurate.\n{OBJECT}", "two_verdicts"),
+    ],
+)
+def test_what_speaks_against_the_object_still_does(text, reason):
+    assert parse_verdict(text) == Unreadable(reason)
+
+
+def test_a_line_end_behind_an_option_is_no_drive():
+    text = '{"reason": "Option A:\\nit is short.", "better_answer": 1}'
+    assert parse_verdict(text) == Verdict(1, "Option A:\nit is short.")
+
+
+def test_a_granted_point_in_a_hinted_text_is_no_contradiction():
+    text = "Although Answer 2 is more complete, it has an error, which makes Answer 1 right."
+    assert read_hinted_reason(text, 1, finish_reason="stop") == Verdict(1, text)

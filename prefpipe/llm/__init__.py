@@ -81,14 +81,3 @@ class PaidEngine(Engine, Protocol):
     """An engine whose texts cost money; spent: tokens and money so far, for a person."""
 
     def spent(self) -> str: ...
-
-
-class Scorer(Protocol):
-    """Answers to how probable they are."""
-
-    def score(
-        self, prompted: Iterable[tuple[Sequence[Message], Sequence[str]]]
-    ) -> Iterator[list[TokenScores] | Failure]:
-        """For each (messages, answers), in order: the log-probability of each answer; a Failure's id
-        is the number of the prompt, from 0."""
-        ...

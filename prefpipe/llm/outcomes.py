@@ -36,12 +36,14 @@ class Outcomes:
             self._check()
 
     def _check(self) -> None:
-        failures, reasons = self._failures, {failure.reason for failure in self._failures}
-        if len(failures) < (_PATIENCE if self._leaves_out else MANY):
-            return
-        if reasons <= SERVER_FAILURES:
-            raise SystemExit(passes_later(failures, "in a row"))
-        if self.nothing_passed and len(reasons) == 1:
+        most = _PATIENCE if self._leaves_out else MANY
+        last = self._failures[-most:]
+        if len(last) == most and all(failure.reason in SERVER_FAILURES for failure in last):
+            raise SystemExit(passes_later(last, "in a row"))
+        # what the server had no part in; one that failed for another reason between them changes nothing
+        failures = [f for f in self._failures if f.reason not in SERVER_FAILURES][-most:]
+        reasons = {failure.reason for failure in failures}
+        if self.nothing_passed and len(failures) == most and len(reasons) == 1:
             if reasons == {UNUSABLE}:
                 raise SystemExit(
                     f"not one of the first {len(failures)} replies can be used {_shown(failures)}; they "
