@@ -103,11 +103,11 @@ def fault_of_verdict(reply: Completion) -> str:
 
 
 def holds_verdict(text: str, better: int) -> bool:
-    """Whether an object in the text calls this answer better, also where the text as a whole says
-    nothing: set against a right judgment it would teach that the right one is wrong."""
+    """Whether what the text's objects say is this verdict alone, also where nothing is to be read of
+    the text as a whole: set against a right judgment it would teach that the right one is wrong."""
     objects = json_objects(text)
     pairs = [] if isinstance(objects, Unreadable) else [pair for one in objects for pair in one]
-    return any(key in _VERDICT_KEYS and _one_or_two(value) == better for key, value in pairs)
+    return {_one_or_two(value) for key, value in pairs if key in _VERDICT_KEYS} == {better}
 
 
 def json_objects(text: str) -> "list[KeyValues] | Unreadable":
