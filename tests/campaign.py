@@ -1,6 +1,6 @@
 """Kills by the hundred: each stage is killed at random, started again to its end, and compared with a whole run.
 
-    python -m tests.campaign --short --minutes 8           # what CI runs: stages that need no model's output
+    python -m tests.campaign --short --minutes 10          # the stages that need no chain before
     python -m tests.campaign --minutes 60                  # all stages in turn, for so long
     python -m tests.campaign --stages dpo_training --chains 40 --seed 7
     python -m tests.campaign --table                       # docs/reliability.md of the results
@@ -14,8 +14,9 @@ A chain is one to three kills of one stage and a last run. The process group is 
 
 and every third chain of a training also damages a file of the newest checkpoint. A chain may begin
 with a finished run of other settings that is overwritten. After each kill every output that is there
-is a whole one. Stages that pay ask a loopback server of which a third of the replies fail; no reply
-that arrived is paid again beyond those in flight. Runs are forked from a process that has imported
+is a whole one. Stages that pay ask a loopback server of which a third of the replies fail; no more
+replies arrive than a whole run's and what was in flight at each kill (of the Batch API, rows alone
+are compared). Runs are forked from a process that has imported
 the libraries, so a chain takes seconds. The data folder is made by tests.chains the first time.
 """
 
@@ -67,6 +68,7 @@ LIBRARIES = [
 ITEMS = "pairwise_critic_inference2_get_answer/Sky"
 SMALL = ["--limit", "24"]
 TRAINING = ["--limit", "64", "--save-steps", "2", "--epochs", "2"]
+IN_FLIGHT = 8
 TEMPORARY = re.compile(r"\.tmp|saving|checkpoint-\d+")
 
 Answer = Callable[[dict[str, Any], int], str]
@@ -106,8 +108,8 @@ class Killed:
 
 
 def _served(script: str, outputs: list[str], answer: Answer, *options: str) -> Killed:
-    retries = ["--max-retries", "30", "--engine"]
-    return Killed([script, *options, *retries, "server"], outputs, answer)
+    retries = ["--max-retries", "30", "--requests-in-flight", str(IN_FLIGHT)]
+    return Killed([script, *options, *retries, "--engine", "server"], outputs, answer)
 
 
 def _batched(script: str, outputs: list[str], answer: Answer, *options: str) -> Killed:
@@ -317,13 +319,13 @@ class Faults:
         BatchFault(end="expired", answered=0.0),
     ]  # fmt: skip
 
-    def __init__(self, seed: int) -> None:
-        self._rng = random.Random(seed)
+    def __init__(self, seed: int, share: float = 0.33) -> None:
+        self._rng, self.share = random.Random(seed), share
         self.count = 0
         self.delivered: Counter[str] = Counter()
 
     def of_reply(self, call: Any) -> Fault | None:
-        if self._rng.random() < 0.33:
+        if self._rng.random() < self.share:
             self.count += 1
             return self._rng.choice(self.REPLIES)
         self.delivered[last_message(call.body)] += 1
@@ -349,9 +351,9 @@ def serving(stage: Killed, faults: Faults | None) -> Iterator[dict[str, str]]:
         yield {}
         return
     options: dict[str, Any] = {}
-    if faults and "batch" in stage.command:
+    if faults and "batch" in stage.command and faults.share:
         options = {"batch_fault": faults.of_batch, "api_fault": faults.of_api}
-    elif faults:
+    elif faults and "batch" not in stage.command:
         options = {"fault": faults.of_reply}
     with Server(stage.answer, **options) as server:
         yield {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": "sk-campaign"}
@@ -374,6 +376,10 @@ class Totals:
     problems: list[str] = field(default_factory=list)
 
 
+_UNEXPECTED = ": unexpected "
+"""How a stage names an error that nobody foresaw (Script.run)."""
+
+
 class Campaign:
     """Chains of one stage in one folder, so that paths in the outputs are the same."""
 
@@ -382,8 +388,9 @@ class Campaign:
         self.home, self.base = work / name, base
         self.data = self.home / "data"
         self.totals = Totals()
+        self.delivered: Counter[str] = Counter()
+        """Replies to a whole run, by prompt."""
         self.whole, self.seconds, self.operations = self._whole([])
-        self.other_whole: dict[str, str] | None = None
 
     def _prepare(self) -> None:
         shutil.rmtree(self.home, ignore_errors=True)
@@ -395,9 +402,11 @@ class Campaign:
     def _whole(self, extra: list[str]) -> tuple[dict[str, str], float, int]:
         self._prepare()
         started = time.monotonic()
-        with serving(self.stage, None) as env:
+        none_fail = Faults(0, share=0.0)
+        with serving(self.stage, none_fail) as env:
             process = self.runner.start(self.stage, self.data, extra, env)
             process.join()
+        self.delivered |= none_fail.delivered
         if process.exitcode:
             raise SystemExit(f"{self.name}: exit code {process.exitcode}\n{said(self.home)}")
         operations = int((self.home / "operations").read_text())
@@ -412,11 +421,12 @@ class Campaign:
             self._prepare()
         extra = ["--overwrite"] if overwrites else []
         faults = Faults(seed) if self.stage.answer else None
-        problems = []
+        problems, kills = [], 0
         with serving(self.stage, faults) as env:
             for _ in range(rng.choice([1, 1, 2, 3])):
                 if not self._killed_run(rng, extra, env, problems, overwrites):
                     break
+                kills += 1
                 # with other outputs still in place the option is needed again
                 extra = ["--overwrite"] if overwrites and self._is_of_other_settings() else []
                 if self.stage.is_training and seed % 3 == 2:
@@ -425,8 +435,11 @@ class Campaign:
         self.totals.chains += 1
         if faults:
             self.totals.faults += faults.count
-            self.totals.extra += sum(n - 1 for n in faults.delivered.values())
-        if code or "Traceback" in said(self.home):
+            extra_replies = (faults.delivered - self.delivered).total()
+            self.totals.extra += extra_replies
+            if extra_replies > IN_FLIGHT * kills:
+                problems.append(f"{extra_replies} replies more than a whole run's, {kills} kills")
+        if code or _UNEXPECTED in said(self.home):
             problems.append(f"exit code {code}: {said(self.home)[-300:]}")
         elif differing := self._differing(snapshot(self.stage, self.data)):
             problems.append(f"not the same: {', '.join(differing[:4])}")
@@ -473,8 +486,8 @@ class Campaign:
             return False
         self.totals.kills[number.name if mode == "time" else mode] += 1
         text = said(self.home)
-        if "Traceback" in text and "KeyboardInterrupt" not in text:
-            problems.append(f"traceback after {mode}: {text[-300:]}")
+        if _UNEXPECTED in text or process.exitcode not in (-number, 130):
+            problems.append(f"exit code {process.exitcode} before {mode}: {text[-300:]}")
         if not other and (wrong := self._differing(snapshot(self.stage, self.data), there=True)):
             problems.append(f"half an output after {mode}: {', '.join(wrong[:4])}")
         return True
