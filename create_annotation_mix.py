@@ -21,6 +21,7 @@ The texts stand in an order drawn from (seed, id, aspect).
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -28,6 +29,7 @@ import config
 from prefpipe import draws, files
 from prefpipe.files import DataError
 from prefpipe.formats import prompts
+from prefpipe.formats.opening import say
 from prefpipe.ranges import AtLeastTwo, Regex, Share
 from prefpipe.rating_prompts import annotation_prompts, read_criteria
 from prefpipe.rows import AnnotationMix, AnnotationPrompt, ModelResponse, Prompt, Reject
@@ -84,7 +86,7 @@ def main(s: Settings) -> None:
             return
         answers = {name: files.Aligned(path, ModelResponse) for name, path in responses.items()}
         outcomes, sizes = Counter[tuple[str, Outcome]](), Counter[int]()
-        read = prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), say=True)
+        read = prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), partial(say, run))
         for row in prompts.accepted(run, read):
             given = {name: response_of(answers[name], responses[name], row) for name in responses}
             mix, became = build_mix(row, given, s)

@@ -76,7 +76,8 @@ def open_model(s: Settings) -> llm.Engine:
 
 def main(s: Settings, open_engine: Callable[[Settings], llm.Engine] = open_model) -> None:
     paths = files.matching(s.input)
-    for _ in prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), say=True):
+    tell = lambda lines: print(*lines, sep="\n")  # noqa: E731
+    for _ in prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), tell):
         pass  # two rows of one id stop the stage here, not each model in turn
     names = prompts.select_names([m.name for m in s.models], s.include_model, s.ignore_model)
     runs = [s.of(responder) for responder in s.models if responder.name in names]

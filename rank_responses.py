@@ -18,6 +18,7 @@ all (Bradley-Terry strengths, a tie being half a win; circles are reported): pre
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
 import config
@@ -27,6 +28,7 @@ from prefpipe.compare.matches import Contest
 from prefpipe.compare.rankings import By, Totals, to_ranking
 from prefpipe.compare.tournament import Tournament, competitors
 from prefpipe.formats import prompts
+from prefpipe.formats.opening import say
 from prefpipe.publish.cards import write_data_card
 from prefpipe.ranges import Positive
 from prefpipe.rows import Message, Preference, Ranking, Reject, Responses, as_turns
@@ -79,7 +81,7 @@ def main(
         log, unranked = run.open_log(Ranking), run.open_log(Reject, "unranked")
         rank_windows(s, run, log, unranked, ranker or open_ranker(s, run, judge))
         totals = Totals()
-        read = prompts.read_responses(s.input, s.limit, s.how_read(), say=True)
+        read = prompts.read_responses(s.input, s.limit, s.how_read(), partial(say, run))
         for row in prompts.accepted(run, read):
             if unusable := why_not(row):
                 run.emit(unusable)

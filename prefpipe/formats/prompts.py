@@ -12,30 +12,30 @@ from prefpipe.rows import Prompt, Reject, Responses, as_turns
 
 P = TypeVar("P", Prompt, Responses)
 
+Tell = Callable[[list[str]], Any]
 ANY = HowRead(prompts=True)
 """Prompts of whatever format is recognised."""
 
 
 def read_prompts(
-    paths: Iterable[Path], limit: int | None = None, how: HowRead = ANY, *, say: bool = False
+    paths: Iterable[Path], limit: int | None = None, how: HowRead = ANY, tell: Tell = len
 ) -> Iterator[tuple[str, Prompt | Reject | ValueError]]:
     """(place, row) of each record of these files; a Reject for a second copy of a row without id.
-    Raises DataError, with both places, where two rows have the same id. say: print how each file was
-    read, once it is."""
+    Raises DataError, with both places, where two rows have the same id. tell: gets, of each file once
+    it is read, how it was."""
     places = Places()
     for path in paths:
         file = OpenFile(str(path), how, limit)
         for place, record in file.records():
             yield place, _row(record, place, file, places, file.reader.prompt)
-        if say:
-            print("\n".join(file.lines()))
+        tell(file.lines())
 
 
 def read_responses(
-    path: Path, limit: int | None, how: HowRead, *, say: bool = False
+    path: Path, limit: int | None, how: HowRead, tell: Tell = len
 ) -> Iterator[tuple[str, Responses | Reject | ValueError]]:
-    """(place, row) of each prompt with its responses: our own Responses rows, or a published format,
-    as which (say) it is told."""
+    """(place, row) of each prompt with its responses: our own Responses rows, or a published format.
+    tell: gets how that was read."""
     own = path if path.is_file() else next(iter(split_files(path)), None)
     first = next(Named(str(own)).records(1), ("", None))[1] if own else None
     if (
@@ -52,8 +52,7 @@ def read_responses(
     file, places = OpenFile(str(path), how, limit), Places()
     for place, record in file.records():
         yield place, _row(record, place, file, places, file.reader.responses)
-    if say:
-        print("\n".join(file.lines()))
+    tell(file.lines())
 
 
 def _row(

@@ -97,6 +97,10 @@ def read_turns(value: Any, where: str) -> list[Message]:
         value = parse_nested(value, where)
     if isinstance(value, Mapping):
         parts = list(value.values())
+        if len({len(part) for part in parts if isinstance(part, list | tuple)}) > 1:
+            raise ValueError(
+                f"{where}: found lists of different lengths, wanted one entry a turn in each"
+            )
         if parts and all(isinstance(part, list | tuple) for part in parts) and _role_key(value):
             value = [dict(zip(value, turn, strict=True)) for turn in zip(*parts, strict=True)]
         else:

@@ -6,7 +6,8 @@ preprocess_dataset.py reads by this module, too: it loads no torch.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,17 +71,12 @@ class RawPreferences:
         Rows are counted in run.read_count; what is no preference is a bad row of the run. The
         caller decides what becomes of the others.
         """
-        names = [name for name in (self.input, self.validation_input) if name]
-        held_out_part = {**self.how.part, "split": self.validation_split}
-        hows = [self.how, replace(self.how, part=held_out_part)]
-        files = [OpenFile(*named, self.limit) for named in zip(names, hows, strict=False)]
+        files, own_file = self.files()
         is_held_out = bytearray()
         # the validation file, or all of the input where a share of it is held out
         asked = self._held_out_questions(files[-1], is_held_out)
         held_out = NearDuplicates(asked, self.near_duplicate)
         seen = Overlap(benchmark_questions(self.not_in, self.how)) if self.not_in else None
-        # by the file itself: both may be splits of one data set, and so have one name
-        own_file = files[-1] if self.validation_input else None
         order = files if first == "train" else files[::-1]
         # in blocks: for one question at a time, calling numpy costs more than what it does
         for block in in_blocks(_placed(order, own_file, is_held_out)):
@@ -100,6 +96,20 @@ class RawPreferences:
                     yield placed
         say(run, [line for file in files for line in file.lines()])
 
+    def files(self) -> tuple[list[OpenFile], OpenFile | None]:
+        """What is read; and of it whose rows are held out, None: a share of the only one's. By the
+        file itself: both may be splits of one data set, and so have one name."""
+        train = OpenFile(self.input, self.how, self.limit)
+        if not self.validation_input:
+            return [train], None
+        part = {**self.how.part, "split": self.validation_split}
+        own_file = OpenFile(self.validation_input, replace(self.how, part=part), self.limit)
+        return [train, own_file], own_file
+
+    def sides(self, asked: Sequence[str]) -> list[Split]:
+        """Where a share of the questions is held out: the side of each."""
+        return splits(asked, validation_share=self.validation_share, seed=self.seed)
+
     def _held_out_questions(self, file: OpenFile, is_held_out: bytearray) -> Iterator[str]:
         """First pass: the held-out questions. Notes in is_held_out which records they are of (1), or
         not (0)."""
@@ -107,9 +117,7 @@ class RawPreferences:
             records = [record for _, record in block]
             asked = [_question(file, record) for record in records]
             sides: list[Split] = (
-                ["validation"] * len(asked)
-                if self.validation_input
-                else splits(asked, validation_share=self.validation_share, seed=self.seed)
+                ["validation"] * len(asked) if self.validation_input else self.sides(asked)
             )
             held_out = [
                 split == "validation" and isinstance(file.pairs(record), list)
@@ -177,14 +185,26 @@ class TrainingPairs:
 def check(raw: RawPreferences, run: Run, *, drop_ties: bool) -> None:
     """Read the rows before a model is loaded, up to where there is one to train on and one to hold
     out. Raises DataError where there is none; the rejects then say why."""
-    wanted = {"train", "validation"}
-    tried: Any = _Tried(run.summary)
-    for placed in raw.read(tried, first="validation"):
-        if not why_left_out(placed, drop_ties=drop_ties):
-            wanted.discard(placed.split)
-        if not wanted:
-            return
-    for placed in raw.read(run, first="validation"):  # again, for the rejects
+    wanted: set[Split] = {"train", "validation"}
+    files, own_file = raw.files()
+    for file in reversed(files):
+        for _, record in file.records():
+            sides: list[Split] = ["validation" if file is own_file else "train"]
+            if own_file is None:
+                sides = raw.sides([_question(file, record)])
+            rows = file.pairs(record)
+            placed = (
+                []
+                if isinstance(rows, ValueError)
+                else [Placed(r, "", "", False, *sides) for r in rows]
+            )
+            if any(not why_left_out(one, drop_ties=drop_ties) for one in placed):
+                wanted -= {*sides}
+            if not wanted or (own_file and not wanted & {*sides}):
+                break
+    if not wanted:
+        return
+    for placed in raw.read(run, first="validation"):  # for the rejects
         if left_out := why_left_out(placed, drop_ties=drop_ties):
             run.emit(left_out)
     raise _nothing_left(raw, run, "train" if "train" in wanted else "validation")
@@ -209,16 +229,6 @@ def _nothing_left(raw: RawPreferences, run: Run, split: Split) -> DataError:
     )
 
 
-class _Tried:
-    """Stands for a run in a pass that may end early: it writes nothing."""
-
-    def __init__(self, summary: dict[str, Any]) -> None:
-        self.read_count, self.summary = 0, summary
-
-    def bad_row(self, place: str, error: ValueError) -> None:
-        """Nothing: the pass that counts meets it again."""
-
-
 def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: bool) -> TrainingPairs:
     """Read, split and tokenize; each row that cannot be used is emitted as its Reject.
 
@@ -227,12 +237,13 @@ def collect(raw: RawPreferences, run: Run, tokenize: Tokenize, *, drop_ties: boo
     """
     pairs = TrainingPairs()
     seen: set[tuple[bytes, bool]] = set()
-    places = {name: Places() for name in (raw.input, raw.validation_input)}
+    places = defaultdict[tuple[str, Split | None], Places](Places)
     # held-out rows first: of two equal pairs, the one that is trained on goes
     for placed in raw.read(run, first="validation"):
         row = placed.row
         if placed.has_id:
-            places[placed.file].check(row.id, placed.place, NO_IDS)
+            side = placed.split if raw.validation_input else None
+            places[placed.file, side].check(row.id, placed.place, NO_IDS)
         left_out = why_left_out(placed, drop_ties=drop_ties)
         pair, tokens_cut = (left_out, 0) if left_out else tokenize(row)
         if not isinstance(pair, Reject) and (pair.digest, row.tie) in seen:
