@@ -31,7 +31,8 @@ MARK = "<!-- prefpipe: the card of "
 
 NAME_LINE = re.compile(r'^name = ".*"  # this folder, or its name on the hub$', re.MULTILINE)
 
-_SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6}
+_SIZES = {"n<1K": 10**3, "1K<n<10K": 10**4, "10K<n<100K": 10**5, "100K<n<1M": 10**6,
+          "1M<n<10M": 10**7, "10M<n<100M": 10**8}  # fmt: skip
 _OF_STEPS = (
     "model", "judge_model", "embedding_model", "engine", "by", "scorer", "n", "num_candidates", "pairs"
 )  # fmt: skip
@@ -87,8 +88,9 @@ def _front_matter(run: Run, kind: str, configs: list[dict[str, Any]]) -> str:
         pretty_name=TITLES[kind],
         task_categories=["text-classification" if kind == "Item" else "text-generation"],
         tags=["preference", "prefpipe", *([] if kind == "Item" else ["dpo", "trl"])],
-        size_categories=[next((name for name, most in _SIZES.items() if rows < most), "n>1M")],
-        source_datasets=[name for s in everything for name in on_hub(s, "dataset")] or None,
+        size_categories=[next((name for name, most in _SIZES.items() if rows < most), "100M<n<1B")],
+        source_datasets=list(dict.fromkeys(n for s in everything for n in on_hub(s, "dataset")))
+        or None,
         configs=configs,
     )
     return facts.to_yaml()
