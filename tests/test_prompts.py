@@ -82,11 +82,12 @@ def test_a_conversation_without_a_question_is_an_error_of_its_row(tmp_path):
     assert "prompt: missing" in str(found[2])
 
 
-def test_how_each_file_was_read_is_told(tmp_path, capsys):
+def test_how_each_file_was_read_is_told(tmp_path):
     path = write_jsonl(
         tmp_path / "x.jsonl", [{"conversations": [{"from": "human", "value": Q}], "tools": "f"}]
     )
-    list(read_prompts([path], say=True))
-    first, second = capsys.readouterr().out.splitlines()
+    told: list[str] = []
+    list(read_prompts([path], tell=told.extend))
+    first, second = told
     assert first.endswith("x.jsonl: read as messages, by its columns conversations")
     assert second.endswith("x.jsonl: not read: tools (rows: 1; nothing reads it)")

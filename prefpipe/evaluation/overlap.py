@@ -96,7 +96,7 @@ def texts_of(row: Preference) -> tuple[str, str, str]:
 
 
 def _training_texts(paths: Iterable[Path]) -> Iterator[str]:
-    """Of the rows that a trainer can read; it leaves the others out, too."""
+    """The rows that a trainer can read; it leaves the others out, too."""
     for path in paths:
         file = OpenFile(str(path), HowRead(), None)
         pairs = (file.pairs(record) for _, record in file.records())
