@@ -165,7 +165,7 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
     if s.free_characters >= s.full_characters:
         raise SystemExit("build_pairwise_prefs: full_characters must be more than free_characters")
     templates.load_template(s.template, frozenset({"context", "question"}))
-    read_manifest(s.store)
+    manifest = read_manifest(s.store)
     inputs = [s.input, s.store / MANIFEST, *templates.template_files(s.template, "rag")]
     inputs += [] if s.scorer == "heuristic" else templates.template_files(None, "judge")
     inputs += local_folders(s.model, s.judge_model or s.model)
@@ -174,7 +174,7 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
     ) as run:
         if run.finished:
             return
-        embedder = embedder or SentenceEmbedder(s.embedding_model)
+        embedder = embedder or SentenceEmbedder(s.embedding_model, manifest.prompts)
         store = VectorStore.open(s.store, embedder)
         contexts = run.open_log(Retrieved, "retrieved")
         limits = {"documents": s.documents_per_query, "characters": s.max_context_characters}

@@ -54,6 +54,10 @@ class Settings(Stage, env_prefix="VECTOR_STORE_"):
     """None: there is none."""
     embedding_model: str = config.EMBEDDING_MODEL
     """A sentence-transformers model: a folder or a hub name."""
+    query_prompt: str | None = None
+    """Put before each query, "query: " for E5; None: what the model's configuration says."""
+    document_prompt: str | None = None
+    """Put before each document, "passage: " for E5."""
     chunk_characters: Positive | None = None
     """Cut longer documents into windows of so many characters; None: one document a row."""
     chunk_overlap_characters: int = 200
@@ -125,19 +129,10 @@ def write_store(
     duplicate_chunks = write_documents(s, run, vectors)
     if not vectors:
         return {}
-    path = run.temporary(s.output / store.INDEX)
     queries = partial(embed_queries, s, embedder)
+    path = run.temporary(s.output / store.INDEX)
     facts = write_index(path, vectors, s.index, queries, s.target_recall)
-    manifest = store.Manifest(
-        embedding_model=embedder.name,
-        embedding_identity=embedder.identity,
-        dimension=embedder.dimension,
-        count=len(vectors),
-        content_hash=vectors.content.hexdigest(),
-        index=facts,
-    )
-    path = run.temporary(s.output / store.MANIFEST)
-    files.write_text(path, manifest.model_dump_json(indent=2) + "\n")
+    store.write_manifest(run.temporary(s.output / store.MANIFEST), embedder, vectors, facts)
     return {
         "embedded": len(cache) - known,
         "cut_by_the_model": vectors.cut,
@@ -179,7 +174,8 @@ def main(s: Settings, embedder: Embedder | None = None) -> None:
     ) as run:
         if run.finished:
             return
-        embedder = embedder or embedding.SentenceEmbedder(s.embedding_model)
+        prompts = {"query": s.query_prompt, "document": s.document_prompt}
+        embedder = embedder or embedding.SentenceEmbedder(s.embedding_model, prompts)
         path = s.output / ".build_vector_store.vectors"
         if s.overwrite:
             path.unlink(missing_ok=True)

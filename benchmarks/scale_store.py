@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class SyntheticEmbedder:
 
     name = "synthetic"
     identity = "synthetic-1"
+    prompts: Mapping[str, str] = {}
     dimension = DIMENSION
     max_tokens: int | None = None
 

@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ class WordEmbedder:
 
     name = "words"
     identity = "words-64"
+    prompts: Mapping[str, str] = {}
     dimension = 64
     max_tokens: int | None = 50
 

@@ -65,6 +65,7 @@ def test_the_manifest_says_what_the_store_is(tmp_path):
         "version": 1,
         "embedding_model": "words",
         "embedding_identity": "words-64",
+        "prompts": {},
         "dimension": 64,
         "metric": "inner_product",
         "normalised": True,

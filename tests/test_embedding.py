@@ -1,5 +1,8 @@
 """Texts to vectors: the embedding model that comes along, and vectors kept on disk."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -124,6 +127,27 @@ def test_the_default_model_embeds_as_sentence_transformers_does():
     assert embedder.dimension == 384
     # 256 tokens are read: 254 and two special ones
     assert [len(parts) for parts in embedder.windows([*texts, "word " * 254])] == [1, 2, 1]
+
+
+def test_prompts_stand_before_queries_and_documents(tmp_path):
+    """As texts that begin with them: from the settings (E5), else from the model's configuration."""
+    plain = SentenceEmbedder("all-MiniLM-L6-v2")
+    e5 = {"query": "query: ", "document": "passage: "}
+    given = SentenceEmbedder("all-MiniLM-L6-v2", {"query": None, **e5})
+    folder = tmp_path / "e5"
+    shutil.copytree(str(model_folder("all-MiniLM-L6-v2")), folder)
+    path = folder / "config_sentence_transformers.json"
+    # a model that says "passage", and by the way of a model without a word of its own
+    path.write_text(json.dumps({"prompts": {"query": "query: ", "passage": "passage: "}}))
+    for embedder in (given, SentenceEmbedder(str(folder)), SentenceEmbedder(str(folder), e5)):
+        for kind, prompt in e5.items():
+            vector = embedder.embed(["add two numbers"], kind)
+            assert np.allclose(vector, plain.embed([prompt + "add two numbers"], kind), atol=1e-5)
+        assert len(embedder.windows(["word " * 253])[0]) == 2  # no room beside the prompt
+    assert len(plain.windows(["word " * 253])[0]) == 1
+    off = SentenceEmbedder(str(folder), {"document": ""})
+    assert np.allclose(off.embed(["a"], "document"), plain.embed(["a"], "document"), atol=1e-5)
+    assert len({e.identity for e in (plain, given, off)}) == 3  # each has a store of its own
 
 
 def test_the_windows_of_a_long_text_hold_all_of_it_and_none_is_cut():

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -31,7 +31,9 @@ class Embedder(Protocol):
 
     name: str
     identity: str
-    """The same for the same weights; a store is searched only with the model that made it."""
+    """The same for the same weights and prompts; a store is searched only with what made it."""
+    prompts: Mapping[str, str]
+    """By kind, what a user set before each text."""
     dimension: int
     max_tokens: int | None
     """What stands behind is not read; None: no limit."""
@@ -60,9 +62,13 @@ def model_folder(name: str) -> Path | None:
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model, on the GPU where there is one. No code of its repository runs."""
+    """A sentence-transformers model, on the GPU where there is one. No code of its repository runs.
 
-    def __init__(self, name: str) -> None:
+    prompts: what to put before a "query" and before a "document"; None, or where none is given: what
+    the model's own configuration says (that of E5 says nothing of its "query: " and "passage: ").
+    """
+
+    def __init__(self, name: str, prompts: Mapping[str, str | None] | None = None) -> None:
         # Before anything imports it: it warns of a CPU kernel that it can do without.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         from sentence_transformers import SentenceTransformer
@@ -86,12 +92,22 @@ class SentenceEmbedder:
         self.name = name
         revision = self._model.model_card_data.base_model_revision
         self.identity = files.hash_path(folder)[:32] if folder else f"{name}@{revision}"
+        given = {kind: text for kind, text in (prompts or {}).items() if text is not None}
+        self.prompts: Mapping[str, str] = given
+        if given:
+            self.identity += f" {json.dumps(given, sort_keys=True)}"
+        # The library's own search for a name stops at "document", which it sets to "" where a model
+        # says "passage".
+        own = self._model.prompts
+        of_document = next(filter(None, map(own.get, ("document", "passage", "corpus"))), "")
+        self._before = {"query": own.get("query") or "", "document": of_document, **given}
         self.dimension = int(self._model.get_embedding_dimension() or 0)
         self.max_tokens = self._model.max_seq_length
 
     def embed(self, texts: Sequence[str], kind: Literal["query", "document"]) -> np.ndarray:
         encode = self._model.encode_query if kind == "query" else self._model.encode_document
-        vectors = encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
+        how = {"normalize_embeddings": True, "show_progress_bar": False}
+        vectors = encode(list(texts), prompt=self._before[kind], **how)
         vectors = np.asarray(vectors, dtype=np.float32).reshape(len(texts), self.dimension)
         check_finite(vectors, texts, self.name)
         return vectors
@@ -103,10 +119,8 @@ class SentenceEmbedder:
         if self.max_tokens is None:
             return [[text] for text in texts]
         tokenizer = self._model.tokenizer
-        prompts = map(self._model.prompts.get, ("document", "passage", "corpus"))
-        prompt = next(filter(None, prompts), "")
         # one or two tokens of a window may be others than in the text, where it cuts a word
-        room = max(1, self.max_tokens - len(tokenizer(prompt)["input_ids"]) - 2)
+        room = max(1, self.max_tokens - len(tokenizer(self._before["document"])["input_ids"]) - 2)
         options = {"truncation": False, "verbose": False, "return_offsets_mapping": True}
         encoded = tokenizer(list(texts), add_special_tokens=False, **options)
         return [

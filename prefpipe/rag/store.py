@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prefpipe.files import DataError
+from prefpipe.files import DataError, write_text
 from prefpipe.rag.documents import id_lines
-from prefpipe.rag.embedding import Embedder, VectorCache
+from prefpipe.rag.embedding import DocumentVectors, Embedder, VectorCache
 from prefpipe.rag.index import IndexFacts
 from prefpipe.rows import Document
 
@@ -31,6 +31,8 @@ class Manifest(BaseModel):
     version: Literal[1] = 1
     embedding_model: str
     embedding_identity: str
+    prompts: dict[str, str] = {}
+    """What stood before each query and document, where the model's configuration does not say it."""
     dimension: int
     metric: Literal["inner_product"] = "inner_product"
     normalised: Literal[True] = True
@@ -160,6 +162,21 @@ def read_manifest(folder: Path) -> Manifest:
         problem = error.errors(include_url=False)[0]
         field = ".".join(map(str, problem["loc"]))
         raise DataError(f"{path}: {field}: {problem['msg']}; build the store again") from None
+
+
+def write_manifest(
+    path: Path, embedder: Embedder, vectors: DocumentVectors, facts: IndexFacts
+) -> None:
+    manifest = Manifest(
+        embedding_model=embedder.name,
+        embedding_identity=embedder.identity,
+        prompts=dict(embedder.prompts),
+        dimension=embedder.dimension,
+        count=len(vectors),
+        content_hash=vectors.content.hexdigest(),
+        index=facts,
+    )
+    write_text(path, manifest.model_dump_json(indent=2) + "\n")
 
 
 def copy_vectors(folder: Path, embedder: Embedder, cache: VectorCache) -> None:
