@@ -5,7 +5,8 @@ Not how a verdict is read (prefpipe/verdicts.py does that): how one is found tha
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 _SIGNS = str.maketrans(
     "“”„‟＂「」«»‘’：，；｛｝（）＝＞＜０１２３４５６７８９",
@@ -24,6 +25,17 @@ _PLACED = r"the (?:first|second)(?: (?:answer|response|option|one|reply))?"
 _WHO = rf"\b(?P<who>{_NAMED}|{_PLACED})"
 _WHOM = rf"(?P<who>{_NAMED}|{_PLACED}(?=\s*(?:$|[.,;!:)]|because|since|as\b|over|here)))"
 _ZH_WHO = r"(?P<who>(?:回答|答案|回复|选项) ?[12一二]|第[一二]个(?:回答|答案|回复)?)"
+_NAMES = (
+    "answer",
+    "response",
+    "option",
+    "reply",
+    "assistant",
+    "candidate",
+    "the first",
+    "the second",
+)
+_NAMES += ("回答", "答案", "回复", "选项", "第")
 _IS = r" (?:is|was|would be|seems|looks|remains)"
 _VERY = (
     r"(?: (?:clearly|much|far|slightly|the|overall|also|definitely|significantly|somewhat|still|"
@@ -42,7 +54,7 @@ _ENTRY = r"(?:^|[{,;<(\[|>])[\s\"'\\_]{0,20}"
 _VALUE = r"[\s\"'\\_>|({\[]{0,20}(?:the )?(?:answer|response|option|回答|答案)? ?#?"
 _GOOD = "better best superior prefer stronger winner clearer accurate complete correct helpful precise relevant convincing useful"
 _WORDS: list[tuple[str, str]] = [
-    # words of which one must be in the text, so that most patterns are not tried; the pattern
+    # words of which one is in the text; the pattern
     (
         _GOOD,
         rf"{_WHO}{_IS}{_VERY} (?:better|best|superior|preferable|preferred|stronger|winner|clearer|more "
@@ -94,6 +106,9 @@ _LOOSE = re.compile(
     r"(?P<who>1|2|one|two|first|second|一|二)[\"'\\]{0,3}\s{0,3}(?:$|[,}\]<.;)|])",
     re.MULTILINE,
 )
+_LOOSE_WORDS = (
+    "answer choice decision judgment judgement selected conclusion result pick 选择 结论".split()
+)
 _NOTHING_ELSE = re.compile(
     r"\W{0,20}(?:the )?(?:answer |回答|第)?(?P<who>1|2|one|two|first|second|一|二)(?: answer| one|个)?\W{0,20}"
 )
@@ -111,10 +126,9 @@ _NOT_ITS_OWN = re.compile(
 )
 _SENTENCE_END = re.compile(r"[.!?;\n。！？；]")
 
-_FORM = re.compile(
-    r"\A\s*(?:```\w*\s*)?(?:[\"']?(?:\{|\[\s*[\"'{])|<\w+>)"
-    r"|^[ \t\"'<|-]{0,10}(?:better[ _]?answer|更好的回答)[\"'>]{0,2} ?[:=>：|]",
-    re.IGNORECASE | re.MULTILINE,
+_FORM = re.compile(r"\s*(?:```\w*\s*)?(?:[\"']?(?:\{|\[\s*[\"'{])|<\w+>)")
+_FORM_LINE = re.compile(
+    r"^[ \t\"'<|-]{0,10}(?:better[ _]?answer|更好的回答)[\"'>]{0,2} ?[:=>：|]", re.MULTILINE
 )
 _REFUSAL = re.compile(
     r"\W{0,10}(?:"
@@ -133,11 +147,33 @@ _REFUSAL = re.compile(
 _LOOKED_AT = 50_000  # characters at either end: no judge writes more
 
 
-def _compiled(patterns: list[tuple[str, str]]) -> list[tuple[list[str], re.Pattern[str]]]:
-    return [(words.split(), re.compile(pattern, re.MULTILINE)) for words, pattern in patterns]
+@dataclass(frozen=True)
+class _Pattern:
+    words: tuple[str, ...]
+    """One of them is in each text that the pattern finds: a search for a word is a hundred times as
+    fast as one for a pattern."""
+    names_answers: bool
+    """Whether one of _NAMES is, too."""
+    pattern: re.Pattern[str]
+
+
+def _compiled(patterns: list[tuple[str, str]]) -> list[_Pattern]:
+    return [
+        _Pattern(
+            tuple(words.split()),
+            _PLACED in pattern or _ZH_WHO in pattern,
+            re.compile(pattern, re.MULTILINE),
+        )
+        for words, pattern in patterns
+    ]
 
 
 _FOR, _AGAINST = _compiled(_WORDS), _compiled(_WORDS_AGAINST)
+
+
+def _has_one(text: str, words: Iterable[str]) -> bool:
+    is_ascii = text.isascii()
+    return any(word in text for word in words if not is_ascii or word.isascii())
 
 
 def opinions(text: str, *, loosely: bool = False) -> set[int]:
@@ -146,20 +182,19 @@ def opinions(text: str, *, loosely: bool = False) -> set[int]:
     if len(text) > 2 * _LOOKED_AT:
         text = f"{text[:_LOOKED_AT]}\n{text[-_LOOKED_AT:]}"
     text = _plain(text)
-    found = {_number(match) for match in _matches(_FOR, text)}
-    found |= {3 - _number(match) for match in _matches(_AGAINST, text)}
-    if loosely:
+    names_answers = _has_one(text, _NAMES)
+    found = {_number(match) for match in _matches(_FOR, text, names_answers)}
+    found |= {3 - _number(match) for match in _matches(_AGAINST, text, names_answers)}
+    if loosely and _has_one(text, _LOOSE_WORDS):
         found |= {_number(match) for match in _LOOSE.finditer(text)}
     alone = _NOTHING_ELSE.fullmatch(text) if len(text) < 60 else None
     return found | {_number(alone)} if alone else found
 
 
-def _matches(
-    patterns: list[tuple[list[str], re.Pattern[str]]], text: str
-) -> Iterator[re.Match[str]]:
-    for words, pattern in patterns:
-        if any(word in text for word in words):
-            yield from (match for match in pattern.finditer(text) if _is_meant(match, text))
+def _matches(patterns: list[_Pattern], text: str, names_answers: bool) -> Iterator[re.Match[str]]:
+    for one in patterns:
+        if (names_answers or not one.names_answers) and _has_one(text, one.words):
+            yield from (match for match in one.pattern.finditer(text) if _is_meant(match, text))
 
 
 def _is_meant(match: re.Match[str], text: str) -> bool:
@@ -188,7 +223,10 @@ def _plain(text: str) -> str:
 def is_form(text: str) -> bool:
     """Whether the text begins as an object, a list or a tag: no plain words, also where nobody can
     read it."""
-    return bool(_FORM.search(html.unescape(text)))
+    text = html.unescape(text).lower()
+    # the second is tried at every line: most texts are told by a word that they lack
+    has_key = _has_one(text, ("better", "更好的回答"))
+    return bool(_FORM.match(text) or (has_key and _FORM_LINE.search(text)))
 
 
 def is_refusal(text: str) -> bool:

@@ -124,7 +124,7 @@ class Preference(Row):
 
 
 def _are_equal_but_for_space(first: str, second: str) -> bool:
-    if first.split(maxsplit=8)[:8] != second.split(maxsplit=8)[:8]:  # most texts differ early
+    if first.split(maxsplit=1)[:1] != second.split(maxsplit=1)[:1]:  # most texts differ early
         return False
     return first.split() == second.split()
 

@@ -51,6 +51,7 @@ _FULL_WIDTH = str.maketrans(
 _DIGITS: dict[str, Literal[1, 2]] = {"1": 1, "2": 2, "１": 1, "２": 2}
 _OBJECT_START = re.compile(r"\{(?=\s*\")")
 _FENCES = re.compile(r"^```\w*|```\Z")
+_BROKEN = ("no_json", "broken_json", "cut_off")
 _LETTERS = re.compile(r"(?<!`)\b[^\W\d_]")  # not of the language behind a fence
 # "Answer 1:" on a line of its own begins a copy of the answer; so do words that announce one.
 _INTRODUCES_QUOTE = re.compile(
@@ -89,7 +90,8 @@ def parse_verdict(text: str, *, finish_reason: FinishReason = "stop") -> Verdict
     if not answer.strip():
         return Unreadable("empty")
     result = _read_verdict(answer)
-    if isinstance(result, Unreadable) and result.reason in ("no_json", "broken_json", "cut_off"):
+    is_broken = isinstance(result, Unreadable) and result.reason in _BROKEN
+    if is_broken and not answer.isascii():
         again = _read_verdict(answer.translate(_FULL_WIDTH))
         if isinstance(again, Verdict):
             return again
@@ -268,7 +270,8 @@ def read_hinted_reason(
     if not reason:
         if is_form(answer):
             return Unreadable(parsed.reason)
-        reason = _FENCES.sub("", answer.strip()).strip()
+        reason = answer.strip()
+        reason = _FENCES.sub("", reason).strip() if "```" in reason else reason
     if is_refusal(reason):
         return Unreadable("refusal")
     if reason.strip(" <>[]…").lower() in _NO_REASON:
