@@ -116,8 +116,7 @@ def inputs_of(s: Settings, measured: Sequence[Measured], pairs: Path | None) -> 
     models: dict[Kind, Sequence[str]] = {"reward": [s.reward_model], "pairwise": [s.pairwise_model]}
     names = dict.fromkeys(m for kind in s.kind for m in models.get(kind, (s.base, s.tuned)))
     return [
-        *dict.fromkeys(m.path for m in measured),
-        *map(Path, s.trained_on),
+        *files.here(dict.fromkeys([*(m.path for m in measured), *s.trained_on])),
         *local_folders(*names),
         *([pairs] if pairs else []),
         *(template_files(s.template, "judge") if "judge" in s.kind else []),

@@ -70,7 +70,7 @@ def main(
     rankings, preferences = s.output / "rankings.jsonl", s.output / "preferences.jsonl"
     model = {"reward": s.reward_model, "pairwise": s.pairwise_model, "judge": s.judge}[s.by]
     shown = template_files(s.template, "judge") if s.by == "judge" else []
-    inputs = [s.input, *local_folders(model), *shown]
+    inputs = [*files.here([s.input]), *local_folders(model), *shown]
     outputs = {rankings: Ranking, preferences: Preference}
     with s.open_run(
         inputs=inputs, outputs=outputs, home=s.output, unit="prompts", card=write_data_card
