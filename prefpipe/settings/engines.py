@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 import config
 from prefpipe.llm import Request
 from prefpipe.llm.responders import EngineKind
+from prefpipe.models import gguf_files
 from prefpipe.ranges import AboveZero, NotNegative, Positive, Temperature, TopK, TopP
 from prefpipe.rows import Message, as_turns
 from prefpipe.settings.chats import ChatStage
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from prefpipe.llm.server.server_engine import ServerEngine
     from prefpipe.llm.wire import ServedModel
 
+
+gguf_files.cache = config.DATA / "cache/gguf"
 
 Option = Literal["temperature", "top_p", "top_k", "seed", "n", "response_format"]
 
@@ -212,5 +215,6 @@ class ModelStage(SamplingStage):
 
 
 def local_folders(*names: str) -> list[Path]:
-    """Those names of models that are folders here: their content is part of the fingerprint."""
-    return [Path(name) for name in names if Path(name).is_dir()]
+    """Those names of models that are here, in a folder or a file: their content is part of the
+    fingerprint."""
+    return [path for name in names if (path := gguf_files.model_path(name))]
