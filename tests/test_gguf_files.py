@@ -93,13 +93,17 @@ def test_a_gguf_file_is_the_model_it_was_made_of(file, capsys):
 def test_what_is_no_model_in_a_gguf_file_is_a_sentence(file, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF\3\0\0\0")
-    with pytest.raises(SystemExit, match=r"cannot read this GGUF file .*; serve it with llama\.cpp"):
+    with pytest.raises(
+        SystemExit, match=r"cannot read this GGUF file .*; serve it with llama\.cpp"
+    ):
         load_both(str(broken))
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(SystemExit, match=r"cannot read this GGUF file"):
         load_both(str(cut))
-    with pytest.raises(SystemExit, match=r"several GGUF files \(broken.gguf, cut.gguf, embedded.gguf"):
+    with pytest.raises(
+        SystemExit, match=r"several GGUF files \(broken.gguf, cut.gguf, embedded.gguf"
+    ):
         load_both(str(tmp_path))
     assert not [p for p in (tmp_path / "cache").iterdir() if p.name[0] != "."]
 

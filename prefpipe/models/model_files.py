@@ -81,4 +81,6 @@ def base_of(name: str | Path) -> tuple[str, dict[str, Any]]:
     if not isinstance(base, str) or not base:
         raise SystemExit(f"{path}: base_model_name_or_path is empty; set it")
     options = {"of": name}
-    return plain_folder(base), options | ({"revision": revision} if isinstance(revision, str) else {})
+    return plain_folder(base), options | (
+        {"revision": revision} if isinstance(revision, str) else {}
+    )

@@ -149,9 +149,9 @@ class EngineStage(ChatStage, ServerStage):
     max_batch_tokens: NoEffectOnRows[Positive | None] = None
     """Tokens in memory at once (local); None: found from the free memory. Changes no text."""
     structured_output: bool = False
-    """Have the server hold replies that have a form (a judge's, ratings) to it: response_format with
-    a JSON schema (server, batch). Some servers refuse it, some pass over it; all replies are read
-    alike. Free text is asked for without a schema."""
+    """Hold replies that have a form (a judge's, ratings) to it: by masking tokens (local), or by
+    response_format with a JSON schema (server, batch), which some servers refuse and some pass over;
+    all replies are read alike. Free text is asked for without a schema."""
 
     def open_engine(self, model: str) -> "Engine":
         """Load the model, or connect: the slow part, so only once there is work to do."""
@@ -160,16 +160,14 @@ class EngineStage(ChatStage, ServerStage):
                 return self.open_server(model, structured_output=self.structured_output)
             case "batch":
                 return self.open_batches(model, structured_output=self.structured_output)
-            case "local" if self.structured_output:
-                raise SystemExit(
-                    f"{self.stage_name()}: structured_output: a model in this process is held to no "
-                    "schema; leave it out, or take --engine server"
-                )
             case "local":
                 from prefpipe.llm.local.local_engine import open_local
 
                 return open_local(
-                    model, load_in_4bit=self.load_in_4bit, max_batch_tokens=self.max_batch_tokens
+                    model,
+                    load_in_4bit=self.load_in_4bit,
+                    max_batch_tokens=self.max_batch_tokens,
+                    structured_output=self.structured_output,
                 )
 
     def request(
