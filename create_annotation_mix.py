@@ -89,6 +89,7 @@ def main(s: Settings) -> None:
     with s.open_run(inputs=inputs, outputs=outputs, home=home, unit="prompts") as run:
         if run.finished:
             return
+        # merged by id in one pass, whatever the order of each model's file
         answers = {name: files.Aligned(path, ModelResponse) for name, path in responses.items()}
         outcomes, sizes = Counter[tuple[str, Outcome]](), Counter[int]()
         read = prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), partial(say, run))

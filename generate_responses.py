@@ -88,6 +88,7 @@ def main(s: Settings, open_engine: Callable[[Settings], llm.Engine] = open_model
         group = list(neighbours)
         engine = functools.cache(functools.partial(open_engine, group[0]))
         for own in group:
+            # a model whose server is down costs its own responses: the others go on
             try:
                 respond(own, paths, engine)
             except (SystemExit, DataError) as error:
