@@ -149,7 +149,8 @@ STAGES = {
         ["rag/pairwise_prefs*"],
     ),
     "create_annotation_mix": Killed(
-        ["create_annotation_mix.py"], ["synthetic/mix*", "synthetic/annotation_prompts*"]
+        ["create_annotation_mix.py"],
+        ["synthetic/mix*", "synthetic/annotation_prompts*", "synthetic/create_annotation_mix*"],
     ),
     "parse_preferences": Killed(["parse_preferences.py"], ["synthetic/preferences*"]),
     "annotate_server": _served(
