@@ -576,12 +576,18 @@ def main() -> None:
     runner, begun = Runner(), time.monotonic()
     campaigns: dict[str, Campaign] = {}
     known: dict[str, int] = {}
+    broken: dict[str, str] = {}  # stages that do not even run whole, and what they said
     for number in range(a.chains):
-        for name in stages:
+        for name in (name for name in stages if name not in broken):
             if a.minutes and time.monotonic() - begun > 60 * a.minutes:
                 break
             if name not in campaigns:
-                campaigns[name] = Campaign(name, base, a.work, runner)
+                try:
+                    campaigns[name] = Campaign(name, base, a.work, runner)
+                except SystemExit as error:
+                    broken[name] = str(error)
+                    print(error, flush=True)
+                    continue
             campaigns[name].chain(a.seed + number)
             totals = campaigns[name].totals
             print(f"{name}: {sum(totals.kills.values())} kills, {totals.equal} of {totals.chains} equal", flush=True)  # fmt: skip
@@ -591,7 +597,7 @@ def main() -> None:
                 save(a.results, campaigns)
     problems = [
         p for c in campaigns.values() for p in (f"{c.name}, {x}" for x in c.totals.problems)
-    ]
+    ] + [*broken.values()]
     print("\n".join(problems) or "all equal")
     raise SystemExit(bool(problems))
 
