@@ -5,7 +5,7 @@
     python -m tests.campaign --stages dpo_training --chains 40 --seed 7
     python -m tests.campaign --table                       # docs/reliability.md of the results
 
-A chain is one to eight kills of one stage and a last run. The process group is killed
+A chain is two to eight kills of one stage and a last run. The process group is killed
 
     time   at a moment drawn over the stage's time: SIGKILL, SIGTERM or SIGINT
     ops    SIGKILL at the n-th file operation in the data folder, half of them among the last 14: the
@@ -143,7 +143,7 @@ STAGES = {
         ["rank_responses.py", "--by", "pairwise", "--limit", "12"], ["ranking"]
     ),
     "rank_by_judge": Killed(["rank_responses.py", "--by", "judge", "--limit", "6"], ["ranking"]),
-    "build_vector_store": Killed(["build_vector_store.py"], ["rag/store"]),
+    "build_vector_store": Killed(["build_vector_store.py", "--limit", "300"], ["rag/store"]),
     "build_pairwise_prefs": Killed(
         ["build_pairwise_prefs.py", *SMALL, "--max-new-tokens", "24", "--min-margin", "0.001"],
         ["rag/pairwise_prefs*"],
@@ -424,8 +424,9 @@ class Campaign:
         faults = Faults(seed) if self.stage.answer else None
         problems, kills = [], 0
         with serving(self.stage, faults) as env:
-            for _ in range(rng.choice([1, 2, 3, 5, 8])):
-                if not self._killed_run(rng, extra, env, problems, overwrites):
+            for _ in range(rng.choice([2, 3, 5, 8])):
+                # what is left to do is less each time: so is the moment of the next kill
+                if not self._killed_run(rng, extra, env, problems, overwrites, 1 / (1 + kills)):
                     break
                 kills += 1
                 # with other outputs still in place the option is needed again
@@ -463,19 +464,20 @@ class Campaign:
         return -1 if process.exitcode is None else process.exitcode
 
     def _killed_run(
-        self, rng: random.Random, extra: list[str], env: dict[str, str], problems: list[str], other: bool
+        self, rng: random.Random, extra: list[str], env: dict[str, str], problems: list[str], other: bool, left: float
     ) -> bool:  # fmt: skip
         """Start, kill; False where it came to its end before."""
         mode = rng.choice(["time", "time", "ops", "ops", "watch"])
         kill_at = 0
         if mode == "ops":
             last = rng.random() < 0.5
-            kill_at = max(1, self.operations - rng.randrange(14) if last else 1 + rng.randrange(self.operations))  # fmt: skip
+            operations = max(1, int(left * self.operations))
+            kill_at = max(1, operations - rng.randrange(14) if last else 1 + rng.randrange(operations))  # fmt: skip
         process = self.runner.start(self.stage, self.data, extra, env, kill_at)
         number = signal.SIGKILL
         if mode == "time":
             number = rng.choices([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], [6, 2, 2])[0]
-            process.join(rng.uniform(0.05, self.seconds))
+            process.join(rng.uniform(0.05, left * self.seconds))
         elif mode == "watch":
             self._wait_for_a_temporary_file(process, rng.randrange(1, 12))
         else:
@@ -590,7 +592,8 @@ def main() -> None:
                     continue
             campaigns[name].chain(a.seed + number)
             totals = campaigns[name].totals
-            print(f"{name}: {sum(totals.kills.values())} kills, {totals.equal} of {totals.chains} equal", flush=True)  # fmt: skip
+            took = f"a whole run {campaigns[name].seconds:.1f} s"
+            print(f"{name}: {sum(totals.kills.values())} kills, {totals.equal} of {totals.chains} equal; {took}", flush=True)  # fmt: skip
             print("\n".join(totals.problems[known.get(name, 0) :]), end="", flush=True)
             known[name] = len(totals.problems)
             if a.results:
