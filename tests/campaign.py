@@ -257,6 +257,9 @@ class Runner:
         }
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(LIBRARIES)
+        first: Any = self._context.Process(target=int)  # the libraries are imported for it
+        first.start()
+        first.join()
 
     def start(
         self, stage: Killed, data: Path, extra: list[str], env: dict[str, str], kill_at: int = 0
