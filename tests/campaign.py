@@ -430,6 +430,7 @@ class Campaign:
             for _ in range(rng.choice([2, 3, 5, 8])):
                 # what is left to do is less each time: so is the moment of the next kill
                 if not self._killed_run(rng, extra, env, problems, overwrites, 1 / (1 + kills)):
+                    extra = []  # it is finished: to overwrite it again would ask all again
                     break
                 kills += 1
                 # with other outputs still in place the option is needed again
