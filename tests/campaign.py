@@ -35,7 +35,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -252,7 +252,7 @@ def _run_stage(
 class Runner:
     """Starts stages in processes forked from one that has imported the libraries, and what else is named."""
 
-    def __init__(self, *preloaded: str) -> None:
+    def __init__(self, *preloaded: str, libraries: Sequence[str] = LIBRARIES) -> None:
         os.environ |= {
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -261,7 +261,7 @@ class Runner:
             "MKL_NUM_THREADS": "1",
         }
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*LIBRARIES, *preloaded])
+        self._context.set_forkserver_preload([*libraries, *preloaded])
 
     def start(
         self,

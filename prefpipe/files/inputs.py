@@ -36,6 +36,8 @@ class Named(NamedTuple):
     def records(self, limit: int | None = None) -> Iterator[tuple[str, Any]]:
         """(place, record) of each row; records.read_records says what they are. Raises DataError,
         naming what there is, where there is no such data or a split or config must be chosen."""
+        if not self.name.strip():
+            raise DataError("input: found no name; wanted a file, a folder or a name on the hub")
         path = Path(self.name)
         if path.is_dir():
             records = self._of_folder(path)
