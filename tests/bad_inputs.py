@@ -481,7 +481,12 @@ class Cases:
             options, more, what, value = odd_setting(rng, consumer)
             env |= more
             name = what.lstrip("-").split("=")[0].split(" ")[0]
-            names = [name, name.replace("-", "_"), name.partition("_")[2].lower() or name, value[:9]]
+            names = [
+                name,
+                name.replace("-", "_"),
+                name.partition("_")[2].lower() or name,
+                value[:9],
+            ]
         else:
             path = rng.choice(sorted(folder.glob(consumer.damaged)))
             place = path.relative_to(folder)
@@ -491,7 +496,9 @@ class Cases:
             names += ["PREPROCESS_", "OPENAI_"] if place.name == ".env" else []
             names += ["checkpoints"] if "checkpoints" in place.parts else []
             # files that belong together: which one is wrong, nobody knows
-            names += [word for word in consumer.command.split() if "." in word and word[0] != "-"][1:]
+            names += [word for word in consumer.command.split() if "." in word and word[0] != "-"][
+                1:
+            ]
             names += ["127.0.0.1:9"]  # asked again, since the record says nothing of an answer
         before = visible(folder)
         command = [*consumer.command.split(), *options]

@@ -31,7 +31,11 @@ class Named(NamedTuple):
 
     def paths(self) -> list[Path]:
         """What there is of it on this machine, for a fingerprint; empty: it is on the hub."""
-        return [Path(self.name)] if Path(self.name).exists() else _matching(self.name)
+        try:
+            is_there = Path(self.name).exists()
+        except OSError:  # a text too long for a name
+            return []
+        return [Path(self.name)] if is_there else _matching(self.name)
 
     def records(self, limit: int | None = None) -> Iterator[tuple[str, Any]]:
         """(place, record) of each row; records.read_records says what they are. Raises DataError,

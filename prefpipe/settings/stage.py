@@ -133,7 +133,9 @@ class Script(BaseSettings):
         except DataError as error:
             raise SystemExit(short_sentence(f"{cls.stage_name()}: {error}")) from None
         except SystemExit as end:
-            raise SystemExit(short_sentence(end.code) if isinstance(end.code, str) else end.code) from None
+            raise SystemExit(
+                short_sentence(end.code) if isinstance(end.code, str) else end.code
+            ) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
@@ -143,7 +145,9 @@ class Script(BaseSettings):
             # of a renaming, what it was to be called: the hidden name before says nothing to anybody
             place = error.filename2 or error.filename
             where = f"{place}: " if place else ""
-            raise SystemExit(short_sentence(f"{cls.stage_name()}: {where}{error.strerror}")) from None
+            raise SystemExit(
+                short_sentence(f"{cls.stage_name()}: {where}{error.strerror}")
+            ) from None
         except KeyboardInterrupt:
             print(f"{cls.stage_name()}: stopped; the same command goes on", file=sys.stderr)
             raise SystemExit(130) from None
