@@ -32,7 +32,7 @@ from typing import Any
 
 from embedded.server import HttpRequest, HttpResponse, Server
 from embedded.server.canned_answers import translate
-from tests.bad_inputs import WORK, _copy, make_good, modules_of_prefpipe
+from tests.bad_inputs import WORK, copy_to, light_runner, make_good
 from tests.campaign import ROOT, Answer, Runner, echo, facts, judge, kill, rate, said
 from tests.chinese_items import item as chinese_item
 from tests.damages import dump
@@ -318,7 +318,7 @@ def run(mode: Mode, stage: str, folder: Path, good: Path, runner: Runner) -> lis
     folder.mkdir(parents=True)
     (folder / "embedded").symlink_to(ROOT / "embedded")
     command, inputs, answer = ASKING[stage]
-    _copy(good / inputs, folder / inputs)
+    copy_to(good / inputs, folder / inputs)
     options = f"{OPTIONS} --engine {'batch' if mode.batch else 'server'}"
     words = [*command.split(), *options.split()]
     problems = []
@@ -393,7 +393,7 @@ def main() -> None:
     if a.list:
         print("\n".join(m.name for m in chosen), len(chosen), sep="\n")
         return
-    runner = Runner(*modules_of_prefpipe(), "tests.campaign")
+    runner = light_runner()
     good = a.work / "good"
     make_good(good, runner, False)
     write_jsonl(good / "chinese/train.jsonl", [chinese_item(k).model_dump() for k in range(4)])

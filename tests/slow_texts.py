@@ -20,7 +20,7 @@ from prefpipe import judge, near_duplicates, questions, ratings, screen, templat
 from prefpipe import thoughts as thoughts_
 from prefpipe.compare import ab_prompt
 from prefpipe.foreign_json import read_json, with_whole_backslashes
-from prefpipe.formats import markup, turns
+from prefpipe.formats import FORMATS, markup, turns
 from prefpipe.formats.opening import HowRead
 from prefpipe.languages import detect_language, has_chinese_left, is_foreign, length_in_english
 from prefpipe.llm import costs, wire
@@ -57,7 +57,7 @@ def _entry(text: str) -> Entry:
 
 
 def _pair(text: str) -> Any:
-    reader = HowRead("trl-implicit").choose("x", [{"chosen": "a", "rejected": "b"}])
+    reader = HowRead().reader(FORMATS["trl-implicit"])
     return reader.read({"chosen": f"{text} yes", "rejected": f"{text} no"})
 
 
@@ -182,7 +182,9 @@ def main() -> None:
         for text, make in TEXTS.items():
             for length in LENGTHS:
                 taken = seconds(PARSERS[name], make(length), 5)
-                if taken > MOST_SECONDS * max(length / LENGTHS[-1], 0.1):
+                if taken > MOST_SECONDS:  # once more: others may have been at work
+                    taken = min(taken, seconds(PARSERS[name], make(length), 5))
+                if taken > MOST_SECONDS:
                     slow.append(f"{name}, {text}: {length:,} characters {taken:.2f} s")
                     print(slow[-1], flush=True)
                     break

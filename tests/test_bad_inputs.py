@@ -6,18 +6,16 @@ import random
 import pytest
 
 from tests import bad_inputs, damages
-from tests.bad_inputs import ROWS, Cases, Outcome, judge, make_good
-from tests.campaign import ROOT, Runner
+from tests.bad_inputs import ROWS, Cases, Outcome, judge, light_runner, make_good
+from tests.campaign import ROOT
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     work = tmp_path_factory.mktemp("bad_inputs")
-    stages = sorted({consumer.stage for consumer in ROWS})
-    runner = Runner(*stages, libraries=("pyarrow.parquet", "datasets", "jinja2"))
+    runner = light_runner()
     make_good(work / "good", runner, with_models=False)
-    light = [c for c in ROWS if not c.stop_at and c.stage != "dpo_dataset"]
-    return Cases(light, 2021, work, runner)
+    return Cases([c for c in ROWS if not c.stop_at], 2021, work, runner)
 
 
 def test_damaged_inputs_end_in_a_sentence_or_in_a_ledger_that_adds_up(cases):

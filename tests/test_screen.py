@@ -5,7 +5,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefpipe.screen import table_text, visible
+from prefpipe.screen import short_sentence, table_text, visible
 
 ORDERS = "\x1b[2J\x1b[31mHACKED\x1b]0;title\x07 \x9b8m\u202egnp\r"
 
@@ -21,3 +21,19 @@ def test_no_control_character_is_left_but_line_ends_and_tabs(text):
     shown = visible(text)
     assert len(shown) == len(text)
     assert all(c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") for c in shown)
+
+
+def test_a_sentence_stays_as_it_is_unless_it_is_too_long():
+    said = "stage: data/x.jsonl:2: found 3, wanted a row; run it again"
+    assert short_sentence(said) == said
+    path = "/".join(["folder"] * 20)  # a path of 139 characters is shown whole
+    assert short_sentence(f"{path}/x.jsonl: no row") == f"{path}/x.jsonl: no row"
+
+
+def test_of_a_sentence_that_is_too_long_place_and_way_out_are_left():
+    long = short_sentence(f"stage: {'9' * 5000}: no number")
+    assert long.startswith("stage: 999") and long.endswith("999: no number") and len(long) < 180
+    names = ", ".join(f"c{k}" for k in range(99_999))
+    columns = short_sentence(f"x.csv:2: no column q; there are: {names}; name yours with --query")
+    assert columns.startswith("x.csv:2: no column q; there are: c0, c1")
+    assert columns.endswith("name yours with --query") and len(columns) <= 300
