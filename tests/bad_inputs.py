@@ -497,10 +497,9 @@ class Cases:
             names = [*(part for part in place.parts if part != "out"), stem]
             names += ["PREPROCESS_", "OPENAI_"] if place.name == ".env" else []
             names += ["checkpoints"] if "checkpoints" in place.parts else []
-            # files that belong together: which one is wrong, nobody knows
-            names += [word for word in consumer.command.split() if "." in word and word[0] != "-"][
-                1:
-            ]
+            names += (
+                consumer.inputs.split()
+            )  # of files that belong together nobody knows which is wrong
             names += ["127.0.0.1:9"]  # asked again, since the record says nothing of an answer
         before = visible(folder)
         command = [*consumer.command.split(), *options]
