@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import importlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -45,6 +46,8 @@ SECONDS = 60
 """That a case may take."""
 LONGEST = 300
 """Characters of a sentence."""
+_LOST = 255
+"""Exit code of a process whose parent, the server of processes, has gone: it says nothing of the stage."""
 OPTION_SHARE = 0.1
 """Cases in which a setting is odd, and no file is damaged."""
 
@@ -449,7 +452,9 @@ class Cases:
         self._begun: dict[Consumer, Path] = {}
         for number, consumer in enumerate(consumers):
             if consumer.stop_at:
-                self._begun[consumer] = self._begin(consumer, work / f"begun/{number}")
+                self._begun[consumer] = self._begin(
+                    consumer, work / f"begun-{os.getpid()}/{number}"
+                )
 
     def _begin(self, consumer: Consumer, folder: Path) -> Path:
         """A folder in which the stage was stopped, or came to its end."""
@@ -464,6 +469,16 @@ class Cases:
         (folder / "embedded").symlink_to(ROOT / "embedded")
         for name in consumer.inputs.split():
             copy_to(self.good / name, folder / name)
+
+    def _code(self, command: list[str], folder: Path, env: dict[str, str]) -> int | None:
+        """The exit code of the command; None: it was not at its end in time."""
+        process = self.runner.start(command, folder / "data", env, folder=folder)
+        process.join(SECONDS)
+        code = process.exitcode
+        if code is None:
+            kill(process, signal.SIGKILL)
+            process.join()
+        return code
 
     def run(self, number: int, keep: bool = False) -> tuple[Consumer, str, Outcome]:
         """The case's consumer, what was done to it, and how it ended."""
@@ -504,12 +519,9 @@ class Cases:
         before = visible(folder)
         command = [*consumer.command.split(), *options]
         (folder / "command.txt").write_text(f"{env} {command}\n# {what}\n", errors="replace")
-        process = self.runner.start(command, folder / "data", env, folder=folder)
-        process.join(SECONDS)
-        code = process.exitcode
-        if code is None:
-            kill(process, signal.SIGKILL)
-            process.join()
+        code = self._code(command, folder, env)
+        if code == _LOST and not said(folder):
+            code = self._code(command, folder, env)
         outcome = judge(folder, code, before, names)
         if outcome.kind != "failure" and not keep:
             shutil.rmtree(folder)

@@ -53,7 +53,7 @@ def slow_words(results: Mapping[str, Any]) -> str:
     name, worst = max(results["slowest"].items(), key=lambda one: one[1]["seconds"])
     return (
         f"Slow texts: {results['parsers']} parsers, each with {results['texts']} texts of up to "
-        f"{results['characters']:,} characters: {len(results['slow'])} took more than a second for a million "
+        f"{results['bytes']:,} bytes: {len(results['slow'])} took more than a second for a million "
         f"(the longest: {name}, {worst['seconds']:.2f} s of CPU, for {worst['text']})."
     )
 

@@ -1,10 +1,10 @@
 """Texts made to be slow to read, and every parser that meets a text of somebody else.
 
-    python -m tests.slow_texts                                   # each at 10,000 to 1,000,000 characters
+    python -m tests.slow_texts                                   # each at 10,000 to 1,000,000 bytes
     python -m tests.slow_texts --results benchmarks/results/slow_texts.json
 
 A parser must take time in proportion to the length of a text, and less than a second for a million
-characters. test_hostile_texts.py asks it at a tenth of that.
+bytes. test_hostile_texts.py asks it at a tenth of that.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from prefpipe.words import nfkc, plain_texts, split_words
 
 LENGTHS = (10_000, 100_000, 1_000_000)
 MOST_SECONDS = 1.0
-"""For a million characters."""
+"""For a million bytes."""
 
 
 def _or_error(read: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -90,7 +90,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "nested turns": _or_error(lambda text: turns.holds_turns(text) and turns.read_turns(text, "x")),
     "common beginning": _or_error(_pair),
     "abstention": abstention.is_abstention,
-    "keywords": lambda text: score.extract_keywords(text, text, 8),
+    "keywords": lambda text: score.extract_keywords(text[:999], text, 8),
     "names": score.split_names,
     "coverage": lambda text: score.keyword_coverage(text, [text[:50]] * 8),
     "documents": lambda text: documents.to_documents(_entry(text), 1000, 500),
@@ -105,7 +105,8 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 
 def _many(piece: str) -> Callable[[int], str]:
-    return lambda n: (piece * (n // len(piece) + 1))[:n]
+    size = len(piece.encode())  # a million bytes: of a sign that stands for eighteen letters, less
+    return lambda n: piece * max(1, n // size)
 
 
 def _between(before: str, piece: str, behind: str) -> Callable[[int], str]:
@@ -136,11 +137,15 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "many words": lambda n: " ".join(f"w{k:x}" for k in range(n // 7)),
     "many numbers": lambda n: '[{"a":[' + _many("1,")(n), "accents": _between("a", "\u0301\u0323", "b"),
     "half-width marks": _between("a", "\uff9e\u0301", "b"), "backslashes before a bracket": _between("", "\\", "[CONTEXT"),
+    **{f"spaces behind {mark!r}": _between(mark, " ", "x") for mark in (
+        "Human: a", "### Human: a", "<|im_start|>user\na", "<s>[INST] <<SYS>>", "<|user|> a", "USER: a", "prompter: a",
+        "<start_of_turn>user\na", "<|begin_of_text|><|start_header_id|>user<|end_header_id|>a", "[{'role': 'user'",
+    )},
     "one word, then spaces": _between("x", " ", "x"), "turns that do not end": _between("[{'role': 'user', 'content': '", "a ", ""),
     "nested Python lists": _between("[", "[", ""), "a signed sum": _between("1", " + 1", " = 2"), "a fence of spaces": _between("```a", " ", "x"),
     "thoughts, then braces": _between("<think>", "{", "</think>x"), "braces, then a verdict": _between("", "{", '{"reason": "r", "better_answer": 1}'),
 }  # fmt: skip
-"""Name -> the text of so many characters."""
+"""Name -> the text of about so many bytes."""
 
 
 class TooSlow(Exception):
@@ -185,7 +190,7 @@ def main() -> None:
                 if taken > MOST_SECONDS:  # once more: others may have been at work
                     taken = min(taken, seconds(PARSERS[name], make(length), 5))
                 if taken > MOST_SECONDS:
-                    slow.append(f"{name}, {text}: {length:,} characters {taken:.2f} s")
+                    slow.append(f"{name}, {text}: {length:,} bytes {taken:.2f} s")
                     print(slow[-1], flush=True)
                     break
                 if length == LENGTHS[-1]:
@@ -195,7 +200,7 @@ def main() -> None:
     if a.results:
         from tests.campaign import facts
 
-        found = {"parsers": len(a.parsers), "texts": len(TEXTS), "characters": LENGTHS[-1]}
+        found = {"parsers": len(a.parsers), "texts": len(TEXTS), "bytes": LENGTHS[-1]}
         made = {**facts(), **found, "slowest": slowest, "slow": slow}
         a.results.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     print(f"{len(a.parsers)} parsers, {len(TEXTS)} texts, {len(slow)} slow")
