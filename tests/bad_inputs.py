@@ -512,10 +512,9 @@ class Cases:
             names = [*(part for part in place.parts if part != "out"), stem]
             names += ["PREPROCESS_", "OPENAI_"] if place.name == ".env" else []
             names += ["checkpoints"] if "checkpoints" in place.parts else []
-            names += (
-                consumer.inputs.split()
-            )  # of files that belong together nobody knows which is wrong
             names += ["127.0.0.1:9"]  # asked again, since the record says nothing of an answer
+        # of files that belong together nobody knows which one is wrong
+        names += consumer.inputs.split()
         before = visible(folder)
         command = [*consumer.command.split(), *options]
         (folder / "command.txt").write_text(f"{env} {command}\n# {what}\n", errors="replace")
