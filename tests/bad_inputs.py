@@ -47,7 +47,7 @@ SECONDS = 60
 LONGEST = 300
 """Characters of a sentence."""
 _LOST = 255
-"""Exit code of a process whose parent, the server of processes, has gone: it says nothing of the stage."""
+"""Exit code that multiprocessing gives where another thread was the first to ask for it."""
 OPTION_SHARE = 0.1
 """Cases in which a setting is odd, and no file is damaged."""
 
@@ -478,7 +478,8 @@ class Cases:
         if code is None:
             kill(process, signal.SIGKILL)
             process.join()
-        return code
+        written = folder / "exit_code"
+        return int(written.read_text()) if code == _LOST and written.exists() else code
 
     def run(self, number: int, keep: bool = False) -> tuple[Consumer, str, Outcome]:
         """The case's consumer, what was done to it, and how it ended."""
@@ -519,8 +520,6 @@ class Cases:
         command = [*consumer.command.split(), *options]
         (folder / "command.txt").write_text(f"{env} {command}\n# {what}\n", errors="replace")
         code = self._code(command, folder, env)
-        if code == _LOST and not said(folder):
-            code = self._code(command, folder, env)
         outcome = judge(folder, code, before, names)
         if outcome.kind != "failure" and not keep:
             shutil.rmtree(folder)

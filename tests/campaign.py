@@ -246,6 +246,7 @@ def _run_stage(
     sys.stdout.flush()
     sys.stderr.flush()
     (home / "operations").write_text(str(count))
+    (home / "exit_code").write_text(str(code))
     os._exit(code)
 
 
