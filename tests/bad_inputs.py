@@ -28,13 +28,14 @@ import sys
 import time
 import typing
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedded.server import Server
+from prefpipe import screen
 from prefpipe.formats import PairFormat
 from tests import damages
 from tests.campaign import ROOT, Runner, facts, kill, rate, said
@@ -503,7 +504,7 @@ class Cases:
                 name,
                 name.replace("-", "_"),
                 name.partition("_")[2].lower() or name,
-                value[:9],
+                screen.visible(value)[:9].strip(),
             ]
         else:
             path = rng.choice(sorted(folder.glob(consumer.damaged)))
@@ -570,6 +571,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="begin no case behind this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the case of this number; its folder is kept")
+    parser.add_argument("--again", action="store_true", help="the cases that failed, by --results")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--results", type=Path, help="JSON to write, or to add to")
@@ -584,39 +586,69 @@ def main() -> None:
         folder = cases.work / f"{a.seed}-{a.only}"
         print(f"{consumer.command}\n{what}\n{outcome}\n{said(folder)}{folder}")
         return
+    if a.again:
+        run_again(a.results, a, lambda seed: Cases(consumers, seed, a.work, runner))
+        return
     counts: dict[str, Counter[str]] = {}
-    failures: list[str] = []
-    number = 0
+    failures: dict[str, str] = {}
     for number, consumer, what, outcome in outcomes(cases, range(a.cases), a.minutes, a.workers):
         counts.setdefault(consumer.stage, Counter())[outcome.kind] += 1
         if outcome.kind == "failure":
-            failures.append(f"{consumer.command}; {what}; {outcome.detail}")
-            print(f"{number}: {failures[-1]}", flush=True)
+            name = f"{a.seed} {number} {'models' if a.models else 'rows'}"
+            failures[name] = f"{consumer.command}; {what}; {outcome.detail}"
+            print(f"{name}: {failures[name]}", flush=True)
         if number % 100 == 99:
             print(f"{number + 1} cases, {len(failures)} failures", flush=True)
     if a.results:
-        add_results(a.results, counts, failures, a.seed)
+        add_results(a.results, counts, failures, a)
     total = sum(counts.values(), Counter[str]())
     print(f"{total.total()} cases: " + ", ".join(f"{total[kind]} {kind}" for kind in KINDS))
     raise SystemExit(bool(failures))
 
 
-def add_results(path: Path, counts: Mapping[str, Counter[str]], failures: list[str], seed: int) -> None:  # fmt: skip
-    """The counts by stage, those of earlier runs of the same commit added in."""
-    now = facts()
-    old = json.loads(path.read_text()) if path.exists() else {}
-    if old.get("commit") != now["commit"]:
-        old = {}
-    stages = {name: Counter(one) for name, one in old.get("stages", {}).items()}
+def add_results(
+    path: Path,
+    counts: Mapping[str, Counter[str]],
+    failures: Mapping[str, str],
+    a: argparse.Namespace,
+) -> None:
+    """The counts by stage, added to those of earlier runs, whose commits stand beside theirs."""
+    now, old = facts(), read_results(path)
+    stages = {name: Counter(one) for name, one in old["stages"].items()}
     for name, one in counts.items():
         stages[name] = stages.get(name, Counter()) + one
-    made = {
-        **now,
-        "seeds": [*old.get("seeds", []), seed],
-        "stages": {name: {kind: one[kind] for kind in KINDS} for name, one in sorted(stages.items())},
-        "failures": [*old.get("failures", []), *failures],
-    }  # fmt: skip
-    path.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    cases = sum(one.total() for one in counts.values())
+    run = {"commit": now["commit"], "seed": a.seed, "models": a.models, "cases": cases}
+    write_results(path, {**old, **now, "runs": [*old["runs"], run], "stages": stages,
+                         "failures": old["failures"] | failures})  # fmt: skip
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    empty = {"runs": [], "stages": {}, "failures": {}, "mended": {}}
+    return empty | (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    counts = {name: {kind: one[kind] for kind in KINDS} for name, one in sorted(results["stages"].items())}  # fmt: skip
+    path.write_text(json.dumps({**results, "stages": counts}, indent=1) + "\n", encoding="utf-8")
+
+
+def run_again(path: Path, a: argparse.Namespace, cases: Callable[[int], Cases]) -> None:
+    """The cases that failed, with the code as it is now: what ends rightly is counted as that, and
+    stays on record as mended."""
+    results, now = read_results(path), facts()["commit"]
+    for name, was in list(results["failures"].items()):
+        seed, number, models = name.split()
+        if (models == "models") == a.models:
+            consumer, _, outcome = cases(int(seed)).run(int(number))
+            print(f"{name}: {outcome.kind}: {outcome.detail}", flush=True)
+            if outcome.kind != "failure":
+                del results["failures"][name]
+                results["mended"][name] = {"commit": now, "was": was}
+                stage = Counter(results["stages"][consumer.stage])
+                stage.update({"failure": -1, outcome.kind: 1})
+                results["stages"][consumer.stage] = stage
+    write_results(path, results)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,14 @@ def source(results: Mapping[str, Any]) -> str:
     return f"Commit {results['commit']}, {results['date']}, {results['machine']['processor']}."
 
 
+def of_runs(results: Mapping[str, Any]) -> str:
+    """When and of which commits the bad inputs were, and what they found."""
+    commits = ", ".join(dict.fromkeys(run["commit"] for run in results["runs"]))
+    mended = len(results["mended"])
+    found = f" {mended} failures were found and mended; the table has what the same cases end in now." if mended else ""  # fmt: skip
+    return f"Commits {commits}, {results['date']}, {results['machine']['processor']}.{found}"
+
+
 def bad_inputs_table(results: Mapping[str, Any]) -> str:
     """How the stages answered damaged files and odd settings."""
     lines = [f"| bad inputs of | cases | {' | '.join(KINDS)} |", "|---" * (len(KINDS) + 2) + "|"]
@@ -71,7 +79,7 @@ def main() -> None:
         for name in ("bad_inputs", "hostile_replies", "slow_texts")
     }
     parts = [
-        source(read["bad_inputs"]), bad_inputs_table(read["bad_inputs"]), source(read["hostile_replies"]),
+        of_runs(read["bad_inputs"]), bad_inputs_table(read["bad_inputs"]), source(read["hostile_replies"]),
         hostile_table(read["hostile_replies"]), source(read["slow_texts"]), slow_words(read["slow_texts"]),
     ]  # fmt: skip
     made = "\n\n".join(parts) + "\n"

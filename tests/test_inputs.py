@@ -252,3 +252,10 @@ def test_no_name_and_a_name_that_is_too_long_are_sentences():
     with pytest.raises(DataError, match="input: found no name; wanted a file, a folder or"):
         rows_of("")
     assert Named("x" * 5000).paths() == []
+
+
+def test_a_clone_whose_card_is_damaged_is_a_sentence_with_its_folder(tmp_path):
+    write_shards(tmp_path / "data", "train", ROWS)
+    (tmp_path / "README.md").write_bytes(b"---\nconfigs:\n- a: \0\x17\n---\n")
+    with pytest.raises(DataError, match=f"{tmp_path}: unacceptable character"):
+        rows_of(tmp_path)

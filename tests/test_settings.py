@@ -167,6 +167,7 @@ def test_an_unexpected_error_is_a_sentence_and_its_traceback_stands_in_a_log(
         (["--seed", "9" * 5000], "setting seed (from the command line): found '999"),
         (["--score-columns", "one"], "setting score_columns"),
         (["--input", ""], "input: found no name"),
+        (["--near-duplicate", "nan"], "setting near_duplicate"),
     ],
     ids=lambda word: str(word)[:25],
 )
@@ -182,3 +183,14 @@ def test_where_an_output_is_a_folder_the_output_is_named(tmp_path):
     options = ["--input", "x.jsonl", "--output", "out", "--validation-share", "0"]
     line = sentence(run_stage("preprocess_dataset", *options, cwd=tmp_path))
     assert "out/train.jsonl: Is a directory" in line
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "9" * 400])
+@pytest.mark.parametrize(
+    ("stage", "option"),
+    [("translation", "poll_seconds"), ("rank_responses", "score_temperature"),
+     ("generate_responses", "temperature"), ("train_reward_model", "learning_rate")],
+)  # fmt: skip
+def test_no_number_of_a_setting_is_infinite(stage, option, value, monkeypatch):
+    with pytest.raises(SystemExit, match=f"setting {option} .*finite number"):
+        settings_of(stage).from_command_line([f"--{option.replace('_', '-')}={value}"])

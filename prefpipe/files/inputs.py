@@ -75,7 +75,7 @@ class Named(NamedTuple):
         try:
             builder = datasets.load_dataset_builder(str(path), self.config)
             files = builder.config.data_files or {}
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of each library that reads its card
             raise DataError(f"{path}: {self._said(error)}") from None
         split = self._chosen([str(name) for name in files])
         return chain.from_iterable(read_records(Path(file)) for file in files[split])
@@ -98,7 +98,7 @@ class Named(NamedTuple):
 
     def _said(self, error: Exception) -> str:
         """The first line of what `datasets` says; what to do, where there are several configs."""
-        said = str(error).splitlines()
+        said = str(error).splitlines() or [type(error).__name__]
         if "onfig" in said[0]:
             return f"{' '.join(said)[:200]}; choose with --config"
         return said[0][:200]

@@ -55,6 +55,7 @@ class Script(BaseSettings):
         frozen=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),
+        allow_inf_nan=False,
         defer_build=True,  # only the class of this run is ever built
     )
 
