@@ -19,6 +19,7 @@ processes). With --models the stages run that load a model, without it all other
 import argparse
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import random

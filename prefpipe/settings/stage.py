@@ -105,6 +105,9 @@ class Script(BaseSettings):
                 cli_shortcuts=cls.model_config.get("cli_shortcuts"),
                 formatter_class=_formatter(description),
             )
+        except SettingsError as error:
+            _refuse(cls.stage_name(), error)
+        try:
             settings = cls(_cli_settings_source=command_line)  # pyright: ignore[reportCallIssue]
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
@@ -114,8 +117,7 @@ class Script(BaseSettings):
                 f"found {problem['input']!r}: {problem['msg']}"
             ) from None
         except SettingsError as error:
-            print(short_sentence(f"{cls.stage_name()}: {error}; see --help"), file=sys.stderr)
-            raise SystemExit(2) from None  # as argparse does
+            _refuse(cls.stage_name(), error)
         if settings.show_settings:
             for name, value in _without_passwords(settings.model_dump()).items():
                 print(f"{name} = {value!s}    # {cls._origin(name, command_line())}")
@@ -223,6 +225,11 @@ class Stage(Script):
             leave_out_failing=getattr(self, "leave_out_failing", False),
         )
         return Run(facts, **options)
+
+
+def _refuse(stage: str, error: SettingsError) -> NoReturn:
+    print(short_sentence(f"{stage}: {error}; see --help"), file=sys.stderr)
+    raise SystemExit(2) from None  # as argparse does
 
 
 def check_dotenv(path: Path) -> None:
