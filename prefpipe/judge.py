@@ -118,15 +118,15 @@ def both_orders(
 
 
 def item_in_both_orders(
-    item: Item, ids: tuple[str, str], *, template: str | None = None
+    item: Item, ids: tuple[str, str], *, template: str | None = None, place: Path | str = "items"
 ) -> tuple[Showing, Showing]:
     """The item's two answers; the given order is its own prompt, made with this template: DataError
-    where that gives another prompt."""
+    where that gives another prompt. place: where the item stands, for that."""
     answers = (item.question, item.answer_1, item.answer_2)
     given, swapped = both_orders(ids, *answers, language=item.language, template=template)
     if given.prompt != item.prompt:
         raise DataError(
-            f"item {item.id!r}: its prompt is not the template's; give --template as it was given "
+            f"{place}: item {item.id!r}: its prompt is not the template's; give --template as it was given "
             "to preprocess_dataset.py"
         )
     return given, swapped

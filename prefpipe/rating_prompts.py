@@ -26,9 +26,12 @@ def read_criteria(path: Path, aspects: Sequence[str] | None = None) -> dict[str,
     sentences = read_toml(path)
     aspects = list(sentences) if aspects is None else aspects
     if not aspects or len(set(aspects)) < len(aspects):
-        raise SystemExit(f"aspects: found {', '.join(aspects) or 'none'}; name each one once")
+        shown = ", ".join(aspects) or "none"
+        raise SystemExit(f"{path}: aspects: found {shown}; name each one once")
     if wrong := [aspect for aspect in aspects if not re.fullmatch(r"[\w.-]+", aspect)]:
-        raise SystemExit(f"aspects: found {wrong[0]!r}, wanted letters, digits and . _ - only")
+        raise SystemExit(
+            f"{path}: aspects: found {wrong[0]!r}, wanted letters, digits and . _ - only"
+        )
     if wrong := [aspect for aspect in aspects if not isinstance(sentences.get(aspect), str)]:
         raise SystemExit(
             f"{path}: no sentence for the aspect {', '.join(wrong)}; it has {', '.join(sentences)}"

@@ -48,7 +48,7 @@ _TOP_IN_PROSE = re.compile(
     re.IGNORECASE,
 )
 _RATIONALE = re.compile(
-    r"^\W*(?:rationale|reason\w*|explanation|justification|comment|feedback|理由|原因)\W*[:：].*$",
+    r"^[^\w\n]*+(?:rationale|reason\w*|explanation|justification|comment|feedback|理由|原因)[^\w\n]*[:：].*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _NOT_APPLICABLE = re.compile(r"\[?(?:n\s*/\s*a|not applicable)\b(?!\s*/).*", re.IGNORECASE)

@@ -5,6 +5,7 @@ be; where standard error is none progress is a line a minute.
 """
 
 import os
+import re
 import sys
 import threading
 import time
@@ -32,6 +33,19 @@ def visible(text: str) -> str:
     """The text of a file or a server as a terminal may show it: what would be orders to the terminal
     (colours, titles, the other way of writing) is a blank."""
     return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
+_MOST = 300
+"""Characters of a sentence that says what is wrong."""
+
+
+def short_sentence(sentence: str) -> str:
+    """The sentence as a screen shows it: names and values that go on for ever are cut in their middle,
+    and so is what is too long still, since the place stands before and what to do behind."""
+    text = re.sub(r"\S{160,}", lambda word: f"{word[0][:70]}...{word[0][-70:]}", visible(sentence))
+    if len(text) <= _MOST:
+        return text
+    return f"{text[: _MOST // 2]} ... {text[5 - _MOST // 2 :]}"
 
 
 _WIDE = 500

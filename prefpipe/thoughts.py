@@ -49,7 +49,9 @@ def _is_mentioned(mark: re.Match[str], text: str, last_end: int) -> bool:
     begin = mark["begin"]
     if begin is None or "|" in begin or mark.start() < last_end:
         return False
-    return text[: mark.start()][-1:].isalnum() or bool(_NAMED_SO.match(text, mark.end()))
+    return text[max(0, mark.start() - 1) : mark.start()].isalnum() or bool(
+        _NAMED_SO.match(text, mark.end())
+    )
 
 
 def begins_with_object(text: str, at: int = 0) -> bool:

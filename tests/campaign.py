@@ -25,6 +25,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pkgutil
 import random
 import re
 import runpy
@@ -34,7 +35,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -199,11 +200,13 @@ BASE = [
 # ---- one run -------------------------------------------------------------------------------------
 
 
-def _run_stage(command: list[str], data: str, env: dict[str, str], kill_at: int) -> None:
+def _run_stage(
+    command: list[str], data: str, env: dict[str, str], kill_at: int, folder: str, stop_at: str
+) -> None:
     """In a forked process: the stage as a script; counts the file operations below data."""
     os.setsid()
     home = Path(data).parent
-    os.chdir(ROOT)
+    os.chdir(folder)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     os.environ.update(env, PREFPIPE_DATA=data)
@@ -224,6 +227,9 @@ def _run_stage(command: list[str], data: str, env: dict[str, str], kill_at: int)
                 os.killpg(0, signal.SIGKILL)
 
     sys.addaudithook(hook)
+    if stop_at:
+        place, _, name = stop_at.rpartition(".")
+        setattr(pkgutil.resolve_name(place), name, lambda *_, **__: os._exit(0))
     code = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -241,13 +247,14 @@ def _run_stage(command: list[str], data: str, env: dict[str, str], kill_at: int)
     sys.stdout.flush()
     sys.stderr.flush()
     (home / "operations").write_text(str(count))
+    (home / "exit_code").write_text(str(code))
     os._exit(code)
 
 
 class Runner:
-    """Starts stages in processes forked from one that has imported the libraries."""
+    """Starts stages in processes forked from one that has imported the libraries, and what else is named."""
 
-    def __init__(self) -> None:
+    def __init__(self, *preloaded: str, libraries: Sequence[str] = LIBRARIES) -> None:
         os.environ |= {
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -256,18 +263,25 @@ class Runner:
             "MKL_NUM_THREADS": "1",
         }
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(LIBRARIES)
+        self._context.set_forkserver_preload([*libraries, *preloaded])
         first: Any = self._context.Process(target=int)  # the libraries are imported for it
         first.start()
         first.join()
 
     def start(
-        self, stage: Killed, data: Path, extra: list[str], env: dict[str, str], kill_at: int = 0
+        self,
+        command: list[str],
+        data: Path,
+        env: dict[str, str],
+        *,
+        kill_at: int = 0,
+        folder: Path = ROOT,
+        stop_at: str = "",
     ) -> Any:
-        command = [*stage.command, *extra]
-        process = self._context.Process(
-            target=_run_stage, args=(command, str(data), env, kill_at), daemon=True
-        )
+        """The command as a process with that data folder. kill_at: the file operation at which it is
+        killed; folder: where it runs; stop_at: a function of prefpipe at which it ends, as if killed."""
+        options = (command, str(data), env, kill_at, str(folder), stop_at)
+        process = self._context.Process(target=_run_stage, args=options, daemon=True)
         process.start()
         return process
 
@@ -408,7 +422,7 @@ class Campaign:
         started = time.monotonic()
         none_fail = Faults(0, share=0.0)
         with serving(self.stage, none_fail) as env:
-            process = self.runner.start(self.stage, self.data, extra, env)
+            process = self.runner.start([*self.stage.command, *extra], self.data, env)
             process.join()
         self.delivered |= none_fail.delivered
         if process.exitcode:
@@ -460,7 +474,7 @@ class Campaign:
         )
 
     def _last_run(self, extra: list[str], env: dict[str, str]) -> int:
-        process = self.runner.start(self.stage, self.data, extra, env)
+        process = self.runner.start([*self.stage.command, *extra], self.data, env)
         process.join(900)
         if process.exitcode is None:
             kill(process, signal.SIGKILL)
@@ -477,7 +491,7 @@ class Campaign:
             last = rng.random() < 0.5
             operations = max(1, int(left * self.operations))
             kill_at = max(1, operations - rng.randrange(14) if last else 1 + rng.randrange(operations))  # fmt: skip
-        process = self.runner.start(self.stage, self.data, extra, env, kill_at)
+        process = self.runner.start([*self.stage.command, *extra], self.data, env, kill_at=kill_at)
         number = signal.SIGKILL
         if mode == "time":
             number = rng.choices([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], [6, 2, 2])[0]
@@ -622,17 +636,21 @@ def make_base(work: Path, short: bool) -> Path:
     return base
 
 
-def save(path: Path, campaigns: dict[str, Campaign]) -> None:
+def facts() -> dict[str, Any]:
+    """Of which commit, when and where the numbers are."""
     from benchmarks import machine
 
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
+    return {"commit": commit, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+
+
+def save(path: Path, campaigns: dict[str, Campaign]) -> None:
     # replace: asdict would make a Counter of a Counter's items
     totals = {name: replace(c.totals, kills=dict(c.totals.kills)) for name, c in campaigns.items()}
     stages = {name: asdict(one) for name, one in totals.items()}
-    facts = {"commit": commit, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
-    path.write_text(json.dumps({**facts, "stages": stages}, indent=1) + "\n")
+    path.write_text(json.dumps({**facts(), "stages": stages}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

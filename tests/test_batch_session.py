@@ -311,6 +311,14 @@ def test_a_state_that_nobody_knows_is_told_and_given_up_after_a_number_of_looks(
     )
 
 
+def test_what_a_batch_is_called_gives_no_orders_to_the_terminal(capsys):
+    shown = Fault(body=json.dumps({"id": "batch_0", "status": "completed", "output_file_id": "\x1b[31mred"}).encode())  # fmt: skip
+    with Server(numbered, api_fault=only("/batches/batch_0", shown)) as server:
+        texts(engine(server, requests=2).generate(map(request, range(2))))
+    said = capsys.readouterr().err
+    assert "red" in said and "\x1b" not in said
+
+
 def test_a_batch_that_names_no_file_yet_and_one_whose_file_comes_late_are_looked_at_again():
     unnamed = {"id": "batch_0", "status": "completed", "request_counts": {"completed": 3}}
     late = Fault(body=json.dumps(unnamed).encode())

@@ -116,6 +116,9 @@ def test_a_file_that_is_no_log_is_refused_and_left_alone(tmp_path):
     with pytest.raises(DataError, match="no resume log"):
         RowLog(tmp_path / "log", Note, MARK)
     assert (tmp_path / "log").read_text() == "my notes\nof today\n"
+    (tmp_path / "log").write_text("[" * 100_000 + "\n")
+    with pytest.raises(DataError, match="log:1: no resume log"):
+        RowLog(tmp_path / "log", Note, MARK)
 
 
 def test_a_row_is_logged_once(tmp_path):
@@ -727,3 +730,9 @@ def test_a_damaged_meta_file_is_a_sentence_until_overwritten(tmp_path, damage):
         files.Run(facts, inputs=[], outputs={tmp_path / "x.jsonl": Item})
     again = replace(facts, overwrite=True)
     assert not files.Run(again, inputs=[], outputs={tmp_path / "x.jsonl": Item}).finished
+
+
+def test_an_output_without_a_name_is_refused(tmp_path):
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"output: found '\.', wanted the name of a file"):
+        Settings().open_run(inputs=[tmp_path / "in.jsonl"], outputs={Path(""): Note})

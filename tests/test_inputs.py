@@ -235,3 +235,48 @@ def test_a_damaged_saved_data_set_is_a_sentence_with_its_folder(tmp_path):
         with pytest.raises(DataError) as error:
             rows_of(folder)
         assert str(folder) in str(error.value) and len(str(error.value)) < 300
+
+
+# ---- columns that are damaged
+
+
+def texts_of(offsets: bytes, data: bytes) -> pyarrow.Array:
+    """Two texts by their places in the data, which nobody checks."""
+    buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(data)]
+    return pyarrow.Array.from_buffers(pyarrow.string(), 2, buffers)
+
+
+def test_a_text_that_is_no_utf_8_is_none_in_its_row_and_the_others_are_read(tmp_path):
+    damaged = texts_of(b"\0\0\0\0\2\0\0\0\4\0\0\0", b"\xff\xfeok")
+    table = pyarrow.table({"id": ["a", "b"], "prompt": damaged})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    expected = [{"id": "a", "prompt": None}, {"id": "b", "prompt": "ok"}]
+    assert rows_of(tmp_path / "x.parquet") == expected
+
+
+def test_texts_that_lead_out_of_the_file_are_none_and_no_crash(tmp_path):
+    good = pyarrow.RecordBatch.from_pydict({"id": ["a", "b"], "prompt": ["cd", "ef"]})
+    with pyarrow.ipc.new_stream(str(tmp_path / "x.arrow"), good.schema) as stream:
+        stream.write_batch(good)
+    written = (tmp_path / "x.arrow").read_bytes()
+    offsets = b"\0\0\0\0\2\0\0\0\4\0\0\0"
+    at = written.index(offsets)
+    damaged = written[:at] + b"\0\0\0\0\2\0\0\0\xff\xff\xff\x7f" + written[at + 12 :]
+    (tmp_path / "x.arrow").write_bytes(damaged)
+    assert rows_of(tmp_path / "x.arrow") == [
+        {"id": "a", "prompt": None},
+        {"id": "b", "prompt": None},
+    ]
+
+
+def test_no_name_and_a_name_that_is_too_long_are_sentences():
+    with pytest.raises(DataError, match="input: found no name; wanted a file, a folder or"):
+        rows_of("")
+    assert Named("x" * 5000).paths() == []
+
+
+def test_a_clone_whose_card_is_damaged_is_a_sentence_with_its_folder(tmp_path):
+    write_shards(tmp_path / "data", "train", ROWS)
+    (tmp_path / "README.md").write_bytes(b"---\nconfigs:\n- a: \0\x17\n---\n")
+    with pytest.raises(DataError, match=f"{tmp_path}: unacceptable character"):
+        rows_of(tmp_path)

@@ -97,8 +97,8 @@ def test_an_item_of_another_template_is_not_shown_in_this_one(tmp_path):
     assert isinstance(mine, Item)
     _, swapped = item_in_both_orders(mine, ("x", "y"), template=str(path))
     assert swapped.prompt == f"Q?|{mine.answer_2}|{mine.answer_1}"
-    with pytest.raises(DataError, match="item 'a': its prompt is not the template's; give --temp"):
-        item_in_both_orders(mine, ("x", "y"))
+    with pytest.raises(DataError, match="of/x: item 'a': its prompt is not the template's; give"):
+        item_in_both_orders(mine, ("x", "y"), place="of/x")
 
 
 def completion(text: str) -> Completion:

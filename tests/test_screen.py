@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefpipe import screen
-from prefpipe.screen import progress, table_text, visible
+from prefpipe.screen import progress, short_sentence, table_text, visible
 
 ORDERS = "\x1b[2J\x1b[31mHACKED\x1b]0;title\x07 \x9b8m\u202egnp\r"
 
@@ -51,3 +51,19 @@ def test_a_log_file_gets_a_line_while_nothing_moves(monkeypatch, capsys):
         time.sleep(0.8)
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("steps: 0 of 2 in ") for line in lines) and len(lines) <= 6
+
+
+def test_a_sentence_stays_as_it_is_unless_it_is_too_long():
+    said = "stage: data/x.jsonl:2: found 3, wanted a row; run it again"
+    assert short_sentence(said) == said
+    path = "/".join(["folder"] * 20)  # a path of 139 characters is shown whole
+    assert short_sentence(f"{path}/x.jsonl: no row") == f"{path}/x.jsonl: no row"
+
+
+def test_of_a_sentence_that_is_too_long_place_and_way_out_are_left():
+    long = short_sentence(f"stage: {'9' * 5000}: no number")
+    assert long.startswith("stage: 999") and long.endswith("999: no number") and len(long) < 180
+    names = ", ".join(f"c{k}" for k in range(99_999))
+    columns = short_sentence(f"x.csv:2: no column q; there are: {names}; name yours with --query")
+    assert columns.startswith("x.csv:2: no column q; there are: c0, c1")
+    assert columns.endswith("name yours with --query") and len(columns) <= 300

@@ -155,3 +155,42 @@ def test_an_unexpected_error_is_a_sentence_and_its_traceback_stands_in_a_log(
     assert "secret" not in everything and "sk-123" not in everything
     assert "in main" in log.read_text()
     assert ("in main" in capsys.readouterr().err) == debug
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nope"], "unrecognized arguments: --nope"),
+        (["x"], "unrecognized arguments: x"),
+        (["--strict=x"], "ignored explicit argument 'x'"),
+        (["--not-in=[1"], "not_in"),
+        (["--seed", "9" * 5000], "setting seed (from the command line): found '999"),
+        (["--score-columns", "one"], "setting score_columns"),
+        (["--input", ""], "input: found no name"),
+        (["--near-duplicate", "nan"], "setting near_duplicate"),
+    ],
+    ids=lambda word: str(word)[:25],
+)
+def test_a_wrong_word_of_the_command_is_one_short_sentence(tmp_path, words, said):
+    """Neither the usage nor the stage's whole description before it."""
+    line = sentence(run_stage("preprocess_dataset", *words, cwd=tmp_path))
+    assert line.startswith("preprocess_dataset: ") and said in line and len(line) <= 300
+
+
+def test_where_an_output_is_a_folder_the_output_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"prompt": "2+2?", "chosen": "4", "rejected": "5"}\n' * 2)
+    (tmp_path / "out/train.jsonl").mkdir(parents=True)
+    options = ["--input", "x.jsonl", "--output", "out", "--validation-share", "0"]
+    line = sentence(run_stage("preprocess_dataset", *options, cwd=tmp_path))
+    assert "out/train.jsonl: Is a directory" in line
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "9" * 400])
+@pytest.mark.parametrize(
+    ("stage", "option"),
+    [("translation", "poll_seconds"), ("rank_responses", "score_temperature"),
+     ("generate_responses", "temperature"), ("train_reward_model", "learning_rate")],
+)  # fmt: skip
+def test_no_number_of_a_setting_is_infinite(stage, option, value, monkeypatch):
+    with pytest.raises(SystemExit, match=f"setting {option} .*finite number"):
+        settings_of(stage).from_command_line([f"--{option.replace('_', '-')}={value}"])

@@ -29,9 +29,9 @@ JUDGES: tuple[Judge, ...] = ("base", "tuned")
 # ---- what they write -----------------------------------------------------------------------------
 
 
-def show(item: Item, benchmark: str, template: str | None) -> tuple[Showing, Showing]:
-    ids = (f"{item.id}\t{benchmark}\tgiven", f"{item.id}\t{benchmark}\tswapped")
-    return item_in_both_orders(item, ids, template=template)
+def show(item: Item, of: Measured, template: str | None) -> tuple[Showing, Showing]:
+    ids = (f"{item.id}\t{of.name}\tgiven", f"{item.id}\t{of.name}\tswapped")
+    return item_in_both_orders(item, ids, template=template, place=of.path)
 
 
 def requests(
@@ -46,7 +46,7 @@ def requests(
     for measured in judged:
         for item in held_out.items(measured, run, seed=seed, template=template):
             if isinstance(item, Item):
-                yield from map(to_request, show(item, measured.name, template))
+                yield from map(to_request, show(item, measured, template))
 
 
 def report(
@@ -68,7 +68,7 @@ def report(
         sources: list[str] = []
         items = held_out.items(measured, run, seed=seed, template=template)
         for item in held_out.counted(run, items):
-            showings = show(item, measured.name, template)
+            showings = show(item, measured, template)
             rows = _judgments(item, measured.name, showings, replies)
             run.emit(rows, to=output)
             if isinstance(rows, Reject):

@@ -3,6 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def _records_of(path: Path, batches: Iterator[Any]) -> Iterator[tuple[str, Any]]
 
 def _records_of_batch(batch: Any) -> list[dict[str, Any]]:
     try:
+        batch.validate(full=True)  # a damaged file's lengths lead out of the memory it has
         return batch.to_pylist()
     except Exception:  # of many kinds: a date in the year 20000, a time zone that is not known here
         columns = [_values(column) for column in batch.columns]
@@ -56,14 +58,27 @@ def _records_of_batch(batch: Any) -> list[dict[str, Any]]:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column's values; where Python has no such values, what there is of them as text. The column
-    may be one that nobody asks for."""
+    """A column's values; where Python has no such values, what there is of them as text, and None
+    for what is not readable at all. The column may be one that nobody asks for."""
     for as_text in (lambda: column, lambda: column.cast("string"), lambda: column.view("int64")):
         try:
-            return as_text().to_pylist()
+            values = as_text()
+            values.validate(full=True)
+            return values.to_pylist()
         except Exception:
             continue
-    return [f"{column.type}, not readable"] * len(column)
+    try:
+        texts = column.cast("binary")
+        texts.validate(full=True)
+        return [_decoded(text) for text in texts.to_pylist()]
+    except Exception:
+        return [None] * len(column)
+
+
+def _decoded(text: bytes | None) -> str | None:
+    with suppress(UnicodeDecodeError):
+        return None if text is None else text.decode()
+    return None
 
 
 def read_csv(path: Path) -> Iterator[tuple[str, Any]]:

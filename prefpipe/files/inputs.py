@@ -38,11 +38,17 @@ class Named(NamedTuple):
 
     def paths(self) -> list[Path]:
         """What there is of it on this machine, for a fingerprint; empty: it is on the hub."""
-        return [Path(self.name)] if Path(self.name).exists() else _matching(self.name)
+        try:
+            is_there = Path(self.name).exists()
+        except OSError:  # a text too long for a name
+            return []
+        return [Path(self.name)] if is_there else _matching(self.name)
 
     def records(self, limit: int | None = None) -> Records:
         """(place, record) of each row; records.read_records says what they are. Raises DataError,
         naming what there is, where there is no such data or a split or config must be chosen."""
+        if not self.name.strip():
+            raise DataError("input: found no name; wanted a file, a folder or a name on the hub")
         splits = self._splits()
         return islice(splits[self._chosen([*splits])](), limit)
 
@@ -88,7 +94,7 @@ class Named(NamedTuple):
         try:
             builder = datasets.load_dataset_builder(str(path), self.config)
             files = builder.config.data_files or {}
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of each library that reads its card
             raise DataError(f"{path}: {self._said(error)}") from None
 
         def read(split: str) -> Records:
@@ -119,7 +125,7 @@ class Named(NamedTuple):
 
     def _said(self, error: Exception) -> str:
         """The first line of what `datasets` says; what to do, where there are several configs."""
-        said = str(error).splitlines()
+        said = str(error).splitlines() or [type(error).__name__]
         if "onfig" in said[0]:
             return f"{' '.join(said)[:200]}; choose with --config"
         return said[0][:200]

@@ -10,7 +10,7 @@ from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_
 import filelock
 from typing_extensions import is_typeddict
 
-from prefpipe.files.lines import BUFFER
+from prefpipe.files.lines import BUFFER, DataError
 from prefpipe.files.records import R
 from prefpipe.rows import Row
 
@@ -125,6 +125,13 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """An indented JSON file: whole or absent. NaN and infinity are refused (ValueError)."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def without_ending(path: Path) -> Path:
+    """data/x.jsonl -> data/x: under this name stands what belongs to an output. Raises DataError."""
+    if not path.name:
+        raise DataError(f"output: found {str(path)!r}, wanted the name of a file")
+    return path.with_suffix("")
 
 
 def beside(path: Path, ending: str) -> Path:

@@ -105,7 +105,7 @@ class RowLog(Generic[R]):
 
 
 def _parse_mark(line: bytes, path: Path) -> dict[str, str]:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         if isinstance(mark := json.loads(line), dict):
             return mark
     raise DataError(f"{path}:1: no resume log of a stage; delete it or name another output")

@@ -14,7 +14,7 @@ from typing import Any
 from prefpipe.files.fingerprint import difference, fingerprint, input_files
 from prefpipe.files.ids import Places
 from prefpipe.files.meta import read_meta, write_meta
-from prefpipe.files.outputs import Writer, beside, open_alone, open_writer
+from prefpipe.files.outputs import Writer, beside, open_alone, open_writer, without_ending
 from prefpipe.files.records import DataError, R, typed_rows
 from prefpipe.files.resume import RowLog
 from prefpipe.rows import Reject, Row
@@ -71,7 +71,7 @@ class Run(AbstractContextManager["Run"]):
         self._inputs, self._made, self._card = inputs, made, card
         self._follows_input = follows_input
         self.stage = facts.stage
-        base = home / self.stage if home else next(iter(outputs)).with_suffix("")
+        base = home / self.stage if home else without_ending(next(iter(outputs)))
         self.meta_path = base.with_name(base.name + ".meta.json")
         self.rejects_path = base.with_name(base.name + ".rejects.jsonl")
         self._log_base = base

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefpipe.files import DataError, Named, Run
 from prefpipe.formats import FORMATS
-from prefpipe.formats.layout import Layout
+from prefpipe.formats.layout import Layout, root
 from prefpipe.formats.reading import Format, Reader
 from prefpipe.formats.recognise import Chosen, fitting, margin_in, reader_of, recognise, unpaired
 from prefpipe.formats.turns import Unusable
@@ -19,6 +19,11 @@ FIRST = 32
 """Rows by which a file's format is recognised."""
 NO_IDS = " (--id-column None makes them of the content)"
 """The way out where the ids of a published set repeat."""
+_COLUMNS = (
+    "prompt", "system", "id", "source", "chosen", "rejected", "answers", "label", "strength", "scores",
+    "candidates", "margin", "tie",
+)  # fmt: skip
+"""Fields of Layout that are names of columns."""
 _COMPARED = {"prompt", "chosen", "rejected", "answers", "label", "strength", "scores", "candidates"}
 
 
@@ -37,13 +42,16 @@ class HowRead:
 
     def choose(self, file: str, records: Sequence[Any]) -> Chosen:
         """The format of a file, of which these are the first records. Raises DataError where none
-        fits, or more than one."""
+        fits, or more than one, or where no record has a column that is named."""
+        rows = [record for record in records if isinstance(record, Mapping)]
+        if rows and (missing := _in_none_of(rows, self.columns)):
+            there = ", ".join(dict.fromkeys(str(name) for row in rows for name in row))
+            raise DataError(f"{file}: no row has the column {missing!r}; the columns are {there}")
         if self.format != AUTO:
             return Chosen(self.format, _with(FORMATS[self.format], **self.columns))
         if _COMPARED & self.columns.keys():
             plain = Format(layout=Layout(only_prompts=self.prompts))
             return Chosen("the columns that are named", _with(plain, **self.columns))
-        rows = [record for record in records if isinstance(record, Mapping)]
         named = {name: _with(form, **self.columns) for name, form in self._known().items()}
         named = {name: _with(form, margin=margin_in(form, rows)) for name, form in named.items()}
         try:
@@ -75,6 +83,20 @@ class HowRead:
             if not form.several_answers and (self.prompts or not alone):
                 once.setdefault(id(form), (name, form))
         return dict(once.values())
+
+
+def _in_none_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> str | None:
+    """A column that is named and in none of the rows; what stands inside a candidate is no column."""
+    fields = (value for name, value in columns.items() if name in _COLUMNS)
+    paths = (path for field in fields for path in _flat(field))
+    return next((p for p in paths if not any(p in row or root(p) in row for row in rows)), None)
+
+
+def _flat(names: Any) -> Iterator[str]:
+    if isinstance(names, str):
+        yield names
+    for name in names if isinstance(names, tuple) else ():
+        yield from _flat(name)
 
 
 def _with(form: Format, **fields: Any) -> Format:

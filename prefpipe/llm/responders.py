@@ -13,8 +13,9 @@ class Responder(BaseModel):
     """One of the models that are asked; None: as the stage's own setting says."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
-    )
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(),
+        allow_inf_nan=False,
+    )  # fmt: skip
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """What it is called from here on: the folder of its responses."""
     model: str = ""

@@ -1,9 +1,9 @@
 """What every stage takes that reads prompts or preferences of others: the format, and which column is what."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from prefpipe.files import Named
 from prefpipe.formats import FORMATS, PairFormat, PromptFormat
@@ -15,6 +15,12 @@ from prefpipe.settings.stage import Stage
 
 OWN = "auto"
 """Of a column: the one that the format says. None: none is read."""
+
+
+def _none_or_two(names: list[str]) -> list[str]:
+    if len(names) == 1:
+        raise ValueError("wanted the names of two columns, in the order of the answers")
+    return names
 
 
 class PromptColumns(Stage):
@@ -85,7 +91,7 @@ class PairColumns(PromptColumns):
     """Its values: where the first answer is better, where the second is, then those of ties."""
     strength_column: str = OWN
     """A number: below 0 the first of answer_columns is better, above it the second; how far, the margin."""
-    score_columns: list[str] = Field(default=[], max_length=2)
+    score_columns: Annotated[list[str], Field(max_length=2), AfterValidator(_none_or_two)] = []
     """Scores of both answers, in their order: equal ones are a tie, the difference is the margin."""
     lower_wins: bool = False
     """Scores are ranks."""

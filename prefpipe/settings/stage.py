@@ -25,6 +25,7 @@ from pydantic_settings import (
 import config
 from prefpipe.files import DataError, Run, StageFacts
 from prefpipe.ranges import Positive
+from prefpipe.screen import short_sentence
 from prefpipe.settings.profiles import ProfileSource, profile_name
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Script(BaseSettings):
         frozen=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),
+        allow_inf_nan=False,
         defer_build=True,  # only the class of this run is ever built
     )
 
@@ -90,17 +92,21 @@ class Script(BaseSettings):
         cls._refuse_misspelt_variables()
         given = sys.argv[1:] if arguments is None else arguments
         description = inspect.getdoc(sys.modules[cls.__module__]) or ""
-        command_line = CliSettingsSource(
-            cls,
-            cli_parse_args=[_SHORT.sub(r"-\1\2", argument) for argument in given],
-            cli_prog_name=f"{cls.stage_name()}.py",
-            cli_kebab_case=True,
-            cli_implicit_flags=True,
-            cli_hide_none_type=True,
-            cli_avoid_json=True,
-            cli_shortcuts=cls.model_config.get("cli_shortcuts"),
-            formatter_class=_formatter(description),
-        )
+        try:
+            command_line = CliSettingsSource(
+                cls,
+                cli_parse_args=[_SHORT.sub(r"-\1\2", argument) for argument in given],
+                cli_prog_name=f"{cls.stage_name()}.py",
+                cli_kebab_case=True,
+                cli_implicit_flags=True,
+                cli_hide_none_type=True,
+                cli_avoid_json=True,
+                cli_exit_on_error=False,
+                cli_shortcuts=cls.model_config.get("cli_shortcuts"),
+                formatter_class=_formatter(description),
+            )
+        except SettingsError as error:
+            _refuse(cls.stage_name(), error)
         try:
             settings = cls(_cli_settings_source=command_line)  # pyright: ignore[reportCallIssue]
         except ValidationError as error:
@@ -111,7 +117,7 @@ class Script(BaseSettings):
                 f"found {problem['input']!r}: {problem['msg']}"
             ) from None
         except SettingsError as error:
-            raise SystemExit(f"{cls.stage_name()}: {error}") from None
+            _refuse(cls.stage_name(), error)
         if settings.show_settings:
             for name, value in _without_passwords(settings.model_dump()).items():
                 print(f"{name} = {value!s}    # {cls._origin(name, command_line())}")
@@ -128,15 +134,23 @@ class Script(BaseSettings):
             gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
             main(settings)
         except DataError as error:
-            raise SystemExit(f"{cls.stage_name()}: {error}") from None
+            raise SystemExit(short_sentence(f"{cls.stage_name()}: {error}")) from None
+        except SystemExit as end:
+            raise SystemExit(
+                short_sentence(end.code) if isinstance(end.code, str) else end.code
+            ) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except OSError as error:
             if error.filename is None and error.errno not in _FULL:
                 raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
-            where = f"{error.filename}: " if error.filename else ""
-            raise SystemExit(f"{cls.stage_name()}: {where}{error.strerror}") from None
+            # of a renaming, what it was to be called: the hidden name before says nothing to anybody
+            place = error.filename2 or error.filename
+            where = f"{place}: " if place else ""
+            raise SystemExit(
+                short_sentence(f"{cls.stage_name()}: {where}{error.strerror}")
+            ) from None
         except KeyboardInterrupt:
             print(f"{cls.stage_name()}: stopped; the same command goes on", file=sys.stderr)
             raise SystemExit(130) from None
@@ -211,6 +225,11 @@ class Stage(Script):
             leave_out_failing=getattr(self, "leave_out_failing", False),
         )
         return Run(facts, **options)
+
+
+def _refuse(stage: str, error: SettingsError) -> NoReturn:
+    print(short_sentence(f"{stage}: {error}; see --help"), file=sys.stderr)
+    raise SystemExit(2) from None  # as argparse does
 
 
 def check_dotenv(path: Path) -> None:

@@ -19,6 +19,7 @@ from prefpipe.llm.batch_api.batch_record import ENDED, RUNNING, Batch, BatchReco
 from prefpipe.llm.batch_api.batch_submission import BatchOptions, Submission
 from prefpipe.llm.costs import Spending
 from prefpipe.llm.wire import ServedModel, Stop
+from prefpipe.screen import visible
 
 _LOOKS = 20  # at a batch in a state that the API does not have, before it is given up
 _LOOKS_FOR_FILE = 5  # after which a file that is not there is held to be gone
@@ -271,4 +272,4 @@ def _with_samples(body: dict[str, Any], request: Request, samples: Sequence[int]
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)

@@ -14,6 +14,7 @@ from prefpipe.llm.batch_api.batch_http import ENDPOINT, BatchApi
 from prefpipe.llm.batch_api.batch_record import Batch, BatchRecord, custom_id, most_tokens
 from prefpipe.llm.costs import find_price, no_price
 from prefpipe.llm.wire import Stop
+from prefpipe.screen import visible
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Submission:
         batch_id = self._api().create(batch)
         self._record.note("created", batch, batch_id=batch_id, status="validating")
         self.submitted += batch.requests
-        print(f"{batch_id}: {batch.requests:,} requests submitted", file=sys.stderr)
+        print(visible(f"{batch_id}: {batch.requests:,} requests submitted"), file=sys.stderr)
 
     def _beyond_max_cost(self, batch: Batch) -> str:
         """Why the batch may not be submitted; empty: it may."""
