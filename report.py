@@ -60,7 +60,9 @@ def main(s: Settings) -> None:
 def check(folder: Folder) -> None:
     """SystemExit where no stage left anything in the folder."""
     if not folder.root.is_dir():
-        raise SystemExit(f"report: {folder.root}: no such folder; run ./pipeline.sh, or name a run's")
+        raise SystemExit(
+            f"report: {folder.root}: no such folder; run ./pipeline.sh, or name a run's"
+        )
     if not folder.runs and not folder.row_files:
         raise SystemExit(
             f"report: {folder.root}: no .meta.json and no rows of a stage in it; name a run's folder"

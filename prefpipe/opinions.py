@@ -106,9 +106,19 @@ _LOOSE = re.compile(
     r"(?P<who>1|2|one|two|first|second|一|二)[\"'\\]{0,3}\s{0,3}(?:$|[,}\]<.;)|])",
     re.MULTILINE,
 )
-_LOOSE_WORDS = (
-    "answer choice decision judgment judgement selected conclusion result pick 选择 结论".split()
-)
+_LOOSE_WORDS = [
+    "answer",
+    "choice",
+    "decision",
+    "judgment",
+    "judgement",
+    "selected",
+    "conclusion",
+    "result",
+    "pick",
+    "选择",
+    "结论",
+]
 _NOTHING_ELSE = re.compile(
     r"\W{0,20}(?:the )?(?:answer |回答|第)?(?P<who>1|2|one|two|first|second|一|二)(?: answer| one|个)?\W{0,20}"
 )

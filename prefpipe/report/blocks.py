@@ -35,8 +35,9 @@ def cell(value: Any) -> Any:
     if isinstance(value, Estimate):
         return {"value": value.value, "low": value.low, "high": value.high}
     if isinstance(value, np.generic):
-        return value.item()
-    return value
+        value = value.item()
+    # JSON's 1.0 is JavaScript's 1, and would stand as a count among shares
+    return {"value": value} if isinstance(value, float) and value.is_integer() else value
 
 
 def accuracy(report: Mapping[str, Any]) -> Any:
@@ -175,8 +176,6 @@ def group(
 
 def choice(caption: str, choices: Sequence[tuple[str, Sequence[Block | None]]]) -> Block | None:
     """Several of a kind, of which the reader chooses one."""
-    made = [
-        {"name": name, "blocks": [block for block in some if block]} for name, some in choices
-    ]
+    made = [{"name": name, "blocks": [block for block in some if block]} for name, some in choices]
     made = [one for one in made if one["blocks"]]
     return {"kind": "choice", "caption": caption, "choices": made} if made else None

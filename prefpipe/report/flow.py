@@ -4,7 +4,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import PurePath
 from typing import Any
 
 from prefpipe.files.lines import read_lines
@@ -18,11 +17,11 @@ _DETAIL = 500  # characters of each
 _PATHS = {
     "judge": "preprocess_dataset translation inference_best_of_n inference_all post_processing "
     "construct_dpo_dataset dpo_dataset dpo_training accuracy",
-    "models": "train_reward_model train_pairwise_model rank_responses",
-    "rag": "build_vector_store build_pairwise_prefs",
+    "models": "train_reward_model train_pairwise_model rank_responses accuracy",
+    "rag": "build_vector_store build_pairwise_prefs preprocess_dataset",
     "synthetic": "generate_responses create_annotation_mix annotate_preferences parse_preferences",
 }
-PATH_OF = {stage: path for path, stages in _PATHS.items() for stage in stages.split()}
+PATH_OF = {stage: path for path, stages in reversed(_PATHS.items()) for stage in stages.split()}
 
 
 def rejects_id(run: StageRun, reason: str) -> str:
@@ -38,21 +37,22 @@ def ledger_section(folder: Folder) -> Block | None:
 def rejects_section(folder: Folder) -> Block | None:
     """What was left out, by reason, with the first rows of each."""
     groups = [group for run in folder.runs for group in _rejects_of(run)]
-    return blocks.section(
-        "left-out", "Left out", blocks.examples("Why rows were left out", groups)
-    )
+    return blocks.section("left-out", "Left out", blocks.examples("Why rows were left out", groups))
 
 
 def flow(folder: Folder) -> Block | None:
     """Chains of runs, each reading what one before it wrote."""
     chains: dict[str, list[Block]] = defaultdict(list)
-    for run in folder.runs:
-        counts = run.counts
+    before: dict[str, StageRun] = {}
+    for run in sorted(folder.runs, key=lambda run: _place_in_path(run, folder)):
+        counts, path = run.counts, _path_of(run, folder)
         if not counts.get("read"):
             continue
         left_out = [[r, n, rejects_id(run, r)] for r, n in counts["left_out"].items()]
         written = ", ".join(f"{n:,} in {name}" for name, n in counts.get("written", {}).items())
-        chains[_path_of(run, folder)].append(
+        goes_on = path in before and _reads(run, before[path])
+        before[path] = run
+        chains[path].append(
             {
                 "name": run.stage,
                 "place": run.place,
@@ -60,11 +60,29 @@ def flow(folder: Folder) -> Block | None:
                 "kept": counts["kept"],
                 "left_out": left_out,
                 "written": written,
+                "goes_on": goes_on,
             }
         )
     made = [{"name": name, "stages": chains[name]} for name in [*_PATHS, "other"] if chains[name]]
     caption = "The runs of each path from above to below; the wider, the more rows"
     return {"kind": "flow", "caption": caption, "chains": made} if made else None
+
+
+def _place_in_path(run: StageRun, folder: Folder) -> int:
+    stages = _PATHS.get(_path_of(run, folder), "").split()
+    return stages.index(run.stage) if run.stage in stages else len(stages)
+
+
+def _reads(run: StageRun, earlier: StageRun) -> bool:
+    """Whether the run reads what the earlier one wrote: one of its paths leads there."""
+    wrote = str(earlier.settings.get("output"))
+    given = [value for name, value in run.settings.items() if name != "output"]
+    paths = [v for value in given for v in (value if isinstance(value, list) else [value])]
+    return any(
+        path == wrote or path.startswith(f"{wrote}/") or wrote.startswith(f"{path}/")
+        for path in paths
+        if isinstance(path, str) and path
+    )
 
 
 def _path_of(run: StageRun, folder: Folder) -> str:
@@ -75,8 +93,6 @@ def _path_of(run: StageRun, folder: Folder) -> str:
     first = "preprocess_dataset"
     if run.stage == first and maker and maker.stage in PATH_OF and maker.stage != first:
         return PATH_OF[maker.stage]
-    if run.stage == "accuracy" and "judge" not in PurePath(str(run.settings.get("kind"))).name:
-        return "models"
     if run.stage == "accuracy" and set(run.settings.get("kind", ())) - {"judge"}:
         return "models"
     return PATH_OF.get(run.stage, "other")

@@ -28,12 +28,26 @@ _KINDS: list[type[Row]] = [
     and kind is not Row
     and not any(words in (kind.__doc__ or "") for words in _WORKED_ON)
 ]
-STAGES = (
-    "preprocess_dataset translation inference_best_of_n inference_all post_processing "
-    "construct_dpo_dataset dpo_dataset dpo_training accuracy train_reward_model "
-    "train_pairwise_model rank_responses build_vector_store build_pairwise_prefs "
-    "generate_responses create_annotation_mix annotate_preferences parse_preferences"
-).split()
+STAGES = [
+    "preprocess_dataset",
+    "translation",
+    "inference_best_of_n",
+    "inference_all",
+    "post_processing",
+    "construct_dpo_dataset",
+    "dpo_dataset",
+    "dpo_training",
+    "accuracy",
+    "train_reward_model",
+    "train_pairwise_model",
+    "rank_responses",
+    "build_vector_store",
+    "build_pairwise_prefs",
+    "generate_responses",
+    "create_annotation_mix",
+    "annotate_preferences",
+    "parse_preferences",
+]
 """In the order in which they are shown; of the four paths, see README.md."""
 
 

@@ -73,7 +73,6 @@ def judges_section(folder: Folder, items: Mapping[str, ItemFacts]) -> Block | No
     return blocks.section("judges", "Judges", blocks.choice("set", choices), votes)
 
 
-
 def _numbers(name: str, both: Mapping[str, Any]) -> Iterator[Block | None]:
     judges = [judge for judge in _JUDGES if judge in both]
     rows = [["accuracy (both orders)", *(blocks.accuracy(both[j]) for j in judges)]]
@@ -209,12 +208,12 @@ def votes_calibration(folder: Folder, items: Mapping[str, ItemFacts]) -> Block |
         right = 0.5 if 2 * count == n else float(most == items[id].better)
         bins[round(count / n, 1)].append(right)
     rows = [
-        (f"{share:.1f} of the votes agree (n = {len(right)})", wilson(sum(right), len(right)))
+        (f"{share:.1f} (n = {len(right)})", wilson(sum(right), len(right)))
         for share, right in sorted(bins.items())
     ]
     if not rows:
         return None
-    caption = "Base judge, sampled: how often the majority of its votes is right (ties half)"
+    caption = "Base judge, sampled: by the share of its votes that agree, how often they are right"
     return blocks.bars(caption, rows, reference=0.5)
 
 

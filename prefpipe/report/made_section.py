@@ -24,7 +24,7 @@ _DRAWS = 200  # of the bootstrap
 def rag_section(folder: Folder) -> Block | None:
     """Grounding against keyword coverage, and what was retrieved."""
     found = [block for file in folder.of(RagPair) for block in _rag(folder, file)]
-    return blocks.section("rag", "Answers from retrieved contexts", *found)
+    return blocks.section("rag", "RAG", *found)
 
 
 def _rag(folder: Folder, file: RowFile) -> Iterator[Block | None]:
@@ -49,7 +49,9 @@ def _rag(folder: Folder, file: RowFile) -> Iterator[Block | None]:
     yield blocks.table(caption, ["part of the score", *means], rows)
     meta = next((r.meta for r in folder.runs if r.stage == "build_pairwise_prefs"), {})
     if of_random := meta.get("mean_grounding", {}).get("random_document"):
-        said = f"The grounding of an answer in another query's document is {of_random:.3f} on average."
+        said = (
+            f"The grounding of an answer in another query's document is {of_random:.3f} on average."
+        )
         yield blocks.words(said)
     yield blocks.scatter(
         f"Each answer (the first {_POINTS} of each side)",
@@ -71,7 +73,7 @@ def synthetic_section(folder: Folder, *, seed: int) -> Block | None:
             found += _ratings(run.meta)
     for file in folder.of(SyntheticPair):
         found += _models(file, seed)
-    return blocks.section("synthetic", "Ratings, and the models rated", *found)
+    return blocks.section("synthetic", "Synthetic", *found)
 
 
 def _ratings(meta: Mapping[str, Any]) -> Iterator[Block | None]:
@@ -126,13 +128,21 @@ def _models(file: RowFile, seed: int) -> Iterator[Block | None]:
         "Wins of the row's model over the column's (a tie is half)",
         models,
         models,
-        [[None if a == b else wins[a, b] for b in range(len(models))] for a in range(len(models))],
+        [
+            [None if a is b else _whole(w) for b, w in zip(models, row, strict=True)]
+            for a, row in zip(models, wins.tolist(), strict=True)
+        ],
         corner="model",
     )
     strong = strengths(models, games, seed=seed)
     order = sorted(range(len(models)), key=lambda k: -strong[k].value)
     caption = "Bradley-Terry log-strength (mean 0), with 95 % intervals over the pairs"
     yield blocks.bars(caption, [(models[k], strong[k]) for k in order], reference=0.0)
+
+
+def _whole(wins: float) -> float:
+    """A count as one; only with ties in it a half is left."""
+    return int(wins) if wins.is_integer() else wins
 
 
 Games = Sequence[tuple[str, str, float]]

@@ -188,4 +188,3 @@ def add_disagreements(folder: Folder, ids: Collection[str], notes: Notes) -> Non
         for row in file.read(Disagreement):
             if row.id in ids:
                 notes.against[row.id].append(who)
-

@@ -45,20 +45,23 @@
     const size = Math.abs(value);
     if (size >= 1000) return Math.round(value).toLocaleString("en");
     if (size >= 100) return value.toFixed(1);
+    if (size >= 10) return value.toFixed(2);
     if (size !== 0 && size < 0.001) return value.toExponential(1);
     return value.toFixed(3);
   }
   const middle = (value) => (value && typeof value === "object" ? value.value : value);
-  const full = (value) =>
-    value && typeof value === "object" && "low" in value
-      ? `${number(value.value)} [${number(value.low)}, ${number(value.high)}]`
-      : number(value);
+  /* A number with its interval; a whole number that is a share or a mean, with decimals like its neighbours. */
+  const decimals = (value) => (Number.isInteger(value) && Math.abs(value) < 1000 ? value.toFixed(3) : number(value));
+  function full(value) {
+    if (!value || typeof value !== "object") return number(value);
+    return "low" in value ? `${decimals(value.value)} [${decimals(value.low)}, ${decimals(value.high)}]` : decimals(value.value);
+  }
 
   function cell(value) {
     if (value && typeof value === "object" && value.row) return rowLink(value.text, ...value.row);
     return full(value);
   }
-  const isNumber = (value) => typeof middle(value) === "number";
+  const isNumber = (value) => value == null || typeof middle(value) === "number";
 
   // ---- blocks
 
@@ -81,7 +84,7 @@
 
   const draw = {
     words: (block) => h("p", { class: "block words" }, block.text),
-    table: (block) => h("div", { class: "block table" }, tableOf(block.head, block.rows, block.caption)),
+    table: (block) => h("div", { class: `block table${block.head.length > 5 ? " across" : ""}` }, tableOf(block.head, block.rows, block.caption)),
     bars, histogram, lines, matrix, flow, examples, choice,
     scatter: lines,
   };
@@ -169,10 +172,10 @@
   }
 
   function matrix(block) {
-    const values = block.values.flat().filter((v) => v != null), low = Math.min(...values), high = Math.max(...values);
+    const values = block.values.flat().map(middle).filter((v) => v != null), low = Math.min(...values), high = Math.max(...values);
     const shade = (v) => v == null || high === low ? 0 : Math.round(scale(low, high, 0, 5)(v));
     const rows = block.values.map((row, k) =>
-      h("tr", {}, h("th", { scope: "row", dir: "auto" }, block.rows[k]), row.map((v) => h("td", { class: `number shade${shade(v)}` }, number(v)))));
+      h("tr", {}, h("th", { scope: "row", dir: "auto" }, block.rows[k]), row.map((v) => h("td", { class: `number shade${shade(middle(v))}` }, full(v)))));
     const head = h("tr", {}, h("td", { class: "corner" }, block.corner), block.columns.map((name) => h("th", { scope: "col", dir: "auto" }, name)));
     return figure(block, h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": visible(block.caption) }, h("table", {}, h("thead", {}, head), h("tbody", {}, rows))));
   }
@@ -180,32 +183,32 @@
   /* The ledger: a bar for each run as wide as its rows, what it keeps flowing down into the next, what it
      leaves out flowing to the right. Thin flows have a least width, so that one row is seen. */
   function flow(block) {
-    const width = 560, from = 10, room = 330, step = 74;
-    return figure(block, block.chains.map((chain) => {
+    const width = Math.min(560, innerWidth - 66), from = 2, room = width - 225, step = 34;
+    return figure(block, h("div", { class: "blocks" }, block.chains.map((chain) => {
       const most = Math.max(...chain.stages.map((stage) => stage.read)), size = (n) => (n ? Math.max(1.5, (n / most) * room) : 0);
       let y = 20;
       const svg = s("svg", { class: "flow", role: "group", "aria-label": `Flow of the path ${chain.name}` });
       chain.stages.forEach((stage, k) => {
-        const next = chain.stages[k + 1], kept = size(stage.kept), tall = Math.max(step, 34 + stage.left_out.length * 17);
+        const next = chain.stages[k + 1], kept = size(stage.kept), goesOn = next && next.goes_on, tall = Math.max(goesOn ? step : step - 14, 14 + stage.left_out.length * 17);
         svg.append(s("text", { x: from, y: y - 5, class: "stage" }, stage.name, s("tspan", { class: "muted" }, `  ${number(stage.read)} read, ${number(stage.kept)} kept`)));
         svg.append(s("rect", { x: from, y, width: size(stage.read), height: 12, class: "node" }, s("title", {}, `${stage.place}: written: ${stage.written || "nothing"}`)));
-        const below = y + tall - 6, end = next ? size(next.read) : kept;
-        svg.append(s("path", { d: `M${from} ${y + 12}V${below}H${from + end}C${from + end} ${y + tall / 2} ${from + kept} ${y + tall / 2} ${from + kept} ${y + 12}Z`, class: "kept" }));
+        const below = y + (goesOn ? tall : 20), end = goesOn ? size(next.read) : kept;
+        svg.append(s("path", { d: `M${from} ${y + 12}V${below}H${from + end}C${from + end} ${y + tall / 2} ${from + kept} ${y + tall / 2} ${from + kept} ${y + 12}Z`, class: goesOn ? "kept" : "kept end" }));
         let at = from + kept;
         stage.left_out.forEach(([reason, n, id], i) => {
-          const wide = Math.min(size(n), 12), level = y + 22 + i * 17, x2 = from + room + 16;
+          const wide = Math.min(size(n), 12), level = y + 8 + i * 17, x2 = from + room + 16;
           const share = (size(stage.read) - kept) * (n / (stage.read - stage.kept));
           svg.append(s("path", { d: `M${at} ${y + 12}H${at + share}C${at + share} ${level + 4} ${at + share} ${level - wide / 2 + 4} ${x2} ${level - wide / 2 + 4}V${level + wide / 2 + 4}C${at} ${level + wide / 2 + 4} ${at} ${level + 4} ${at} ${y + 12}Z`, class: "out" }));
           svg.append(s("a", { href: `#${encodeURIComponent(id)}` }, s("text", { x: x2 + 5, y: level + 8, class: "reason" }, `${number(n)} ${reason}`)));
           at += share;
         });
-        y += tall + (next ? 18 : 0);
+        y += tall + (next ? 20 : 4);
       });
-      svg.setAttribute("viewBox", `0 0 ${width} ${y}`);
+      for (const [name, value] of Object.entries({ width, height: y, viewBox: `0 0 ${width} ${y}` })) svg.setAttribute(name, value);
       const rows = chain.stages.map((stage) => [stage.name, stage.place, stage.read, stage.kept, stage.left_out.map(([r, n]) => `${number(n)} ${r}`).join(", ") || "none", stage.written]);
       return h("div", { class: "chain" }, h("h3", {}, `Path ${chain.name}`), h("div", { class: "wide", tabindex: "0", role: "group", "aria-label": `Flow of the path ${chain.name}` }, svg),
         behind(["run", "place", "read", "kept", "left out", "written"], rows));
-    }));
+    })));
   }
 
   function examples(block) {
@@ -444,7 +447,7 @@
   function begin(file) {
     labels.file = file;
     labels.open = true;
-    labels.order = rows.filter((row) => row.f === file).sort((a, b) => draws(a, "order") - draws(b, "order") || (a.id < b.id ? -1 : 1));
+    labels.order = rows.filter((row) => row.f === file && !row.o).sort((a, b) => draws(a, "order") - draws(b, "order") || (a.id < b.id ? -1 : 1));
     labels.marks = store.load();
     labels.at = Math.max(0, labels.order.findIndex((row) => !(row.id in labels.marks)));
     $("labelling").hidden = false;
@@ -493,8 +496,8 @@
   const quoted = (value) => (/[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
 
   function csv() {
-    const lines = marked().map((row) => [reader.files[labels.file].name, row.id, labels.marks[row.id], ofData(row)].map((value) => quoted(String(value))).join(","));
-    return ["file,id,label,data", ...lines].join("\n") + "\n";
+    const lines = marked().map((row) => [reader.files[labels.file].name, row.id, labels.marks[row.id], ofData(row), chosenIsFirst(row) ? "chosen" : "rejected"].map((value) => quoted(String(value))).join(","));
+    return ["file,id,label,data,first", ...lines].join("\n") + "\n";
   }
 
   function download() {

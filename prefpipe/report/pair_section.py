@@ -81,7 +81,9 @@ def _statistics_of(file: PairFile) -> Iterator[Block | None]:
         yield blocks.histogram("Margin, in the writer's own unit", {"margin": s.margins})
     if set(s.sources) - {""}:
         yield blocks.counted("Sources", {name or "none": n for name, n in s.sources.items()})
-    yield blocks.counted("Language of the prompt", {_LANGUAGES[k]: n for k, n in s.languages.items()})
+    yield blocks.counted(
+        "Language of the prompt", {_LANGUAGES[k]: n for k, n in s.languages.items()}
+    )
     decided = s.n - s.ties
     if decided:
         chosen, rejected = s.styles["chosen"], s.styles["rejected"]
@@ -190,13 +192,15 @@ class Notes:
 def rows_to_read(files: Sequence[PairFile], notes: Notes, *, most: int) -> Block | None:
     """Of each file up to `most` sampled rows, as many as fit into the page; the most similar ones and
     those that someone disagrees on come first."""
-    queues = []
+    queues, ranks, firsts = [], [], []
     for file in files:
+        ranks.append({pair.id: k for k, pair in enumerate(file.sample)})
         alike = sorted(file.similarities, key=lambda id: (-file.similarities[id], id))
         first = set(alike[:_MOST_SIMILAR])
         against = [p.id for p in file.sample if p.id in notes.against]
         first.update(against[: most // 4])
-        queues.append(sorted(file.sample, key=lambda p: p.id not in first)[:most])
+        queues.append(sorted(file.sample, key=lambda p, first=first: p.id not in first)[:most])
+        firsts.append(first)
     rows, used, shown = [], 0, Counter[int]()
     for rank in range(max(map(len, queues), default=0)):
         for k, queue in enumerate(queues):
@@ -207,6 +211,14 @@ def rows_to_read(files: Sequence[PairFile], notes: Notes, *, most: int) -> Block
             shown[k] += 1
             used += sum(len(row[part].encode("utf-8", "replace")) for part in ("p", "c", "r"))
     rows.sort(key=lambda row: row["f"])
+    # labels are given to the part that is a plain sample: the rows up to the last that nothing singled out
+    last = [-1] * len(files)
+    for row in rows:
+        if row["id"] not in firsts[k := row["f"]]:
+            last[k] = max(last[k], ranks[k][row["id"]])
+    for row in rows:
+        if ranks[k := row["f"]][row["id"]] > last[k] and shown[k] < len(files[k].sample):
+            row["o"] = 1
     made = [
         {"name": file.name, "total": file.statistics.n, "shown": shown[k]}
         for k, file in enumerate(files)
@@ -231,7 +243,9 @@ def _row(pair: Pair, file: int, notes: Notes, of: PairFile) -> Block:
         "d": notes.against.get(pair.id, []),
         "w": notes.left_out.get(pair.id, []),
     }
-    return {name: value for name, value in row.items() if value not in (None, [], "") or name in "pcr"}
+    return {
+        name: value for name, value in row.items() if value not in (None, [], "") or name in "pcr"
+    }
 
 
 def _shown(text: str) -> str:

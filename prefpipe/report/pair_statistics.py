@@ -24,7 +24,9 @@ STYLE: dict[str, Callable[[str], object]] = {
     "heading": lambda text: text.startswith("#") or "\n#" in text,
     "bold": lambda text: "**" in text,
     "code block": lambda text: "```" in text,
-    "formula": lambda text: "$" in text and ("\\" in text or text.count("$") > 1) or "\\(" in text,
+    "formula": lambda text: (
+        ("$" in text and ("\\" in text or text.count("$") > 1)) or "\\(" in text
+    ),
     "link": lambda text: "](" in text or "://" in text,
     "emoji": lambda text: not text.isascii() and _EMOJI.search(text),
     "exclamation": lambda text: "!" in text,
@@ -53,9 +55,7 @@ def pairs_of(rows: Iterator[Row]) -> Iterator[Pair]:
         if isinstance(row, Preference):
             prompt = flatten_turns(row.prompt)
             chosen, rejected = answer_of(row.chosen), answer_of(row.rejected)
-            yield Pair(
-                row.id, row.source or "", prompt, chosen, rejected, row.margin, row.tie, row
-            )
+            yield Pair(row.id, row.source or "", prompt, chosen, rejected, row.margin, row.tie, row)
         elif isinstance(row, Item):
             sides = [row.answer_1, row.answer_2]
             chosen, rejected = reversed(sides) if row.better == 2 else sides

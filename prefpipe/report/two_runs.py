@@ -24,10 +24,14 @@ def sections(
     """The sections of a page of two runs."""
     return [
         blocks.section("settings", "What was set otherwise", _settings(folders, names)),
-        blocks.section("ledger", "Rows in, rows out", _counts(folders, names), *_flows(folders, names)),
+        blocks.section(
+            "ledger", "Rows in, rows out", _counts(folders, names), *_flows(folders, names)
+        ),
         blocks.section("numbers", "Numbers", _numbers(folders, names)),
         blocks.section("pairs-changed", "Preferences", _pair_counts(files, names)),
-        blocks.section("flips", "Rows that flipped", *_flips(folders, names), *_sides(files, names)),
+        blocks.section(
+            "flips", "Rows that flipped", *_flips(folders, names), *_sides(files, names)
+        ),
     ]
 
 
@@ -87,7 +91,11 @@ def _counts(folders: Sequence[Folder], names: Sequence[str]) -> Block | None:
         reasons = dict.fromkeys(r for of in counts for r in of.get("left_out", {}))
         for reason in reasons:
             rows.append(
-                [name, f"left out: {reason}", *(of.get("left_out", {}).get(reason, 0) for of in counts)]
+                [
+                    name,
+                    f"left out: {reason}",
+                    *(of.get("left_out", {}).get(reason, 0) for of in counts),
+                ]
             )
     rows = [[*row, _less(row[3], row[2])] for row in rows]
     return blocks.table("Rows of each run", ["run", "", *names, "difference"], rows)
@@ -137,7 +145,9 @@ def _pair_counts(files: Sequence[Sequence[PairFile]], names: Sequence[str]) -> B
         both = [of.get(name) for of in (first, second)]
         rows.append([name, "rows", *(of.n if of else None for of in both)])
         rows.append([name, "ties", *(of.ties if of else None for of in both)])
-        longer = [of.longer_wins / (of.n - of.ties) if of and of.n > of.ties else None for of in both]
+        longer = [
+            of.longer_wins / (of.n - of.ties) if of and of.n > of.ties else None for of in both
+        ]
         rows.append([name, "the longer answer is chosen, as a share", *longer])
     rows = [[*row, _less(row[3], row[2])] for row in rows]
     return blocks.table("Files of pairs", ["file", "", *names, "difference"], rows)
@@ -182,7 +192,10 @@ def _flips(folders: Sequence[Folder], names: Sequence[str]) -> Iterator[Block | 
                 [
                     (
                         f"{id} ({where}, {who})",
-                        [(n, of.get((id, where, who), "")) for n, of in zip(names, said, strict=True)],
+                        [
+                            (n, of.get((id, where, who), ""))
+                            for n, of in zip(names, said, strict=True)
+                        ],
                     )
                     for id, where, who in keys[:_FLIPS]
                 ],
@@ -230,7 +243,11 @@ def _sides(files: Sequence[Sequence[PairFile]], names: Sequence[str]) -> Iterato
     yield blocks.table(
         "Sampled pairs of both runs, by file and id",
         ["", "pairs"],
-        [["in both", len(shared)], ["chosen and rejected turned round", len(turned)], ["another chosen text", other]],
+        [
+            ["in both", len(shared)],
+            ["chosen and rejected turned round", len(turned)],
+            ["another chosen text", other],
+        ],
     )
     rows = [
         (
