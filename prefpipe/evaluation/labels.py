@@ -141,7 +141,7 @@ class _Rate:
 
 
 def win_rates(root: Path, labels: Sequence[Label]) -> dict[str, dict[str, Any]]:
-    """Of each labelled file its win rates: of every model where rows name them, and of the longer answer."""
+    """The win rates of each labelled file: of every model where rows name them, and of the longer answer."""
     by_file: dict[str, dict[str, Label]] = defaultdict(dict)
     for row in labels:
         by_file[row.file][row.id] = row

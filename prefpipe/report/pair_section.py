@@ -190,7 +190,7 @@ class Notes:
 
 
 def rows_to_read(files: Sequence[PairFile], notes: Notes, *, most: int) -> Block | None:
-    """Of each file up to `most` sampled rows, as many as fit into the page; the most similar ones and
+    """Up to `most` sampled rows of each file, as many as fit into the page; the most similar ones and
     those that someone disagrees on come first."""
     queues, ranks, firsts = [], [], []
     for file in files:
