@@ -417,11 +417,11 @@
     value = Math.imul(value ^ (value >>> 15), 0x2c1b3ce5) >>> 0;
     return (value ^ (value >>> 13)) >>> 0;
   }
-  const labels = { file: 0, order: [], at: 0, marks: {}, open: false };
+  const labels = { file: 0, order: [], at: 0, marks: new Map(), open: false };
   const store = {
     key: () => `prefpipe labels ${data.title} ${data.seed} ${reader.files[labels.file].name}`,
-    load() { try { return JSON.parse(localStorage.getItem(this.key())) || {}; } catch { return {}; } },
-    save() { try { localStorage.setItem(this.key(), JSON.stringify(labels.marks)); } catch { /* the browser keeps nothing: the marks last as long as the page */ } },
+    load() { try { return new Map(JSON.parse(localStorage.getItem(this.key())) || []); } catch { return new Map(); } },
+    save() { try { localStorage.setItem(this.key(), JSON.stringify([...labels.marks])); } catch { /* the browser keeps nothing: the marks last as long as the page */ } },
   };
   const draws = (row, what) => hash(`${data.seed}\n${what}\n${reader.files[labels.file].name}\n${row.id}`);
   const chosenIsFirst = (row) => draws(row, "side") % 2 === 0;
@@ -449,7 +449,7 @@
     labels.open = true;
     labels.order = rows.filter((row) => row.f === file && !row.o).sort((a, b) => draws(a, "order") - draws(b, "order") || (a.id < b.id ? -1 : 1));
     labels.marks = store.load();
-    labels.at = Math.max(0, labels.order.findIndex((row) => !(row.id in labels.marks)));
+    labels.at = Math.max(0, labels.order.findIndex((row) => !labels.marks.has(row.id)));
     $("labelling").hidden = false;
     $("agreement").replaceChildren();
     mode = "labels";
@@ -459,11 +459,11 @@
 
   function showBlind() {
     const row = labels.order[labels.at], answers = chosenIsFirst(row) ? [row.c, row.r] : [row.r, row.c];
-    const done = labels.order.filter((one) => one.id in labels.marks).length;
+    const done = labels.order.filter((one) => labels.marks.has(one.id)).length;
     $("progress").max = labels.order.length;
     $("progress").value = done;
     $("progress-words").textContent = `${number(done)} of ${number(labels.order.length)} marked; this is number ${number(labels.at + 1)}`;
-    for (const button of document.querySelectorAll("[data-mark]")) button.setAttribute("aria-pressed", String(labels.marks[row.id] === Number(button.dataset.mark)));
+    for (const button of document.querySelectorAll("[data-mark]")) button.setAttribute("aria-pressed", String(labels.marks.get(row.id) === Number(button.dataset.mark)));
     $("blind").replaceChildren(h("h3", {}, "Prompt"), h("div", { class: "text prompt", dir: "auto" }, readable(row.p)),
       h("div", { class: "sides" }, answers.map((text, k) => h("div", { class: "side" }, h("h3", {}, `Answer ${k + 1}`), h("div", { class: "text", dir: "auto" }, readable(text))))));
     if (done === labels.order.length) agreement();
@@ -471,19 +471,19 @@
 
   function setMark(mark) {
     if (!labels.open) return;
-    labels.marks[labels.order[labels.at].id] = mark;
+    labels.marks.set(labels.order[labels.at].id, mark);
     store.save();
-    const left = labels.order.findIndex((row, k) => k > labels.at && !(row.id in labels.marks));
+    const left = labels.order.findIndex((row, k) => k > labels.at && !labels.marks.has(row.id));
     if (left >= 0) labels.at = left;
     showBlind();
   }
 
-  const marked = () => labels.order.filter((row) => row.id in labels.marks);
+  const marked = () => labels.order.filter((row) => labels.marks.has(row.id));
 
   function agreement() {
     const done = marked(), n = done.length;
     if (!n) return $("agreement").replaceChildren(h("p", {}, "Nothing is marked yet."));
-    const table = [1, 2, 0].map((mine) => [1, 2, 0].map((its) => done.filter((row) => labels.marks[row.id] === mine && ofData(row) === its).length));
+    const table = [1, 2, 0].map((mine) => [1, 2, 0].map((its) => done.filter((row) => labels.marks.get(row.id) === mine && ofData(row) === its).length));
     const same = table.reduce((sum, row, k) => sum + row[k], 0) / n;
     const chance = [0, 1, 2].reduce((sum, k) => sum + (table[k].reduce((a, b) => a + b) / n) * (table.reduce((a, row) => a + row[k], 0) / n), 0);
     const kappa = chance < 1 ? (same - chance) / (1 - chance) : null;
@@ -496,7 +496,7 @@
   const quoted = (value) => (/[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
 
   function csv() {
-    const lines = marked().map((row) => [reader.files[labels.file].name, row.id, labels.marks[row.id], ofData(row), chosenIsFirst(row) ? "chosen" : "rejected"].map((value) => quoted(String(value))).join(","));
+    const lines = marked().map((row) => [reader.files[labels.file].name, row.id, labels.marks.get(row.id), ofData(row), chosenIsFirst(row) ? "chosen" : "rejected"].map((value) => quoted(String(value))).join(","));
     return ["file,id,label,data,first", ...lines].join("\n") + "\n";
   }
 

@@ -20,7 +20,7 @@ _OPENINGS = 100_000  # different ones that are remembered at once
 _LIST = re.compile(r"^ *(?:[-*•]|\d+[.)]) ", re.M)
 _EMOJI = re.compile("[\U0001f300-\U0001faff\u2600-\u27bf]")
 STYLE: dict[str, Callable[[str], object]] = {
-    "list": _LIST.search,
+    "list": lambda text: _LIST.search(text) if "\n" in text else _LIST.match(text),
     "heading": lambda text: text.startswith("#") or "\n#" in text,
     "bold": lambda text: "**" in text,
     "code block": lambda text: "```" in text,
