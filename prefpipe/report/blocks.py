@@ -12,6 +12,7 @@ import numpy as np
 from prefpipe.evaluation.metrics import Estimate
 
 Block = dict[str, Any]
+_ROWS = 300  # of a table
 
 
 def section(id: str, title: str, *blocks: Block | None) -> Block | None:
@@ -27,7 +28,10 @@ def words(text: str) -> Block:
 def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Block | None:
     """None where there are no rows: what is not there is not mentioned."""
     made = [[cell(value) for value in row] for row in rows]
-    return {"kind": "table", "caption": caption, "head": list(head), "rows": made} if made else None
+    if len(made) > _ROWS:
+        caption = f"{caption} (the first {_ROWS} of {len(made):,})"
+    shown = made[:_ROWS]
+    return {"kind": "table", "caption": caption, "head": list(head), "rows": shown} if made else None
 
 
 def cell(value: Any) -> Any:

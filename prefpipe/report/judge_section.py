@@ -13,6 +13,7 @@ from prefpipe.report.pair_section import Notes
 from prefpipe.rows import CleanJudgment, EvaluatedJudgment, Item
 
 _FLIPS = 20  # shown in each direction
+_SAID = 1500  # characters of a judgment that is read beside a row
 _JUDGES = ("base", "tuned")
 _RATES = {
     "both_right": "right in both orders",
@@ -238,6 +239,6 @@ def add_verdicts(
                 against[row.id][f"{row.judge} judge"] = None
             who = f"{row.judge} judge, {row.order} order"
             if row.id in items or row.benchmark == "validation":
-                notes.verdicts[row.id].append([who, said, row.text[:2000]])
+                notes.verdicts[row.id].append([who, said, row.text[:_SAID]])
     for id, who in against.items():
         notes.against[id].extend(who)

@@ -1,6 +1,6 @@
 """The sections of preferences that prefpipe made: of retrieved contexts, and of several models' ratings."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +15,7 @@ from prefpipe.report.found_files import Folder, RowFile
 from prefpipe.rows import RagPair, SyntheticPair
 
 _POINTS = 400  # of a scatter plot, on each side
+_MODELS = 20  # shown: those with the most pairs
 _DRAWS = 200  # of the bootstrap
 
 
@@ -112,10 +113,12 @@ def _models(file: RowFile, seed: int) -> Iterator[Block | None]:
             for aspect, value in zip(row.aspects, values, strict=False):
                 if value is not None:
                     rated[model][aspect].append(value)
-    models = sorted({m for a, b, _ in games for m in (a, b)})
+    most = Counter(model for a, b, _ in games for model in (a, b)).most_common(_MODELS)
+    models = sorted(model for model, _ in most)
+    games = [game for game in games if {*game[:2]} <= {*models}]
     if len(models) < 2:
         return
-    aspects = list(dict.fromkeys(aspect for of in rated.values() for aspect in of))
+    aspects = list(dict.fromkeys(a for m in models for a in rated[m]))[:_MODELS]
     yield blocks.matrix(
         "Mean rating of each model in the pairs, by aspect",
         models,

@@ -219,7 +219,7 @@
       // made when it is opened: most are never read
       details.addEventListener("toggle", () => {
         if (details.childElementCount > 1) return;
-        details.append(h("ol", { class: "texts" }, group.rows.map(([title, parts]) =>
+        details.append(h("ol", { class: "texts" }, group.rows.map(({ title, parts }) =>
           h("li", {}, h("p", { class: "id", dir: "auto" }, title), parts.map(([name, text]) => [name && h("p", { class: "part" }, name), h("div", { class: "text", dir: "auto" }, readable(text))])))));
         if (group.count > shown) details.append(h("p", { class: "note" }, `${number(shown)} of ${number(group.count)} are shown.`));
       });

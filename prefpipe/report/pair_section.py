@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import to_json
+
 from prefpipe.evaluation.metrics import wilson
 from prefpipe.near_duplicates import EarlierDocuments
 from prefpipe.report import blocks
@@ -209,7 +211,7 @@ def rows_to_read(files: Sequence[PairFile], notes: Notes, *, most: int) -> Block
             row = _row(queue[rank], k, notes, files[k])
             rows.append(row)
             shown[k] += 1
-            used += sum(len(row[part].encode("utf-8", "replace")) for part in ("p", "c", "r"))
+            used += len(to_json(row))
     rows.sort(key=lambda row: row["f"])
     # labels are given to the part that is a plain sample: the rows up to the last that nothing singled out
     last = [-1] * len(files)
