@@ -26,6 +26,7 @@ from prefpipe import files
 from prefpipe.ranges import Positive
 from prefpipe.report import page
 from prefpipe.report.found_files import Folder
+from prefpipe.screen import visible
 from prefpipe.settings import Stage
 
 
@@ -54,7 +55,8 @@ def main(s: Settings) -> None:
     shown = ", ".join(section["title"].lower() for section in data["sections"])
     print(f"{output}: {len(html.encode()) / 1e6:.1f} MB; {shown}. Open it in a browser.")
     for file in [file for folder in folders for file in folder.row_files if file.bad_count]:
-        print(f"{file.bad_count} rows of {file.name} could not be read; first: {file.bad[0]}"[:300])
+        said = f"{file.bad_count} rows of {file.name} could not be read; first: {file.bad[0]}"
+        print(visible(said)[:300])
 
 
 def check(folder: Folder) -> None:

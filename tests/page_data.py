@@ -121,7 +121,14 @@ def of_judge(root: Path, rows: int, text: Text, rng: random.Random) -> None:
         ],
         CleanJudgment,
     )  # fmt: skip
-    finish(root / "judgments/clean", "post_processing", "post_processing", rows, {}, settings={"items": str(folder)})
+    finish(
+        root / "judgments/clean",
+        "post_processing",
+        "post_processing",
+        rows,
+        {},
+        settings={"items": str(folder)},
+    )
     save(
         root / "dpo/train.parquet",
         [
@@ -160,7 +167,8 @@ def of_judge(root: Path, rows: int, text: Text, rng: random.Random) -> None:
             both.append(BothOrders(item.id, item.better, *said, lengths))
         report[judge] = judge_report(both)
     by_source = {
-        source: {"n": 3, "base": 0.5, "tuned": 1.0} for source in dict.fromkeys(i.source for i in items)
+        source: {"n": 3, "base": 0.5, "tuned": 1.0}
+        for source in dict.fromkeys(i.source for i in items)
     }
     report |= {"mcnemar_p": mcnemar_p([True, False], [True, True]), "by_source": by_source}
     seen = {"n": 8, "questions": 40, "seen": 0.125, "mostly_seen": 0.025}
@@ -177,7 +185,13 @@ def of_models(root: Path, rows: int, text: Text, rng: random.Random) -> None:
     head = "step,loss,eval_loss,accuracy,eval_accuracy\n"
     (folder / "loss_curve.csv").write_text(head + "".join(steps), encoding="utf-8")
     bins = [
-        {"low": c / 10, "high": c / 10 + 0.1, "n": 9, "confidence": c / 10 + 0.05, "accuracy": c / 10}
+        {
+            "low": c / 10,
+            "high": c / 10 + 0.1,
+            "n": 9,
+            "confidence": c / 10 + 0.05,
+            "accuracy": c / 10,
+        }
         for c in range(5, 10)
     ]
     report = {
@@ -251,7 +265,9 @@ def of_ratings(root: Path, rows: int, text: Text, rng: random.Random) -> None:
     pairs = []
     models = MODELS if text is plain else [text("model", k) for k in range(60)]
     for k in range(rows):
-        first, second = rng.sample(models, 2) if text is plain else (models[k % 60], models[(k + 1) % 60])
+        first, second = (
+            rng.sample(models, 2) if text is plain else (models[k % 60], models[(k + 1) % 60])
+        )
         tie = k % 9 == 8
         pairs.append(
             SyntheticPair(
@@ -264,8 +280,16 @@ def of_ratings(root: Path, rows: int, text: Text, rng: random.Random) -> None:
         )  # fmt: skip
     save(root / "synthetic/preferences.jsonl", pairs, SyntheticPair)
     histogram = {"1": 4, "2": 0, "3": 41, "4": 7, "5": 65}
-    one = {"histogram": histogram, "not_applicable": 2, "unreadable": {"missing": 3}, "mean": 4.1, "agreement": 0.9}
-    ratings = dict.fromkeys(ASPECTS if text is plain else [text("aspect", k) for k in range(4)], one)
+    one = {
+        "histogram": histogram,
+        "not_applicable": 2,
+        "unreadable": {"missing": 3},
+        "mean": 4.1,
+        "agreement": 0.9,
+    }
+    ratings = dict.fromkeys(
+        ASPECTS if text is plain else [text("aspect", k) for k in range(4)], one
+    )
     more = {"ratings": ratings, "mean_rating_by_place": [3.5, 3.25]}
     finish(root / "synthetic", "parse_preferences", "preferences", rows, {}, **more)
 

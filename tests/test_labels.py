@@ -183,8 +183,12 @@ def test_accuracy_prints_the_tables_and_names_what_is_not_there(tmp_path):
     done = run_stage("accuracy", "--labels", "labels.csv", cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert "labels: n = 12; agreement 1.000 [0.758, 1.000]" in done.stdout
-    assert re.search(r"the longer answer +1\.000 +1\.000 \[0\.758, 1\.000\] +1\.000 \[0\.8", done.stdout)
-    wrong = run_stage("accuracy", "--labels", "labels.csv", cwd=tmp_path, env={"PREFPIPE_DATA": "b"})
+    assert re.search(
+        r"the longer answer +1\.000 +1\.000 \[0\.758, 1\.000\] +1\.000 \[0\.8", done.stdout
+    )
+    wrong = run_stage(
+        "accuracy", "--labels", "labels.csv", cwd=tmp_path, env={"PREFPIPE_DATA": "b"}
+    )
     assert "no such file" in sentence(wrong) and "PREFPIPE_DATA" in sentence(wrong)
     as_csv([label("r99", "1")], tmp_path / "labels.csv")
     other = run_stage("accuracy", "--labels", "labels.csv", cwd=tmp_path, env=env)

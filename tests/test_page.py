@@ -208,7 +208,9 @@ def test_counts_of_a_file_of_preferences_are_those_of_pandas(page, run, name):
         marks = decided[side].str.contains("!", regex=False).mean()
         assert style.loc["exclamation", side] == near(marks)
     words = decided.chosen.str.split().str[:2].str.join(" ").str.lower()
-    assert table(page, "pairs", "First words").loc["it is", "chosen"] == near((words == "it is").mean())
+    assert table(page, "pairs", "First words").loc["it is", "chosen"] == near(
+        (words == "it is").mean()
+    )
     lengths = table(page, "pairs", "Length in characters")
     assert lengths.chosen.sum() == len(decided) == lengths.rejected.sum()
     note = page.locator("#pairs .histogram .note").first.text_content()
@@ -251,7 +253,11 @@ def test_judges_numbers_are_those_of_accuracy_json_and_of_the_judgments(page, ru
     expected = pandas.crosstab(right, said)
     places = table(page, "judges", "tuned judge: where the right answer stood")
     for k, where in ((1, "right one first"), (2, "right one second")):
-        assert list(places.loc[where]) == [expected.loc[k, 1], expected.loc[k, 2], expected.loc[k, 0]]
+        assert list(places.loc[where]) == [
+            expected.loc[k, 1],
+            expected.loc[k, 2],
+            expected.loc[k, 0],
+        ]
 
 
 def test_flips_are_counted_in_each_direction_and_stand_there_to_read(page, run):
@@ -358,7 +364,9 @@ def test_search_and_filters_find_the_rows_that_pandas_finds(page, run):
 
 def test_disagreement_and_reason_filter_by_what_other_files_say(page, run):
     judged = read(run / "accuracy/judgments.jsonl")
-    wrong = judged[judged.verdict.notna() & judged.better.notna() & (judged.verdict != judged.better)]
+    wrong = judged[
+        judged.verdict.notna() & judged.better.notna() & (judged.verdict != judged.better)
+    ]
     page.locator("#by-against").select_option("base judge")
     assert count(page) == wrong[wrong.judge == "base"].id.nunique()
     page.locator("#by-against").select_option("reward model")
@@ -459,9 +467,7 @@ def test_marks_are_blind_stay_and_download_as_the_file_that_accuracy_reads(brows
         download.value.save_as(tmp_path / "labels.csv")
     labels = read_labels(tmp_path / "labels.csv")
     assert len(labels) == 30 and {label.file for label in labels} == {PREFERENCES}
-    by_texts = {
-        frozenset(texts): (texts, mark) for texts, mark in zip(shown, given, strict=True)
-    }
+    by_texts = {frozenset(texts): (texts, mark) for texts, mark in zip(shown, given, strict=True)}
     for label in labels:
         row = rows.loc[label.id]
         texts, mark = by_texts[frozenset((row.chosen, row.rejected))]
@@ -473,7 +479,11 @@ def test_marks_are_blind_stay_and_download_as_the_file_that_accuracy_reads(brows
     agree = sum(label.label == label.data for label in labels)
     assert f"agree on {agree} of 30" in said
     done = run_stage(
-        "accuracy", "--labels", tmp_path / "labels.csv", cwd=tmp_path, env={"PREFPIPE_DATA": str(run)}
+        "accuracy",
+        "--labels",
+        tmp_path / "labels.csv",
+        cwd=tmp_path,
+        env={"PREFPIPE_DATA": str(run)},
     )
     assert done.returncode == 0 and "labels: n = 30" in done.stdout
     kappa = re.search(r"kappa (-?[\d.]+)", done.stdout)
@@ -513,13 +523,19 @@ def test_two_runs_show_what_was_set_what_came_out_and_which_rows_flipped(browser
     was, now = both.verdict_x == both.better_x, both.verdict_y == both.better_y
     with opened(browser, second / "compared.html") as page:
         settings = table(page, "settings", "Settings and versions")
-        assert settings.loc["accuracy (accuracy)"].tolist() == ["temperature", "not a setting then", 0.7]
+        assert settings.loc["accuracy (accuracy)"].tolist() == [
+            "temperature",
+            "not a setting then",
+            0.7,
+        ]
         shown = table(page, "flips", "Judgments in both runs")
         assert shown["right, then wrong"].sum() == (was & ~now).sum()
         assert shown["wrong, then right"].sum() == (~was & now).sum()
         pairs = table(page, "flips", "Sampled pairs of both runs")["pairs"]
         assert pairs["chosen and rejected turned round"] == 4
-        reports = [json.loads((run / "accuracy/accuracy.json").read_text()) for run in (first, second)]
+        reports = [
+            json.loads((run / "accuracy/accuracy.json").read_text()) for run in (first, second)
+        ]
         values = [r["judging"]["validation"]["tuned"]["accuracy"] for r in reports]
         numbers = table(page, "numbers", "Numbers of accuracy.json")
         row = numbers[numbers["number"] == "judging.validation.tuned.accuracy"].iloc[0]
@@ -561,14 +577,23 @@ def test_sixty_hostile_texts_in_every_field_run_nothing_and_break_nothing(browse
             page.keyboard.press("2")
         assert page.locator("#progress").evaluate("e => e.value") == len(HOSTILE)
         page.wait_for_timeout(200)
-        assert page.evaluate("Object.keys(window).concat('hacked' in window ? 'hacked' : [])").count("hacked") == 0
+        assert (
+            page.evaluate("Object.keys(window).concat('hacked' in window ? 'hacked' : [])").count(
+                "hacked"
+            )
+            == 0
+        )
         made = page.evaluate(
             "[...document.querySelectorAll('script, img, iframe, object, embed, video, base, link, style, form, math')].map((e) => e.tagName)"
         )
         assert sorted(made) == ["FORM", "SCRIPT", "SCRIPT", "STYLE"]  # the page's own
-        links = page.evaluate("[...document.querySelectorAll('a')].map((e) => e.getAttribute('href') || e.href.baseVal)")
+        links = page.evaluate(
+            "[...document.querySelectorAll('a')].map((e) => e.getAttribute('href') || e.href.baseVal)"
+        )
         assert all(link.startswith("#") for link in links)
-        on = page.evaluate("[...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames()).filter((n) => n.startsWith('on') || n === 'style')")
+        on = page.evaluate(
+            "[...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames()).filter((n) => n.startsWith('on') || n === 'style')"
+        )
         assert on == []
 
 
@@ -580,7 +605,9 @@ def test_controls_are_shown_as_signs_and_turn_nothing(browser, attacked):
         for _ in HOSTILE:
             text += page.locator("#pair").inner_text()
             page.locator("#next").click() if page.locator("#next").is_enabled() else None
-    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", text)
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", text
+    )
     assert "␛[31mred" in text and "⟨U+202E⟩" in text
 
 
@@ -590,7 +617,9 @@ def test_hostile_ids_have_addresses_and_labels_of_their_own(browser, attacked, t
         for id in ("__proto__", "#row/%00/../../%3Cscript%3E?a=1&b=<>&amp;&lt;", "constructor"):
             page.goto(f"{attacked.as_uri()}#row/{quote(PREFERENCES, safe='')}/{quote(id, safe='')}")
             chosen = rows[rows.id == id].chosen.iloc[0]
-            page.wait_for_function("id => document.querySelector('#pair h3 a').textContent === id", arg=id)
+            page.wait_for_function(
+                "id => document.querySelector('#pair h3 a').textContent === id", arg=id
+            )
             if not re.search("[\x00-\x1f\x7f-\x9f\u200b-\u206f\ufeff]", chosen):
                 assert page.locator(".side.chosen .text").text_content() == chosen
         page.locator("#label-file").select_option(PREFERENCES)
@@ -686,7 +715,9 @@ def test_text_of_other_directions_is_set_in_its_own(browser, attacked):
 
 def test_code_and_formulas_are_set_apart(browser, tmp_path):
     text = "Use $a^2 + b^2$ here, it costs $5.\n```python\nx = 1 < 2\n```\nDone."
-    write_run(tmp_path / "all", rows=3, text=lambda name, k: text if name == "chosen" else f"no {k}")
+    write_run(
+        tmp_path / "all", rows=3, text=lambda name, k: text if name == "chosen" else f"no {k}"
+    )
     shutil.copytree(tmp_path / "all/ranking", tmp_path / "one/ranking")
     with opened(browser, make(tmp_path / "one")) as page:
         chosen = page.locator(".side.chosen .text")
@@ -699,7 +730,9 @@ def test_code_and_formulas_are_set_apart(browser, tmp_path):
 
 def test_a_page_of_10_000_rows_is_under_5_mb_and_opens_in_2_seconds(browser, tmp_path):
     long = "A sentence of some length that stands here many times over. " * 12
-    write_run(tmp_path, rows=10_000, text=lambda name, k: f"{name} {k} {long}" if k % 2 else f"{name} {k}")
+    write_run(
+        tmp_path, rows=10_000, text=lambda name, k: f"{name} {k} {long}" if k % 2 else f"{name} {k}"
+    )
     path = make(tmp_path)
     assert path.stat().st_size < 5_000_000
     start = time.monotonic()

@@ -31,7 +31,9 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> B
     if len(made) > _ROWS:
         caption = f"{caption} (the first {_ROWS} of {len(made):,})"
     shown = made[:_ROWS]
-    return {"kind": "table", "caption": caption, "head": list(head), "rows": shown} if made else None
+    return (
+        {"kind": "table", "caption": caption, "head": list(head), "rows": shown} if made else None
+    )
 
 
 def cell(value: Any) -> Any:

@@ -84,7 +84,7 @@
 
   const draw = {
     words: (block) => h("p", { class: "block words" }, block.text),
-    table: (block) => h("div", { class: `block table${block.head.length > 5 ? " across" : ""}` }, tableOf(block.head, block.rows, block.caption)),
+    table: (block) => h("div", { class: `block table${block.head.length > 4 ? " across" : ""}` }, tableOf(block.head, block.rows, block.caption)),
     bars, histogram, lines, matrix, flow, examples, choice,
     scatter: lines,
   };
@@ -395,8 +395,10 @@
     $("previous").disabled = at <= 0;
     $("next").disabled = at >= matching.length - 1;
     if (!matching.length) return $("pair").replaceChildren();
-    const row = rows[matching[at]], [chosen, rejected] = both(row), parts = row.x || [];
-    const facts = [["file", reader.files[row.f].name], ["source", row.s], ["margin", row.m], ["alike", row.a], ["disagrees with the data", row.d && row.d.join(", ")], ["left out later", row.w && row.w.join(", ")]];
+    const row = rows[matching[at]], [chosen, rejected] = both(row);
+    // what belongs to both sides is a fact of the row
+    const parts = (row.x || []).filter((part) => part.length === 3), shared = (row.x || []).filter((part) => part.length === 2);
+    const facts = [...shared, ["file", reader.files[row.f].name], ["source", row.s], ["margin", row.m], ["alike", row.a], ["disagrees with the data", row.d && row.d.join(", ")], ["left out later", row.w && row.w.join(", ")]];
     $("pair").replaceChildren(
       h("h3", {}, h("a", { href: linkOf(row), dir: "auto" }, row.id), row.t ? h("span", { class: "tie" }, " a tie: in no order") : null),
       h("dl", { class: "facts" }, facts.filter(([, value]) => value != null && value !== "").map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", { dir: "auto" }, number(value))))),
@@ -404,7 +406,7 @@
       h("div", { class: "sides" },
         h("div", { class: "side chosen" }, h("h4", {}, row.t ? "One answer" : "Chosen"), h("div", { class: "text", dir: "auto" }, chosen)),
         h("div", { class: "side rejected" }, h("h4", {}, row.t ? "The other" : "Rejected"), h("div", { class: "text", dir: "auto" }, rejected))),
-      parts.length ? tableOf(["", "chosen", "rejected"], parts.map((part) => part.map((v) => v)), "Scores and parts") : "",
+      parts.length ? tableOf(["", "chosen", "rejected"], parts, "Scores and parts") : "",
       row.j ? h("details", { open: true }, h("summary", {}, "What judges said"), h("ul", { class: "texts" }, row.j.map(([who, said, text]) => h("li", {}, h("p", { class: "part" }, `${who}: `, h("b", {}, said)), h("div", { class: "text", dir: "auto" }, readable(text)))))) : "");
   }
 

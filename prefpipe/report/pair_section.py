@@ -257,7 +257,7 @@ def _shown(text: str) -> str:
 
 
 def _parts(pair: Pair) -> Iterator[list[Any]]:
-    """What a row says of its two sides, as (name, chosen, rejected)."""
+    """What a row says of its two sides, as (name, chosen, rejected), and of both, as (name, value)."""
     row = pair.row
     if isinstance(row, SyntheticPair):
         yield ["model", row.chosen_model, row.rejected_model]
@@ -270,6 +270,6 @@ def _parts(pair: Pair) -> Iterator[list[Any]]:
             if not all(side[name] is None for side in both):
                 yield [name.replace("_", " "), *(side[name] for side in both)]
         found = zip(row.document_ids, row.retrieval_scores, strict=False)
-        yield ["context", ", ".join(f"{id} ({score:.2f})" for id, score in found), None]
+        yield ["context", ", ".join(f"{id} ({score:.2f})" for id, score in found)]
     elif isinstance(row, JudgmentPair):
-        yield ["better answer", row.better, None]
+        yield ["better answer", row.better]

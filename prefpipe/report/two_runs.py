@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from prefpipe.report import blocks
@@ -55,8 +56,8 @@ def _settings(folders: Sequence[Folder], names: Sequence[str]) -> Block:
             rows.append([name, "", *("ran" if run else "did not run" for run in (first, second))])
             continue
         values = [
-            {k: _within(v, folder) for k, v in run.settings.items()}
-            for run, folder in zip((first, second), folders, strict=True)
+            {k: _within(v, _root_of(run)) for k, v in run.settings.items()}
+            for run in (first, second)
         ]
         for setting in dict.fromkeys([*values[0], *values[1]]):
             both = [of.get(setting, "not a setting then") for of in values]
@@ -70,16 +71,20 @@ def _settings(folders: Sequence[Folder], names: Sequence[str]) -> Block:
     return made or blocks.words("All settings of all runs are the same in both.")
 
 
-def _within(value: Any, folder: Folder) -> Any:
-    """A setting's value without the folder that it lies in, however that was written."""
+def _root_of(run: StageRun) -> str:
+    """The folder that the run's places were in when it ran; it may have been moved since."""
+    output = str(run.settings.get("output", ""))
+    places = [run.place, *map(str, PurePosixPath(run.place).parents)][:-1]
+    return next((output[: output.rfind(f"/{p}")] for p in places if f"/{p}" in output), "")
+
+
+def _within(value: Any, root: str) -> Any:
+    """A setting's value, of a path in the run's own folder the rest of it."""
     if isinstance(value, list):
-        return [_within(inner, folder) for inner in value]
+        return [_within(inner, root) for inner in value]
     if isinstance(value, dict):
-        return {key: _within(inner, folder) for key, inner in value.items()}
-    if isinstance(value, str):
-        for root in (str(folder.root.resolve()), str(folder.root)):
-            value = value.replace(f"{root}/", "").replace(root, ".") if root != "." else value
-    return value
+        return {key: _within(inner, root) for key, inner in value.items()}
+    return value.replace(f"{root}/", "") if isinstance(value, str) and root else value
 
 
 def _counts(folders: Sequence[Folder], names: Sequence[str]) -> Block | None:

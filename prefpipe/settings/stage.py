@@ -25,6 +25,7 @@ from pydantic_settings import (
 import config
 from prefpipe.files import DataError, Run, StageFacts
 from prefpipe.ranges import Positive
+from prefpipe.screen import visible
 from prefpipe.settings.profiles import ProfileSource, profile_name
 
 T = TypeVar("T")
@@ -128,7 +129,9 @@ class Script(BaseSettings):
             gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
             main(settings)
         except DataError as error:
-            raise SystemExit(f"{cls.stage_name()}: {error}") from None
+            raise SystemExit(visible(f"{cls.stage_name()}: {error}")) from None
+        except SystemExit as end:  # its words may be a file's, or a server's
+            raise SystemExit(visible(end.code) if isinstance(end.code, str) else end.code) from None
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
@@ -256,7 +259,7 @@ def _unexpected(stage: str, error: Exception, debug: bool) -> str:
         where = f"the traceback stands in {path}"
     except OSError:
         where = "no log of it could be written"
-    words = " ".join(_without_secrets(str(error)).split())[:200]
+    words = " ".join(visible(_without_secrets(str(error))).split())[:200]
     return f"{stage}: unexpected {type(error).__name__}: {words}; {where}; --debug shows it"
 
 
