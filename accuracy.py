@@ -60,9 +60,9 @@ class Settings(PairColumns, EngineStage, ReportingStage, env_prefix="ACCURACY_")
     benchmark: list[str] = []
     """More sets, each as name=path; name is the format, as of preprocess_dataset.py, or one with
     more than two responses: rewardbench2, best_of_n; auto: as format and the columns say."""
-    labels: Path | None = None
-    """Labels of a reader's, from the page of report.py: only how the data agrees with them is shown,
-    and win rates corrected for its errors."""
+    labels: list[str] = []
+    """What --label-column holds, as of preprocess_dataset.py. Or, alone, the file of a reader's labels
+    from the page of report.py: shown is how the data agrees, and win rates corrected for its errors."""
     trained_on: list[str] = []
     """Preference files that a model was trained on: how much of each set stands in them is shown."""
     template: str | None = None
@@ -72,8 +72,8 @@ class Settings(PairColumns, EngineStage, ReportingStage, env_prefix="ACCURACY_")
 
 
 def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
-    if s.labels:
-        print(labels.report(config.DATA, labels.read_labels(s.labels)), end="")
+    if len(s.labels) == 1:  # a column's are two or more
+        print(labels.report(config.DATA, labels.read_labels(Path(s.labels[0]))), end="")
         return
     measured = what_is_measured(s)
     judged = [m for m in measured if m.is_judged]

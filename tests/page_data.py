@@ -92,7 +92,7 @@ def of_judge(root: Path, rows: int, text: Text, rng: random.Random) -> None:
             question=text("question", k),
             answer_1=text("chosen", k),
             answer_2=text("rejected", k),
-            better=None if k % 15 == 14 else 1 + k % 2,
+            better=None if k % 15 == 14 else (1, 2)[k % 2],
             prompt=text("prompt", k),
         )
         for k in range(rows)
@@ -164,7 +164,7 @@ def of_judge(root: Path, rows: int, text: Text, rng: random.Random) -> None:
                     )
                 )  # fmt: skip
             lengths = (len(item.answer_1), len(item.answer_2))
-            both.append(BothOrders(item.id, item.better, *said, lengths))
+            both.append(BothOrders(item.id, item.better, said[0], said[1], lengths))
         report[judge] = judge_report(both)
     by_source = {
         source: {"n": 3, "base": 0.5, "tuned": 1.0}

@@ -196,3 +196,15 @@ def test_accuracy_prints_the_tables_and_names_what_is_not_there(tmp_path):
     as_csv([label("r1", "1", "0")], tmp_path / "labels.csv")
     changed = run_stage("accuracy", "--labels", "labels.csv", cwd=tmp_path, env=env)
     assert "is not as it was marked" in sentence(changed)
+
+
+def test_the_values_of_a_label_column_are_no_file(tmp_path):
+    """Both go by --labels: a column has two values or more, a file is one."""
+    rows = [{"q": f"what is {k}?", "a": "x", "b": "y", "who": "left"} for k in range(3)]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    columns = ["--prompt-column", "q", "--answer-columns", "a,b", "--label-column", "who"]
+    options = ["--kind", "reward", "--benchmark", "auto=mine.jsonl", *columns]
+    done = run_stage(
+        "accuracy", *options, "--labels", "left,right", "--reward-model", "none", cwd=tmp_path
+    )
+    assert "labels" not in sentence(done)  # it goes on to the model, which is not there

@@ -105,7 +105,9 @@ def agreement(labels: Sequence[Label]) -> dict[str, Any]:
 
 
 def powered_mean(
-    truth: Sequence[float], predicted: Sequence[float], others: Sequence[float]
+    truth: Sequence[float] | np.ndarray,
+    predicted: Sequence[float] | np.ndarray,
+    others: Sequence[float] | np.ndarray,
 ) -> Estimate:
     """The mean of what `truth` is a sample of, with its 95 % interval.
 
