@@ -78,6 +78,7 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
     measured = what_is_measured(s)
     judged = [m for m in measured if m.is_judged]
     scored = [m for m in measured if not m.is_judged]
+    # a server gives no log-probability of a text that it did not write
     pairs = s.pairs if "judge" in s.kind and s.engine == "local" else None
     outputs = {
         s.output / "judgments.jsonl": EvaluatedJudgment,
@@ -102,6 +103,7 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
             report["overlap"] = overlap.overlaps(run, measured, [Path(p) for p in s.trained_on])
         files.write_json(run.temporary(made[0]), report)
         files.write_text(run.temporary(made[1]), tables(report))
+    # behind the run's end: a tracker that cannot be reached costs no result
     report_summary(s.report_to, run.stage, s.output, report)
     print(tables(report), end="")
     rows = "judgments.jsonl" if run.written["judgments.jsonl"] else "scores.jsonl"
@@ -123,8 +125,7 @@ def inputs_of(s: Settings, measured: Sequence[Measured], pairs: Path | None) -> 
     models: dict[Kind, Sequence[str]] = {"reward": [s.reward_model], "pairwise": [s.pairwise_model]}
     names = dict.fromkeys(m for kind in s.kind for m in models.get(kind, (s.base, s.tuned)))
     return [
-        *dict.fromkeys(m.path for m in measured),
-        *map(Path, s.trained_on),
+        *files.here(dict.fromkeys([*(m.path for m in measured), *s.trained_on])),
         *local_folders(*names),
         *([pairs] if pairs else []),
         *(template_files(s.template, "judge") if "judge" in s.kind else []),

@@ -60,6 +60,7 @@ def to_answer(prompt: AnnotationPrompt, replies: Replies, model: str) -> Annotat
     reply = replies.of(prompt.key)
     if isinstance(reply, Reject):
         return reply
+    # the model's name goes into each row: files of two annotators are often put together
     own = {"id": prompt.id, "aspect": prompt.aspect, "swapped": prompt.swapped, "model": model}
     return AnnotationAnswer(**own, **reply[0].written)
 
@@ -98,6 +99,7 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
         replies.ask(
             lambda: engine or s.open_engine(s.model), "annotations", fault_of=fault_of_ratings
         )
+        # as the server counted them, beside print_estimate's guess
         used: Counter[str] = Counter()
         for prompt in run.read(s.input, AnnotationPrompt):
             answer = to_answer(prompt, replies, s.model)

@@ -119,6 +119,7 @@ def to_query(
     reply = answers.of(entry.id, s.num_candidates)
     if isinstance(reply, Reject):
         return reply
+    # the prompt is made again: kept in a log it would be the file's largest part
     prompt = build_prompt(retrieved.context, entry.query, s.template)
     return AnsweredQuery(entry, retrieved, prompt, distinct(reply))
 
@@ -182,6 +183,7 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
         queries = ask_models(s, run, contexts, engine)
         rules = PairRules(**{field.name: getattr(s, field.name) for field in fields(PairRules)})
         report = RagReport()
+        # in blocks: an embedding model takes several texts in about the time of one
         for block in in_blocks(queries, BLOCK):
             for row in score_block(block, store, embedder, rules):
                 run.read_count += 1

@@ -104,6 +104,7 @@ def write_documents(s: Settings, run: files.Run, vectors: DocumentVectors) -> in
         kept = row if isinstance(row, Reject) else without_duplicates(entry, row, earlier, place)
         run.emit(kept)
         if not isinstance(row, Reject) and not isinstance(kept, Reject):
+            # a row is kept or left out as a whole: chunks that are gone are no rows of the ledger
             duplicate_chunks += len(row) - len(kept)
             vectors.add(kept)
     vectors.embed_waiting()
@@ -180,6 +181,7 @@ def main(s: Settings, embedder: Embedder | None = None) -> None:
         if s.overwrite:
             path.unlink(missing_ok=True)
         with VectorCache(path, embedder) as cache:
+            # by the hash of its text: a table that changed costs its new rows only
             if not s.overwrite:
                 store.copy_vectors(s.output, embedder, cache)
             known = len(cache)

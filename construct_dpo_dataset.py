@@ -51,6 +51,7 @@ def main(s: Settings) -> None:
     ) as run:
         if run.finished:
             return
+        # with a limit the judgments of the other items are no leftovers to complain of
         wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None
         readers = [files.Aligned(path, CleanJudgment, wanted) for path in sources]
         for item in run.read(s.items, Item):
@@ -65,8 +66,10 @@ def main(s: Settings) -> None:
             run.emit(result, to=s.output / f"{item.split}.parquet")
             if isinstance(result, list):
                 types.update(f"{pair.split} {pair.pair_type}" for pair in result)
+        # a judgment of an item that is not there would be lost without a word
         for reader in readers:
             reader.check_used_up()
+        # an empty file would be an error of the training an hour later
         if not run.written["train.parquet"]:
             raise DataError(
                 f"{s.input}: no train pair could be made of {run.read_count} items "

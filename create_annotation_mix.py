@@ -75,15 +75,21 @@ class Settings(PromptColumns, env_prefix="ANNOTATION_MIX_"):
 
 def main(s: Settings) -> None:
     criteria = read_criteria(s.criteria, s.aspects)
-    paths = files.matching(s.prompts)
+    paths = files.each_of(s.prompts)
     responses = find_responses(s)
     mix_path = s.output / "mix.jsonl" if s.output else config.ANNOTATION_MIX
     asked_path = s.output / "annotation_prompts.jsonl" if s.output else config.ANNOTATION_PROMPTS
-    inputs = [*paths, *responses.values(), s.criteria, *template_files(s.template, "rate")]
+    inputs = [
+        *files.here(paths),
+        *responses.values(),
+        s.criteria,
+        *template_files(s.template, "rate"),
+    ]
     outputs, home = {mix_path: AnnotationMix, asked_path: AnnotationPrompt}, mix_path.parent
     with s.open_run(inputs=inputs, outputs=outputs, home=home, unit="prompts") as run:
         if run.finished:
             return
+        # merged by id in one pass, whatever the order of each model's file
         answers = {name: files.Aligned(path, ModelResponse) for name, path in responses.items()}
         outcomes, sizes = Counter[tuple[str, Outcome]](), Counter[int]()
         read = prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), partial(say, run))

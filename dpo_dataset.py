@@ -47,11 +47,13 @@ def problems_of(pair: JudgmentPair) -> Iterator[Reject]:
     chosen, rejected = answer_of(pair.chosen), answer_of(pair.rejected)
     if chosen == rejected:
         yield Reject(id=pair.id, reason="chosen_is_rejected")
+    # read again, and not taken from the file: the pairs may be of another version, or of anybody
     verdict = verdicts.parse_verdict(chosen)
     if isinstance(verdict, verdicts.Unreadable):
         yield Reject(id=pair.id, reason="chosen_unreadable", detail=verdict.reason)
     elif verdict.better != pair.better:
         yield Reject(id=pair.id, reason="chosen_has_the_wrong_verdict")
+    # one that nobody can read may be rejected; one that is right may not, whatever its form
     against = verdicts.parse_verdict(rejected)
     if isinstance(against, verdicts.Verdict) and against.better == pair.better:
         yield Reject(id=pair.id, reason="rejected_has_the_right_verdict")
@@ -74,10 +76,12 @@ def summarise(pairs: Iterable[JudgmentPair], tokenizer: Any, *, samples: int) ->
         ids[pair.id] += 1
         counts[pair.split][pair.pair_type] += 1
         better[pair.split][pair.better] += 1
+        # by the question and not the item: two items may ask the same, one on each side of the split
         question = judge.question_of(pair.prompt[-1]["content"])
         questions[pair.split].add(question_key(question))
         items[pair.split].add(pair.item_id)
         problems.extend(problems_of(pair))
+        # an item's pairs have one prompt, and tokenizing is most of the time that this takes
         if pair.item_id not in prompt_lengths:
             prompt_lengths[pair.item_id] = len(chat.prompt_ids(tokenizer, pair.prompt))
         lengths["prompt"].append(prompt_lengths[pair.item_id])
@@ -136,6 +140,7 @@ def main(s: Settings) -> None:
         print(json.dumps(summary, ensure_ascii=False, indent=2))
     else:
         print_summary(summary)
+    # exit code not 0, so that pipeline.sh stops before the training
     if summary["problems"]:
         raise SystemExit(f"{s.input}: {sum(summary['problems'].values())} problems, see above")
 

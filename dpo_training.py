@@ -71,6 +71,7 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
     from prefpipe.training.tokenized_pairs import collect_judgment_pairs, to_dataset
 
     s.check()
+    # before the model: what a stopped run left is refused or taken up before minutes of loading
     checkpoints = s.open_checkpoints(run)
     model, tokenizer = load_both(s.model, **s.load_options())
     limit = min(s.max_length, max_positions(model))
@@ -92,6 +93,7 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
     checkpoints.fit(trainer, run.stage, s.early_stopping)
     results = last_numbers(trainer.state.log_history)
     checked = (validation or pairs["train"])[:CHECKED_PAIRS]
+    # saved, loaded again and scored: a model that cannot be read back is no result
     _, difference = s.save(trainer, checked, mean_logp)
     counts = {f"{split} pairs": len(rows) for split, rows in pairs.items()}
     counts["validation pairs measured"] = len(validation)
@@ -105,6 +107,7 @@ def draw(pairs: "list[TokenizedPair]", count: int | None, seed: int) -> "list[To
     def by_prompt(pair: "TokenizedPair") -> tuple[bytes, str]:
         return draws.place(seed, pair.prompt_ids.tobytes()), pair.id
 
+    # by prompts, since a prompt is computed once for all of its pairs
     return sorted(pairs, key=by_prompt)[:count]
 
 
@@ -117,6 +120,7 @@ def training_arguments(s: Settings, *, has_validation: bool) -> "DPOConfig":
         loss_type=[s.loss, "sft"] if with_sft else [s.loss],
         loss_weights=[1.0, s.sft_weight] if with_sft else [1.0],
         beta=s.beta,
+        # a completion under the reference never changes: once, kept on disk, and no second model
         precompute_ref_log_probs=True,
         disable_dropout=False,  # the trainer switches off all but the adapter's own
     )

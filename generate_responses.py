@@ -75,7 +75,7 @@ def open_model(s: Settings) -> llm.Engine:
 
 
 def main(s: Settings, open_engine: Callable[[Settings], llm.Engine] = open_model) -> None:
-    paths = files.matching(s.input)
+    paths = files.each_of(s.input)
     tell = lambda lines: print(*lines, sep="\n")  # noqa: E731
     for _ in prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), tell):
         pass  # two rows of one id stop the stage here, not each model in turn
@@ -88,6 +88,7 @@ def main(s: Settings, open_engine: Callable[[Settings], llm.Engine] = open_model
         group = list(neighbours)
         engine = functools.cache(functools.partial(open_engine, group[0]))
         for own in group:
+            # a model whose server is down costs its own responses: the others go on
             try:
                 respond(own, paths, engine)
             except (SystemExit, DataError) as error:
@@ -115,7 +116,7 @@ def respond(s: Settings, paths: Sequence[Path], open_engine: Callable[[], llm.En
     (responder,) = s.models
     how = s.how_read(prompts=True)
     output = s.output / responder.name / "responses.jsonl"
-    inputs = [*paths, *(local_folders(responder.model) if s.engine == "local" else ())]
+    inputs = [*files.here(paths), *(local_folders(responder.model) if s.engine == "local" else ())]
     with s.open_run(inputs=inputs, outputs={output: ModelResponse}, unit="prompts") as run:
         if run.finished:
             return

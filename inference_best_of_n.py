@@ -55,9 +55,12 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
     with s.open_run(inputs=inputs, outputs={s.output: Judgment}, unit="items") as run:
         if run.finished:
             return
+        # A tie has no right verdict to sample for: it is rejected below, and nothing is asked for it.
+        # What is asked and what is written are two passes, since only Replies knows what is missing.
         asked = partial(run.peek, s.input, Item)
         replies = Replies(run, lambda: (to_request(item, s) for item in asked() if item.better))
         replies.ask(lambda: engine or s.open_engine(s.model), "items", fault_of=fault_of_verdict)
+        # all n or none: fewer would be another draw for the item than for its neighbours
         for item in run.read(s.input, Item):
             run.emit(to_judgments(item, replies, s.n))
 

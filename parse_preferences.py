@@ -85,6 +85,7 @@ def main(s: Settings) -> None:
         for mix in run.read(s.mix, AnnotationMix):
             requests = asked.rows_of(mix.id)
             check_requests(mix, requests, s.prompts)
+            # a request without an answer is an aspect less, no reason to lose the prompt
             annotations = join_answers(requests, answered.rows_of(mix.id), s.input)
             pairs = build_pairs(mix, annotations, s)
             run.emit(pairs)
@@ -126,6 +127,7 @@ def build_pairs(
 ) -> list[SyntheticPair] | Reject:
     """The prompt's pairs; drawn from (seed, id) where something is drawn."""
     by_aspect = ratings.ratings_by_aspect(annotations, len(mix.responses))
+    # a mean over one aspect is no mean: a response needs more than half of them
     needed = s.min_aspects or len(by_aspect) // 2 + 1
     means = ratings.mean_ratings(by_aspect, needed)
     if len(means) < 2:
@@ -137,6 +139,7 @@ def build_pairs(
     if mix.on_policy is not None and mix.on_policy not in means:
         detail = f"{mix.models[mix.on_policy]} has ratings in fewer than {needed} aspects"
         return Reject(id=mix.id, reason="no_on_policy_rating", detail=detail)
+    # of (seed, id) alone: what is left out before it changes no other prompt's pairs
     rng = draws.rng(s.seed, mix.id, "pairs")
     pairs = list(rated_pairs.choose_pairs(means, s.pairs, s.tie_margin, mix.on_policy, rng))
     if s.ties == "drop":

@@ -11,7 +11,10 @@ if [[ $# -gt 0 && $1 != -* ]]; then path=$1; shift; fi
 export HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 # The embedded chain uses no network; a profile has a model to fetch, and may have texts to translate.
 if [[ -z ${PROFILE:-} ]]; then export HF_HUB_OFFLINE=1 TRANSLATION_OFFLINE=${TRANSLATION_OFFLINE:-true}; fi
-uv sync --quiet --no-dev --inexact
+packages=(--no-dev --inexact)
+[[ ${PROFILE:-} != smollm2-135m ]] || packages+=(--group real)
+if [[ -d .venv ]]; then packages+=(--quiet); else echo "== packages: a minute or two, once"; fi
+uv sync "${packages[@]}"
 paths=$(uv run --no-sync python config.py) # set -e sees a failure here, but not inside eval
 eval "$paths"
 is_model() { [[ -f $1/config.json || -f $1/adapter_config.json ]]; }
@@ -50,8 +53,11 @@ models() {
 }
 
 synthetic() {
+  case ${PROFILE:-} in
+    "") run -m embedded.synthetic prompts --questions 150 ;;
+    smollm2-135m) [[ -s $PROMPTS ]] || run -m embedded.synthetic prompts --questions 40 ;;
+  esac # another profile answers prompts of yours
   if [[ -z ${PROFILE:-} ]]; then # the embedded models, behind an OpenAI-compatible server on this machine
-    run -m embedded.synthetic prompts --questions 150
     local models=(--model "$BASE_MODEL") url
     if is_model "$TUNED_JUDGE"; then models+=(--model "$TUNED_JUDGE")
     else export GENERATE_IGNORE_MODEL='^judge$'; fi

@@ -39,6 +39,7 @@ def clean(row: Judgment, *, index: int, language: Language) -> CleanJudgment:
     if row.hint is None:
         verdict = verdicts.parse_verdict(row.text, finish_reason=row.finish_reason)
     else:
+        # told the answer beforehand, its text is the reason, and the hint is the verdict
         verdict = verdicts.read_hinted_reason(row.text, row.hint, finish_reason=row.finish_reason)
     if isinstance(verdict, verdicts.Unreadable):
         read = {"judgment": None, "verdict": None, "unreadable": verdict.reason}
@@ -56,6 +57,7 @@ def main(s: Settings) -> None:
     with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
         if run.finished:
             return
+        # with a limit the judgments of the other items are no leftovers to complain of
         wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None
         readers = {v: files.Aligned(path, Judgment, wanted) for v, path in sources.items()}
         index = 0
@@ -73,6 +75,7 @@ def main(s: Settings) -> None:
             read.update((row.variant, row.unreadable) for row in rows)
             run.emit(rows, to=lambda row: paths[row.variant])
             index += 1
+        # a judgment of an item that is not there would be lost without a word
         for reader in readers.values():
             reader.check_used_up()
         run.summary["readable"] = {variant: read[variant, None] for variant in VARIANTS}

@@ -51,6 +51,8 @@ def main(s: Settings) -> None:
         if run.finished:
             return
         ids = files.Places()
+        # train rows first, so that a second run streams them in the order of the input; which side a
+        # question is on was settled before, by a pass of its own over the held-out ones
         for placed in s.raw_preferences().read(run, first="train"):
             item = to_item(placed, ids, seed=s.seed, template=s.template)
             run.emit(item, to=paths[placed.split])

@@ -36,6 +36,7 @@ class Settings(Script, env_prefix="PUSH_"):
 
 def main(s: Settings) -> None:
     chosen = uploads.choose(s.folder, s.repository)
+    # before anything is shown or sent: what is on the hub once cannot be taken back
     uploads.check_no_key(chosen)
     sizes = chosen.sizes()
     rows = [[name, f"{size:,}"] for name, size in sizes.items()]
@@ -50,6 +51,7 @@ def main(s: Settings) -> None:
         return
     to = {"public": s.public, "message": s.message}
     address, uploaded, only_there = hub.push(chosen, s.repository, **to)
+    # nothing is deleted there: the files may be somebody else's, or of an earlier version
     if only_there:
         print(f"on the hub and not here, left as it is: {', '.join(only_there)}")
     there = len(sizes) - len(uploaded)

@@ -70,13 +70,14 @@ def main(
     rankings, preferences = s.output / "rankings.jsonl", s.output / "preferences.jsonl"
     model = {"reward": s.reward_model, "pairwise": s.pairwise_model, "judge": s.judge}[s.by]
     shown = template_files(s.template, "judge") if s.by == "judge" else []
-    inputs = [s.input, *local_folders(model), *shown]
+    inputs = [*files.here([s.input]), *local_folders(model), *shown]
     outputs = {rankings: Ranking, preferences: Preference}
     with s.open_run(
         inputs=inputs, outputs=outputs, home=s.output, unit="prompts", card=write_data_card
     ) as run:
         if run.finished:
             return
+        # a warning of tokenizers otherwise, where a library forks later
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         log, unranked = run.open_log(Ranking), run.open_log(Reject, "unranked")
         rank_windows(s, run, log, unranked, ranker or open_ranker(s, run, judge))
@@ -109,6 +110,8 @@ def rank_windows(
     # a judge's replies are kept one by one, and a server wants all that can be asked at once
     size = max(1, len(rows)) if s.by == "judge" else s.prompts_at_once
     is_done = lambda row: row.id in log or row.id in unranked  # noqa: E731
+    # Cut by the input and not by what is left: in another batch a score has other last digits, and a
+    # run that was stopped would end in another file.
     windows = files.windows_left(rows, size, is_done)
     for window in progress(windows, len(windows), "windows"):
         standings = rank({row.id: to_contest(row) for row in window}, s.tournament)
@@ -155,6 +158,7 @@ def to_preference(row: Responses, ranking: Ranking) -> Preference:
         text if isinstance(row.prompt, str) else [Message(role="assistant", content=text)]
         for text in (row.responses[ranking.best], row.responses[ranking.worst])
     )
+    # without scores best and worst were compared with each other only where there are two
     if ranking.scores is not None:
         margin = ranking.scores[0] - ranking.scores[-1]
     else:

@@ -49,6 +49,7 @@ def main(s: Settings) -> None:
         if run.finished:
             s.check_weights()
             return
+        # before torch is loaded: what is wrong with the rows is said within a second
         preferences.check(s.raw_preferences(), run, drop_ties=s.ties == "drop")
         report = train(s, run)
         from prefpipe.training.held_out_report import summary_lines
@@ -120,6 +121,7 @@ def evaluate(s: Settings, scorer: "PairwiseModel", pairs: "TrainingPairs") -> di
     questions = ((prompt, responses, [(0, 1)]) for prompt, responses in both_responses(rows))
     compared: Any = screen.progress(scorer.compare(questions), len(rows), "held-out pairs")
     answers: list[Preferred] = [preferred for (preferred,) in compared]
+    # each order by itself: a model with a liking for A agrees with itself less than its mean says
     is_chosen = [(a.p_given > 0.5, a.p_swapped > 0.5) for a in answers]
     return write_evaluation(
         s.output,
@@ -129,6 +131,7 @@ def evaluate(s: Settings, scorer: "PairwiseModel", pairs: "TrainingPairs") -> di
         worst=s.worst,
         agreement=sum(given == swapped for given, swapped in is_chosen) / len(rows),
         first_position=sum(given + (not swapped) for given, swapped in is_chosen) / (2 * len(rows)),
+        # fitted before the mean over the orders: a mean of two overconfident ones looks calibrated
         logit_temperature=calibration.fit_order_temperature(
             [log_odds(a.p_given) for a in answers],
             [log_odds(a.p_swapped) for a in answers],

@@ -65,6 +65,7 @@ def main(s: Settings) -> None:
         if run.finished:
             s.check_weights()
             return
+        # before torch is loaded: what is wrong with the rows is said within a second
         preferences.check(s.raw_preferences(), run, drop_ties=s.ties == "drop")
         report = train(s, run)
         from prefpipe.training.held_out_report import summary_lines
@@ -113,6 +114,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     del model  # the trainer's from here on, which lets go of it
     checkpoints.fit(trainer, run.stage, s.early_stopping)
+    # evaluated is what was saved and loaded again, not what is in memory
     loaded, difference = s.save(
         trainer,
         pairs.validation[:CHECKED_PAIRS],
@@ -122,6 +124,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     sharing = s.prefix_sharing
     scorer = RewardModel(loaded, tokenizer, own_format, is_causal, share_prompts=sharing)
     report = evaluate(s, scorer, pairs)
+    # the temperature goes with the model: whoever loads it gets calibrated margins
     dataclasses.replace(own_format, temperature=report["temperature"]).save(s.output)
     settings = s.model_dump(mode="json")
     record(run, trainer, "reward", settings, pairs.counts(), report, difference)

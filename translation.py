@@ -133,6 +133,7 @@ def main(s: Settings) -> None:
         if s.servers():
             tries.ask(engine, s.tries)
         paid = engine() if engine.cache_info().currsize else None
+        # every item is written, translated or not: a judge may read Chinese
         counts: Counter[str] = Counter()
         for item, is_wanted in first_rows(run.read(s.input, Item), s.max_rows):
             if not is_wanted:
@@ -144,6 +145,7 @@ def main(s: Settings) -> None:
             elif isinstance(result, Item):
                 counts["translated"] += 1
             run.emit(result, to=s.output / f"{item.split}.jsonl")
+        # inside the run, so that nothing is put in place
         if s.require and counts["untranslated"]:
             raise SystemExit(
                 f"translation: {counts['untranslated']} Chinese items and no server to translate "

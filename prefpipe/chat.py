@@ -164,7 +164,11 @@ def _known_frame(tokenizer: "Tokenizer", template: str) -> _Frame:
 def _render(tokenizer: "Tokenizer", messages: Sequence[Message], **options: Any) -> str:
     """The template's text of these turns, the system's where it has a place."""
     turns: list[Message] = list(messages)
-    if turns[0]["role"] == "system" and len(turns) > 1 and not _takes_system(tokenizer):
+    if (
+        turns[0]["role"] == "system"
+        and len(turns) > 1
+        and not _takes_system(tokenizer, str(tokenizer.chat_template))
+    ):
         first, second, *rest = turns
         content = f"{first['content']}\n\n{second['content']}"
         turns = [Message(role=second["role"], content=content), *rest]
@@ -195,7 +199,8 @@ def _apply(tokenizer: "Tokenizer", turns: Sequence[Mapping[str, Any]], **options
         ) from None
 
 
-def _takes_system(tokenizer: "Tokenizer") -> bool:
+@functools.lru_cache(maxsize=8)
+def _takes_system(tokenizer: "Tokenizer", template: str) -> bool:
     turns = [{"role": "system", "content": _PROBE}, *_ASKED]
     try:
         return _PROBE in _apply(tokenizer, turns)
@@ -248,7 +253,7 @@ def _token_ids(tokenizer: "Tokenizer", text: str, **options: Any) -> list[int]:
 
 def _with_bos(tokenizer: "Tokenizer", ids: list[int]) -> list[int]:
     bos = tokenizer.bos_token_id
-    if bos is not None and _wants_bos(tokenizer):
+    if bos is not None and _wants_bos(tokenizer, str(tokenizer.chat_template)):
         while ids[:1] == [bos]:
             ids = ids[1:]
         return [int(bos), *ids]  # pyright: ignore[reportArgumentType]
@@ -262,7 +267,8 @@ def _special_tokens(tokenizer: "Tokenizer") -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, [*names, _HIDDEN]))) if names else None
 
 
-def _wants_bos(tokenizer: "Tokenizer") -> bool:
+@functools.lru_cache(maxsize=8)
+def _wants_bos(tokenizer: "Tokenizer", template: str) -> bool:
     """Whether its template or its own post-processor puts a BOS first."""
     plain: Any = tokenizer("x")["input_ids"]
     text = _apply(tokenizer, _ASKED)

@@ -74,10 +74,10 @@ def annotation_prompts(
 
 
 def ratings_schema(count: int) -> dict[str, Any]:
-    """JSON schema of {"text_1": {"reason": ..., "rating": "4"}, ...} for that many texts."""
+    """JSON schema of {"text_1": {"reason": ..., "rating": "4"}, ...} for that many texts. A reason
+    ends: a small model would fill the whole reply with the first one."""
     low, high = SCALE
     values = [*map(str, range(low, high + 1)), "N/A"]
-    rated = object_schema(
-        {"reason": {"type": "string"}, "rating": {"type": "string", "enum": values}}
-    )
+    reason = {"type": "string", "minLength": 10, "maxLength": 240}
+    rated = object_schema({"reason": reason, "rating": {"type": "string", "enum": values}})
     return object_schema({f"text_{k}": rated for k in range(1, count + 1)})

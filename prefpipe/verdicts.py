@@ -26,6 +26,9 @@ ANSWER_KEYS: dict[Language, tuple[str, str]] = {
     "zh": ("原因", "更好的回答"),
 }
 
+REASON_CHARACTERS: dict[Language, tuple[int, int]] = {"en": (20, 600), "zh": (8, 250)}
+"""The least and the most of a reason that is held to judgment_schema."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -280,11 +283,11 @@ def read_hinted_reason(
 
 
 def judgment_schema(language: Language) -> dict[str, Any]:
-    """JSON schema of render_judgment's object."""
+    """JSON schema of render_judgment's object, with a reason that says something and ends."""
     reason_key, verdict_key = ANSWER_KEYS[language]
-    return object_schema(
-        {reason_key: {"type": "string"}, verdict_key: {"type": "integer", "enum": [1, 2]}}
-    )
+    least, most = REASON_CHARACTERS[language]
+    reason = {"type": "string", "minLength": least, "maxLength": most}
+    return object_schema({reason_key: reason, verdict_key: {"type": "integer", "enum": [1, 2]}})
 
 
 def object_schema(properties: dict[str, Any]) -> dict[str, Any]:

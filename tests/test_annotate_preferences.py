@@ -82,7 +82,7 @@ def test_each_prompt_gets_its_answer_in_the_order_of_the_input(kind, capsys):
     assert f"{total[0]} prompt + {total[1]} new tokens" in capsys.readouterr().out
 
 
-def test_structured_output_asks_for_the_form_that_is_read_and_only_of_a_server():
+def test_structured_output_asks_for_the_form_that_is_read():
     asked = []
 
     def answer(body, sample):
@@ -99,8 +99,6 @@ def test_structured_output_asks_for_the_form_that_is_read_and_only_of_a_server()
     assert ratings.read_ratings(answered()[0].text, ROWS[0].texts) == [
         float(k) for k in range(1, ROWS[0].texts + 1)
     ]
-    with pytest.raises(SystemExit, match=r"structured_output.*--engine server"):
-        main(settings(ROWS[:1], engine="local", structured_output=True, overwrite=True))
 
 
 def test_the_local_engine_gives_the_same_rows():

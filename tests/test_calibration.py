@@ -71,8 +71,10 @@ def test_the_temperature_is_where_the_log_loss_is_smallest(seed):
 
 
 def test_the_temperature_stays_finite_where_all_are_right_or_nothing_is_known():
-    assert fit_temperature([1.0, 2.0], [1, 1]) == pytest.approx(0.001)
-    assert fit_temperature([1.0, -1.0], [1, 1]) == pytest.approx(1000)
+    assert fit_temperature([1.0, 2.0] * 15, [1, 1] * 15) == pytest.approx(0.001)
+    assert fit_temperature([1.0, -1.0] * 15, [1, 1] * 15) == pytest.approx(1000)
+    # too few to say anything
+    assert fit_temperature([1.0, 2.0], [1, 1]) == fit_order_temperature([1.0], [2.0], [1.0]) == 1.0
 
 
 def test_with_equal_orders_the_order_temperature_is_the_plain_one():
@@ -84,8 +86,8 @@ def test_with_equal_orders_the_order_temperature_is_the_plain_one():
 
 
 def test_each_half_is_scaled_by_the_other_half_s_temperature():
-    margins, ones = [4.0, -1.0, 3.0, 2.0, -0.5, 1.0] * 4, [1.0] * 24
-    groups = [f"q{k}" for k in range(24)]
+    margins, ones = [4.0, -1.0, 3.0, 2.0, -0.5, 1.0] * 20, [1.0] * 120
+    groups = [f"q{k}" for k in range(120)]
     scaled = cross_scaled(margins, ones, groups)
     ratios = {round(m / s, 9) for m, s in zip(margins, scaled, strict=True)}
     assert len(ratios) == 2

@@ -153,10 +153,31 @@ def test_a_clone_gives_its_training_split_and_says_so(tmp_path, capsys):
     write_shards(tmp_path / "data", "test", ROWS[:1], 1)
     (tmp_path / "README.md").write_text("# a data set\n")
     assert rows_of(tmp_path) == ROWS
-    assert "reads train, not test (--split)" in capsys.readouterr().err
+    assert "reads train; there is also test (--split)" in capsys.readouterr().err
     assert rows_of(tmp_path, split="test") == ROWS[:1] and not capsys.readouterr().err
     with pytest.raises(DataError, match=r"the splits are train, test; choose with --split"):
         rows_of(tmp_path, split="dev")
+
+
+def test_a_measurement_reads_the_test_split(tmp_path):
+    write_shards(tmp_path / "data", "train", ROWS)
+    write_shards(tmp_path / "data", "test", ROWS[:1], 1)
+    assert rows_of(tmp_path, use="test") == ROWS[:1]
+    assert rows_of(tmp_path, use="test", split="train") == ROWS
+
+
+def test_a_split_that_is_there_to_be_held_out_is_found(tmp_path):
+    for name in ("train", "validation", "test"):
+        write_shards(tmp_path / "data", name, ROWS)
+    assert Named(str(tmp_path)).held_out_split() == "validation"
+    assert Named(str(tmp_path), split="train").held_out_split() is None  # it was asked for
+    both = datasets.DatasetDict({n: datasets.Dataset.from_list(ROWS) for n in ("train", "dev")})
+    both.save_to_disk(tmp_path / "saved")
+    assert Named(str(tmp_path / "saved")).held_out_split() == "dev"
+    both["train"].save_to_disk(tmp_path / "one")
+    assert Named(str(tmp_path / "one")).held_out_split() is None
+    with pytest.raises(DataError, match="has no splits; take --split away"):
+        rows_of(tmp_path / "one", split="dev")
 
 
 def test_splits_with_names_of_their_own_and_configs(tmp_path):

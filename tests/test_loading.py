@@ -288,15 +288,6 @@ def test_a_folder_without_its_tokenizers_file_is_refused(folder, tmp_path):
         load_both(tmp_path)
 
 
-def test_a_gguf_file_is_named_as_such(tmp_path):
-    path = tmp_path / "model-Q4_K_M.gguf"
-    path.write_bytes(b"GGUF\3\0\0\0")
-    with pytest.raises(SystemExit, match=r"GGUF is llama\.cpp's format"):
-        load_model(path)
-    with pytest.raises(SystemExit, match=r"GGUF is llama\.cpp's format"):
-        load_tokenizer(tmp_path)
-
-
 def test_a_generation_config_that_cannot_be_saved_is_mended(folder, tmp_path):
     """Llama 2's: a temperature without do_sample."""
     shutil.copytree(folder, tmp_path / "in", dirs_exist_ok=True)

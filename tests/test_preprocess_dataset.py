@@ -307,6 +307,20 @@ def test_a_name_that_is_no_file_is_one_of_the_hub(tmp_path, monkeypatch):
     assert asked == [(name, None, options)] * 2  # a pass for the split
 
 
+def test_the_split_that_a_set_holds_out_is_held_out(tmp_path, capsys):
+    """The same rows as of the two files by their names; a test split is in neither."""
+    rows = {"train": [raw(k) for k in range(6)], "validation": [raw(k) for k in range(6, 9)]}
+    for name, some in (rows | {"test": [raw(9)]}).items():
+        write_jsonl(tmp_path / "set" / f"{name}.jsonl", some)
+    main(Settings(input=str(tmp_path / "set"), output=tmp_path / "items"))
+    for split in ("train", "validation"):
+        ids = [row["id"] for row in read_jsonl(tmp_path / "items" / f"{split}.jsonl")]
+        assert ids == [str(row["id"]) for row in rows[split]]
+    said = capsys.readouterr()
+    assert f"{tmp_path / 'set'}[validation]: read as" in said.out
+    assert "reads train; there is also validation, test (--split)" in said.err
+
+
 @pytest.mark.parametrize("name", ["raw.jsonl", "some/raw.parquet", "./raw", "/a/b", "a/b/c"])
 def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, name):
     result = run_stage(

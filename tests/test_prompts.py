@@ -1,14 +1,18 @@
 """prefpipe.formats.prompts: prompts, and prompts with several responses, of published sets."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
+from prefpipe import files
 from prefpipe.files import DataError
 from prefpipe.formats.opening import HowRead
 from prefpipe.formats.prompts import read_prompts, read_responses
-from prefpipe.rows import Reject, Responses, as_turns
+from prefpipe.rows import Prompt, Reject, Responses, as_turns
+from rank_responses import Settings
 from tests.examples import write_jsonl
 from tests.test_presets import ASKED, BAD, BOTH, GOOD, SYSTEM, Q, turn
 
@@ -91,3 +95,26 @@ def test_how_each_file_was_read_is_told(tmp_path):
     first, second = told
     assert first.endswith("x.jsonl: read as messages, by its columns conversations")
     assert second.endswith("x.jsonl: not read: tools (rows: 1; nothing reads it)")
+
+
+def test_prompts_and_responses_may_be_on_the_hub(monkeypatch):
+    rows = [{"id": "a", "prompt": Q, "responses": ["x", "y"]}]
+    asked = []
+
+    def load_dataset(path, name=None, **options):
+        asked.append((path, options["split"], options["revision"]))
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *a, **k: ["train", "test"])
+    how = HowRead(part={"revision": "v1", "split": "test"})
+    ((_, row),) = read_responses(Path("some/set"), None, how)
+    assert isinstance(row, Responses) and row.responses == ["x", "y"]
+    (path,) = files.each_of("some/set")
+    ((_, prompt),) = read_prompts([path], how=replace(how, prompts=True))
+    assert isinstance(prompt, Prompt) and prompt.prompt == Q
+    assert set(asked) == {("some/set", "test", "v1")}
+    # no file stands for them in a fingerprint: their name does
+    assert files.here([path, "data/x.jsonl"]) == [Path("data/x.jsonl")]
+    assert Settings(input=path).rows_depend_on()["data"] == ["some/set"]
+    assert "data" not in Settings(input=Path("x.jsonl")).rows_depend_on()

@@ -101,7 +101,7 @@ def test_a_template_of_ones_own_must_use_what_it_gets(tmp_path):
 def test_the_schema_names_each_text_and_the_whole_scale():
     one = object_schema(
         {
-            "reason": {"type": "string"},
+            "reason": {"type": "string", "minLength": 10, "maxLength": 240},
             "rating": {"type": "string", "enum": ["1", "2", "3", "4", "5", "N/A"]},
         }
     )

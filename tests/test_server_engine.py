@@ -542,11 +542,15 @@ def test_an_option_that_the_server_refuses_stops_the_run():
 
 
 def test_a_schema_is_sent_where_it_is_wanted_and_a_server_that_refuses_it_stops_the_run():
-    schema = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
+    schema = {"type": "object", "properties": {"why": {"type": "string"}}, "required": ["why"]}
+    short = {
+        "why": {"type": "string", "minLength": 4, "maxLength": 99}
+    }  # strict servers refuse these
     with Server(numbered) as server:
-        list(engine(server).generate([request(reply_schema=schema)]))
+        asked_for = request(reply_schema={**schema, "properties": short})
+        list(engine(server).generate([asked_for]))
         list(engine(server, structured_output=True).generate([request("a")]))
-        list(engine(server, structured_output=True).generate([request(reply_schema=schema)]))
+        list(engine(server, structured_output=True).generate([asked_for]))
     *before, asked = [body.get("response_format") for body in server.requests]
     assert before == [None, None] and asked
     assert asked["type"] == "json_schema" and asked["json_schema"]["schema"] == schema

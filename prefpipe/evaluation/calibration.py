@@ -52,12 +52,19 @@ def expected_calibration_error(
     return sum(b.n * abs(b.accuracy - b.confidence) for b in parts) / len(margins)
 
 
+FEWEST = 30
+"""Pairs that a temperature is fitted on, at least."""
+
+
 def fit_temperature(margins: Sequence[float], outcomes: Sequence[float]) -> float:
     """The T > 0 for which sigmoid(margin / T) fits the outcomes best (log loss); Guo et al. 2017.
 
     The loss is convex in 1 / T, so its slope is bisected. Between 0.001 and 1000: 0.001 where every
-    pair is right (no finite T is best), 1000 where margins say nothing or the opposite.
+    pair is right (no finite T is best), 1000 where margins say nothing or the opposite. Of fewer than
+    FEWEST pairs it is 1: five pairs once said 1000.
     """
+    if len(margins) < FEWEST:
+        return 1.0
     margin = np.asarray(margins, dtype=np.float64)
     outcome = np.asarray(outcomes, dtype=np.float64)
     low, high = np.log(1e-3), np.log(1e3)  # of 1 / T
@@ -76,8 +83,11 @@ def fit_order_temperature(
 ) -> float:
     """The T for which the mean of sigmoid(given / T) and sigmoid(swapped / T) fits best (log loss).
 
-    given, swapped: log-odds of one pair in both orders. Between 0.05 and 50.
+    given, swapped: log-odds of one pair in both orders. Between 0.05 and 50; 1 of fewer than FEWEST
+    pairs.
     """
+    if len(given) < FEWEST:
+        return 1.0
     from scipy.optimize import minimize_scalar
 
     both = np.array([given, swapped], dtype=np.float64)

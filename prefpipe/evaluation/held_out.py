@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -126,19 +127,25 @@ def _read(
     measured: Measured, limit: int | None, tell: Callable[[list[str]], Any]
 ) -> Iterator[tuple[str, Item | Preference | Question | ValueError, bool]]:
     """The same, and whether the row came with an id."""
+    # a file has no splits, though another of the sets may be a folder that has
+    part = {} if measured.path.is_file() else {**measured.how.part, "use": "test"}
     own = measured.name == VALIDATION
     if own or FORMATS.get(measured.name, FORMATS["sky"]).several_answers:
         read = partial(parse_row, row_type=Item) if own else FORMATS[measured.name].read
         assert read
-        for file in data_files(measured.path) if own else [measured.path]:
-            for place, record in Named(str(file)).records(limit):
+        named = [Named(str(f)) for f in data_files(measured.path)] if own else None
+        for data in named or [Named(measured.path.as_posix(), **part)]:
+            for place, record in data.records(limit):
                 try:
                     yield place, _raised(record) or read(record), True
                 except ValueError as error:
                     yield place, error, True
         return
-    how = measured.how if measured.name == AUTO else HowRead(measured.name, seed=measured.how.seed)
-    file = OpenFile(str(measured.path), how, limit)
+    if measured.name == AUTO:
+        how = replace(measured.how, part=part)
+    else:
+        how = HowRead(measured.name, seed=measured.how.seed, part=part)
+    file = OpenFile(measured.path.as_posix(), how, limit)
     for place, record in file.records():
         rows = file.pairs(record)
         if isinstance(rows, ValueError):

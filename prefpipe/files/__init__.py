@@ -8,14 +8,13 @@ RowLog, from which a killed run goes on.
 
 from prefpipe.files.fingerprint import difference, fingerprint, hash_path, library_versions
 from prefpipe.files.ids import Aligned, Places
-from prefpipe.files.inputs import Named
+from prefpipe.files.inputs import Named, each_of, here
 from prefpipe.files.outputs import open_alone, write_json, write_rows, write_text
 from prefpipe.files.records import (
     ENDINGS,
     SPLITS,
     DataError,
     data_files,
-    matching,
     parse_row,
     read_records,
     read_rows,

@@ -29,7 +29,7 @@ def hash_path(path: Path) -> str:
         return hashlib.sha256(parts.encode()).hexdigest()
     with open(path, "rb") as file:
         size = path.stat().st_size
-        if path.suffix not in (".safetensors", ".bin", ".pt") or size <= 1 << 26:
+        if path.suffix not in (".safetensors", ".gguf", ".bin", ".pt") or size <= 1 << 26:
             return hashlib.file_digest(file, "sha256").hexdigest()
         head = file.read(1 << 20)
         file.seek(-(1 << 20), io.SEEK_END)

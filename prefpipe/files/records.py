@@ -1,6 +1,5 @@
 """Rows in: of JSON, Parquet, CSV and Arrow files, streamed, each row with its place."""
 
-import glob
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -37,19 +36,6 @@ def split_files(folder: Path) -> list[Path]:
     """The train and validation files in it, in this order."""
     paths = [folder / (split + ending) for split in SPLITS for ending in (".jsonl", ".parquet")]
     return [path for path in paths if path.is_file()]
-
-
-def matching(pattern: str) -> list[Path]:
-    """The file of that name, or the files that a glob (`prompts/*.jsonl`) matches, in order.
-
-    Raises DataError where there is none.
-    """
-    if Path(pattern).exists():
-        return [Path(pattern)]
-    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-    if not found:
-        raise DataError(f"{pattern}: no such file; name a file, or files by a glob in quotes")
-    return found
 
 
 def read_records(path: Path, limit: int | None = None) -> Iterator[tuple[str, Any]]:

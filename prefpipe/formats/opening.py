@@ -88,14 +88,16 @@ class OpenFile:
     """A file, a folder or a name on the hub, read as often as it takes, always in the same format."""
 
     def __init__(self, name: str, how: HowRead, limit: int | None) -> None:
-        self.name, self.how, self._limit = name, how, limit
+        self.how, self._limit = how, limit
+        self._data = Named(name, **how.part)
+        self.name = f"{name}[{self._data.split}]" if self._data.split else name
         self.chosen: Chosen | None = None
         self.reader: Reader
         """Of the pass under way; it has met the records that came so far."""
 
     def records(self) -> Iterator[tuple[str, Any]]:
         """(place, record) of each; a pass with a reader of its own. Raises DataError."""
-        records = Named(self.name, **self.how.part).records(self._limit)
+        records = self._data.records(self._limit)
         if self.chosen is None:
             first = list(itertools.islice(records, FIRST))
             self.chosen = self.how.choose(self.name, [record for _, record in first])

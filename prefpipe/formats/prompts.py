@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prefpipe.files import Named, Places, Run
-from prefpipe.files.records import split_files, typed_rows
+from prefpipe.files import Named, Places, Run, parse_row
+from prefpipe.files.records import split_files
 from prefpipe.formats.opening import AUTO, NO_IDS, HowRead, OpenFile
 from prefpipe.rows import Prompt, Reject, Responses, as_turns
 
@@ -25,7 +26,7 @@ def read_prompts(
     it is read, how it was."""
     places = Places()
     for path in paths:
-        file = OpenFile(str(path), how, limit)
+        file = OpenFile(path.as_posix(), how, limit)
         for place, record in file.records():
             yield place, _row(record, place, file, places, file.reader.prompt)
         tell(file.lines())
@@ -36,33 +37,43 @@ def read_responses(
 ) -> Iterator[tuple[str, Responses | Reject | ValueError]]:
     """(place, row) of each prompt with its responses: our own Responses rows, or a published format.
     tell: gets how that was read."""
-    own = path if path.is_file() else next(iter(split_files(path)), None)
-    first = next(Named(str(own)).records(1), ("", None))[1] if own else None
+    data = [Named(str(file)) for file in split_files(path)]
+    data = data or [Named(path.as_posix(), **how.part)]
+    first = next(data[0].records(1), ("", None))[1]
     if (
         how.format == AUTO
         and isinstance(first, Mapping)
         and {"prompt", "responses"} <= first.keys()
     ):
         places = Places()
-        for place, row in typed_rows(path, Responses, limit):
-            if isinstance(row, Responses):
+        for place, record in chain.from_iterable(each.records(limit) for each in data):
+            try:
+                row = parse_row(_raised(record), Responses)
+            except ValueError as error:
+                yield place, error
+            else:
                 places.check(row.id, place)
-            yield place, row
+                yield place, row
         return
-    file, places = OpenFile(str(path), how, limit), Places()
+    file, places = OpenFile(path.as_posix(), how, limit), Places()
     for place, record in file.records():
         yield place, _row(record, place, file, places, file.reader.responses)
     tell(file.lines())
+
+
+def _raised(record: Any) -> Any:
+    """The record; raises what a line that is no JSON comes as."""
+    if isinstance(record, ValueError):
+        raise record
+    return record
 
 
 def _row(
     record: Any, place: str, file: OpenFile, places: Places, read: Callable[[Any], P]
 ) -> P | Reject | ValueError:
     """One of the file's records as `read` reads it, what is wrong with it, or that it is a copy."""
-    if isinstance(record, ValueError):  # a line that is no JSON, as read_records gives it
-        return record
     try:
-        row = read(record)
+        row = read(_raised(record))
         if not as_turns(row.prompt)[-1]["content"].strip():
             raise ValueError("prompt: found no text in it")
     except ValueError as error:

@@ -123,10 +123,19 @@ def request_body(
     if len(samples) > 1:
         body["n"] = len(samples)
     if served.structured_output and request.reply_schema:
-        schema = {"name": "reply", "strict": True, "schema": dict(request.reply_schema)}
+        own = _without_lengths(request.reply_schema)
+        schema = {"name": "reply", "strict": True, "schema": own}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     body = {name: value for name, value in body.items() if name not in served.unsent}
     return body | dict(served.extra_body or {})
+
+
+def _without_lengths(schema: Any) -> Any:
+    """The schema without lengths of texts, which strict servers refuse."""
+    if not isinstance(schema, Mapping):
+        return schema
+    lengths = ("minLength", "maxLength")
+    return {key: _without_lengths(inner) for key, inner in schema.items() if key not in lengths}
 
 
 def dispensable(body: Mapping[str, Any], served: ServedModel) -> set[str]:

@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers.utils import logging
 
+from prefpipe.models.gguf_files import plain_folder
+
 _MOST = 150
 """Characters of a library's words that a message repeats."""
 
@@ -29,18 +31,11 @@ def from_pretrained(auto_class: Any, source: str, *, of: str | Path = "", **opti
 
 
 def check_kind(source: str, where: str) -> None:
-    """SystemExit for what no transformers model is: a file, a folder of GGUF files alone."""
-    path = Path(source)
-    is_gguf = source.endswith(".gguf") or (
-        path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
-    )
-    if is_gguf:
+    """SystemExit for what no transformers model is: a file."""
+    if Path(source).is_file():
         raise SystemExit(
-            f"{where}: GGUF is llama.cpp's format; serve it with llama.cpp and take --engine server, "
-            "or take the folder of the model it was made of"
+            f"{where}: a file; wanted a model's folder, a GGUF file or a name on the hub"
         )
-    if path.is_file():
-        raise SystemExit(f"{where}: a file; wanted a model's folder or its name on the hub")
 
 
 def _words(error: Exception, source: str) -> str:
@@ -76,13 +71,16 @@ def is_adapter(name: str | Path) -> bool:
 
 
 def base_of(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """What to load first, and how: an adapter's base in the revision it stands on, else the model."""
+    """What to load first, and how: an adapter's base in the revision it stands on, else the model.
+    Of a GGUF file the folder that it is unpacked to."""
     if not is_adapter(name):
-        return str(name), {}
+        return plain_folder(str(name)), {}
     path = Path(name) / "adapter_config.json"
     own = read_json(path)
     base, revision = own.get("base_model_name_or_path"), own.get("revision")
     if not isinstance(base, str) or not base:
         raise SystemExit(f"{path}: base_model_name_or_path is empty; set it")
     options = {"of": name}
-    return base, options | ({"revision": revision} if isinstance(revision, str) else {})
+    return plain_folder(base), options | (
+        {"revision": revision} if isinstance(revision, str) else {}
+    )

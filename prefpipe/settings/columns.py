@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import Field
 
+from prefpipe.files import Named
 from prefpipe.formats import FORMATS, PairFormat, PromptFormat
 from prefpipe.formats.layout import word_of
 from prefpipe.formats.opening import HowRead
@@ -35,6 +36,14 @@ class PromptColumns(Stage):
     """Of data with several sets under one name."""
     revision: str | None = None
     """Of data on the hub."""
+
+    def rows_depend_on(self) -> dict[str, Any]:
+        """With the names of data on the hub, which no file's hash stands for."""
+        names = [
+            str(getattr(self, field)) for field in ("input", "prompts") if hasattr(self, field)
+        ]
+        of_hub = [name for name in names if Named(name).may_be_of_the_hub()]
+        return super().rows_depend_on() | ({"data": of_hub} if of_hub else {})
 
     def how_read(self, *, prompts: bool = False) -> HowRead:
         """How the rows of its files are read. SystemExit where columns contradict each other."""

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 import config
 from prefpipe.llm import Request
 from prefpipe.llm.responders import EngineKind
+from prefpipe.models import gguf_files
 from prefpipe.ranges import AboveZero, NotNegative, Positive, Temperature, TopK, TopP
 from prefpipe.rows import Message, as_turns
 from prefpipe.settings.chats import ChatStage
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from prefpipe.llm.server.server_engine import ServerEngine
     from prefpipe.llm.wire import ServedModel
 
+
+gguf_files.cache = config.DATA / "cache/gguf"
 
 Option = Literal["temperature", "top_p", "top_k", "seed", "n", "response_format"]
 
@@ -146,9 +149,9 @@ class EngineStage(ChatStage, ServerStage):
     max_batch_tokens: NoEffectOnRows[Positive | None] = None
     """Tokens in memory at once (local); None: found from the free memory. Changes no text."""
     structured_output: bool = False
-    """Have the server hold replies that have a form (a judge's, ratings) to it: response_format with
-    a JSON schema (server, batch). Some servers refuse it, some pass over it; all replies are read
-    alike. Free text is asked for without a schema."""
+    """Hold replies that have a form (a judge's, ratings) to it: by masking tokens (local), or by
+    response_format with a JSON schema (server, batch), which some servers refuse and some pass over;
+    all replies are read alike. Free text is asked for without a schema."""
 
     def open_engine(self, model: str) -> "Engine":
         """Load the model, or connect: the slow part, so only once there is work to do."""
@@ -157,16 +160,14 @@ class EngineStage(ChatStage, ServerStage):
                 return self.open_server(model, structured_output=self.structured_output)
             case "batch":
                 return self.open_batches(model, structured_output=self.structured_output)
-            case "local" if self.structured_output:
-                raise SystemExit(
-                    f"{self.stage_name()}: structured_output: a model in this process is held to no "
-                    "schema; leave it out, or take --engine server"
-                )
             case "local":
                 from prefpipe.llm.local.local_engine import open_local
 
                 return open_local(
-                    model, load_in_4bit=self.load_in_4bit, max_batch_tokens=self.max_batch_tokens
+                    model,
+                    load_in_4bit=self.load_in_4bit,
+                    max_batch_tokens=self.max_batch_tokens,
+                    structured_output=self.structured_output,
                 )
 
     def request(
@@ -212,5 +213,6 @@ class ModelStage(SamplingStage):
 
 
 def local_folders(*names: str) -> list[Path]:
-    """Those names of models that are folders here: their content is part of the fingerprint."""
-    return [Path(name) for name in names if Path(name).is_dir()]
+    """Those names of models that are here, in a folder or a file: their content is part of the
+    fingerprint."""
+    return [path for name in names if (path := gguf_files.model_path(name))]

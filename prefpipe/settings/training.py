@@ -237,11 +237,12 @@ class PreferenceStage(PairColumns):
     input: str = config.RAW_TRAIN
     """Preferences: a Parquet, JSONL or CSV file, a folder saved by `datasets`, or a name on the hub."""
     validation_input: str = config.RAW_VALIDATION
-    """The same for held-out rows. Empty, or only input given: a share of its questions is held out."""
+    """The same for held-out rows. Empty, or only input given: the input's split for validation where
+    it has one, else a share of its questions."""
     validation_split: str | None = None
     """Of validation_input, as split is of input."""
     validation_share: Share = 0.1
-    """Share of the questions of input that is held out where there is no validation_input."""
+    """Share of the questions of input that is held out where there are no rows for it."""
     near_duplicate: Share = 0.8
     """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""
     not_in: list[str] = []
@@ -272,7 +273,7 @@ class PreferenceTrainingStage(PreferenceStage, TrainingStage):
     """What both stages take that train a preference model."""
 
     validation_share: PartialShare = 0.1
-    """Share of the questions of input that is held out where there is no validation_input."""
+    """Share of the questions of input that is held out where there are no rows for it."""
     ties: Literal["drop", "half"] = "drop"
     """Ties in training: left out, or trained as half a win for each side. Held out, they are kept."""
     worst: Positive = 50

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prefpipe.evaluation import metrics
+from prefpipe.evaluation.calibration import FEWEST
 from prefpipe.files import write_json, write_rows
 from prefpipe.questions import question_key
 from prefpipe.rows import Disagreement, Message, Preference, answer_of, flatten_turns
@@ -94,7 +95,8 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         f"  picking the longer        {report['longer_is_right']:.3f}",
         f"mean margin                 {report['mean_margin']:.3f}",
         f"calibration error (ECE)     {report['ece']:.3f}; / temperature "
-        f"{report['temperature']:.2f}: {report['ece_scaled']:.3f}",
+        f"{report['temperature']:.2f}: {report['ece_scaled']:.3f}"
+        + (f" (not fitted: fewer than {FEWEST} pairs)" if report["n"] < FEWEST else ""),
         "|margin| with being right   "
         + ("the same for all" if spearman is None else f"{spearman:.3f} (Spearman)"),
     ]

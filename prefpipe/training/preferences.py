@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefpipe.evaluation.overlap import Overlap, benchmark_questions, texts_of
-from prefpipe.files import DataError, Places, Run
+from prefpipe.files import DataError, Named, Places, Run
 from prefpipe.formats.opening import NO_IDS, HowRead, OpenFile, say
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import in_blocks, splits
@@ -74,7 +74,7 @@ class RawPreferences:
         files, own_file = self.files()
         is_held_out = bytearray()
         # the validation file, or all of the input where a share of it is held out
-        asked = self._held_out_questions(files[-1], is_held_out)
+        asked = self._held_out_questions(files[-1], is_held_out, all_of_it=own_file is not None)
         held_out = NearDuplicates(asked, self.near_duplicate)
         seen = Overlap(benchmark_questions(self.not_in, self.how)) if self.not_in else None
         order = files if first == "train" else files[::-1]
@@ -100,25 +100,28 @@ class RawPreferences:
         """What is read; and of it whose rows are held out, None: a share of the only one's. By the
         file itself: both may be splits of one data set, and so have one name."""
         train = OpenFile(self.input, self.how, self.limit)
-        if not self.validation_input:
-            return [train], None
-        part = {**self.how.part, "split": self.validation_split}
-        own_file = OpenFile(self.validation_input, replace(self.how, part=part), self.limit)
+        name, split = self.validation_input, self.validation_split
+        if not name:  # those who made the set may have said what is held out of it
+            name, split = self.input, Named(self.input, **self.how.part).held_out_split()
+            if not split:
+                return [train], None
+        part = {**self.how.part, "split": split}
+        own_file = OpenFile(name, replace(self.how, part=part), self.limit)
         return [train, own_file], own_file
 
     def sides(self, asked: Sequence[str]) -> list[Split]:
         """Where a share of the questions is held out: the side of each."""
         return splits(asked, validation_share=self.validation_share, seed=self.seed)
 
-    def _held_out_questions(self, file: OpenFile, is_held_out: bytearray) -> Iterator[str]:
+    def _held_out_questions(
+        self, file: OpenFile, is_held_out: bytearray, *, all_of_it: bool
+    ) -> Iterator[str]:
         """First pass: the held-out questions. Notes in is_held_out which records they are of (1), or
         not (0)."""
         for block in in_blocks(file.records()):
             records = [record for _, record in block]
             asked = [_question(file, record) for record in records]
-            sides: list[Split] = (
-                ["validation"] * len(asked) if self.validation_input else self.sides(asked)
-            )
+            sides: list[Split] = ["validation"] * len(asked) if all_of_it else self.sides(asked)
             held_out = [
                 split == "validation" and isinstance(file.pairs(record), list)
                 for record, split in zip(records, sides, strict=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,8 @@ class Job:
     """The prompt's tokens."""
     done: dict[int, list[int]] = field(default_factory=dict)
     """Those of each finished sample."""
+    matchers: dict[int, Any] = field(default_factory=dict)
+    """Where each sample stands in the schema that it is held to, if it is."""
 
     @property
     def missing(self) -> list[int]:

@@ -7,6 +7,7 @@ so (prefpipe.models.sharing) writes one prompt's samples at a time, by its own c
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from prefpipe.llm.local import plain
 from prefpipe.llm.local.decode_rows import Job
 from prefpipe.llm.local.runner import Runner, decodes, shared_tokens
 from prefpipe.llm.local.scheduler import OUT_OF_MEMORY, Limits, Scheduler
+from prefpipe.llm.local.schema_masks import SchemaMasks
 from prefpipe.models import sharing
 from prefpipe.models.classifiers import is_causal
 from prefpipe.models.loading import bare_model, load_both, max_positions
@@ -36,6 +38,8 @@ class LocalEngine:
     max_samples: live samples at once. max_prefill_tokens: prompt tokens in one forward pass; None:
     2,048 on a CPU, else 8,192.
 
+    structured_output: replies are held to the schema of their request, where it has one.
+
     A text is shaped by its Request alone: of the model's generation_config the end tokens count,
     but no temperature, top_p, top_k or penalty.
     """
@@ -48,6 +52,7 @@ class LocalEngine:
         max_batch_tokens: int | None = None,
         max_samples: int = 512,
         max_prefill_tokens: int | None = None,
+        structured_output: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         bare = bare_model(model)
@@ -57,6 +62,7 @@ class LocalEngine:
             )
         self.positions = max_positions(bare)
         self.end_ids = end_token_ids(model, tokenizer)
+        self.masks = SchemaMasks(tokenizer, sorted(self.end_ids)) if structured_output else None
         self.is_plain = not (sharing.shares(model) and decodes(model))
         if self.is_plain:
             bare.generation_config = (
@@ -76,7 +82,7 @@ class LocalEngine:
             return
         results: dict[int, Result] = {}
         windows = self._windows(requests, results)
-        scheduler = Scheduler(Runner(self.model), self.limits, self.end_ids)
+        scheduler = Scheduler(Runner(self.model), self.limits, self.end_ids, self.masks)
         following, reading = 0, True
         while reading or scheduler.waiting or scheduler.running:
             # 1) The next window, once no job of the last one waits.
@@ -96,11 +102,11 @@ class LocalEngine:
         job = self._job(index, request)
         if isinstance(job, Failure):
             return job
-        ends, most = sorted(self.end_ids), self.limits.samples
+        ends, most, masks = sorted(self.end_ids), self.limits.samples, self.masks
         for start in range(0, len(request.samples), most):
             part = request.samples[start : start + most]
             job.done |= zip(
-                part, plain.sample(self.model, request, job.ids, part, ends), strict=True
+                part, plain.sample(self.model, request, job.ids, part, ends, masks), strict=True
             )
         return [self._completion(job, sample) for sample in request.samples]
 
@@ -267,8 +273,9 @@ def _check(request: Request) -> None:
 
 
 def open_local(
-    name: str | Path, *, load_in_4bit: bool | None = None, max_batch_tokens: int | None = None
+    name: str | Path, *, load_in_4bit: bool | None = None, **options: Any
 ) -> LocalEngine:
-    """The engine of a model folder, a LoRA folder or a hub name; see load_model and LocalEngine."""
+    """The engine of a model folder, a LoRA folder or a hub name; see load_model and LocalEngine,
+    whose options these are."""
     model, tokenizer = load_both(name, load_in_4bit=load_in_4bit)
-    return LocalEngine(model, tokenizer, max_batch_tokens=max_batch_tokens)
+    return LocalEngine(model, tokenizer, **options)

@@ -5,6 +5,7 @@ request alone here, too. What a cache must hold (states, latents, windows) is th
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from transformers import (
 from prefpipe.llm import Request
 from prefpipe.llm.local.decode_rows import Sampling
 from prefpipe.llm.local.scheduler import OUT_OF_MEMORY
+from prefpipe.llm.local.schema_masks import SchemaMasks
 from prefpipe.llm.local.token_choice import choose, uniforms
 from prefpipe.models.memory import is_out_of_memory
 
@@ -27,8 +29,15 @@ class _Draw(LogitsProcessor):
     """Leaves the one token that is drawn, so that greedy search takes it."""
 
     def __init__(
-        self, request: Request, samples: Sequence[int], prompt_tokens: int, end_ids: list[int]
+        self,
+        request: Request,
+        samples: Sequence[int],
+        prompt_tokens: int,
+        end_ids: list[int],
+        masks: SchemaMasks | None,
     ) -> None:
+        self.masks = masks if request.reply_schema else None
+        self.matchers: list[Any] = []
         self.request, self.prompt_tokens, self.end_ids = request, prompt_tokens, end_ids
         self.sampling = Sampling.of(request)
         noise = [uniforms(request.seed, request.id, s, request.max_new_tokens) for s in samples]
@@ -39,9 +48,25 @@ class _Draw(LogitsProcessor):
         logits = scores.float()
         if age < self.request.min_new_tokens:
             logits[:, self.end_ids] = -torch.inf
+        if self.masks:
+            self._hold(input_ids, logits, age)
         noise = self.noise_N_T[:, age].to(logits.device)
         chosen = choose(logits, noise, **self.sampling._asdict())
         return torch.full_like(logits, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+    def _hold(self, input_ids: Tensor, logits: Tensor, age: int) -> None:
+        """Leave each row what its schema allows; one that has ended may have any token."""
+        assert self.masks and self.request.reply_schema
+        if not age:
+            begin = self.masks.begin
+            self.matchers = [begin(self.request.reply_schema, logits.shape[-1]) for _ in logits]
+        else:
+            for row, token in enumerate(input_ids[:, -1].tolist()):
+                if token in self.end_ids:
+                    self.matchers[row] = None
+                elif self.matchers[row]:
+                    self.matchers[row].consume_token(token)
+        SchemaMasks.mask(logits, self.matchers)
 
 
 @torch.inference_mode()
@@ -51,6 +76,7 @@ def sample(
     ids: Sequence[int],
     samples: Sequence[int],
     ends: list[int],
+    masks: SchemaMasks | None = None,
 ) -> list[list[int]]:
     """The new tokens of each sample, its end token included. In halves where memory is short."""
     model.eval()
@@ -66,7 +92,7 @@ def sample(
             prompt,
             attention_mask=torch.ones_like(prompt),
             generation_config=config,
-            logits_processor=LogitsProcessorList([_Draw(request, samples, len(ids), ends)]),
+            logits_processor=LogitsProcessorList([_Draw(request, samples, len(ids), ends, masks)]),
         )[:, len(ids) :].tolist()
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -79,7 +105,7 @@ def sample(
         return [
             row
             for part in (samples[:half], samples[half:])
-            for row in sample(model, request, ids, part, ends)
+            for row in sample(model, request, ids, part, ends, masks)
         ]
     return [_to_its_end(row, ends) for row in rows]
 

@@ -11,6 +11,7 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from prefpipe.llm.local.decode_rows import DecodeRows, Job, Sampling, closing
 from prefpipe.llm.local.runner import Runner
+from prefpipe.llm.local.schema_masks import SchemaMasks
 from prefpipe.llm.local.token_choice import choose
 from prefpipe.models.memory import is_out_of_memory
 
@@ -70,8 +72,16 @@ class Scheduler:
     """waiting: whoever calls `step` adds to it. running: slot i of the store holds the prompt of
     running[i], row r the sample rows[r]."""
 
-    def __init__(self, runner: Runner, limits: Limits, end_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        limits: Limits,
+        end_ids: frozenset[int],
+        masks: SchemaMasks | None = None,
+    ) -> None:
+        """masks: with them replies are held to the schemas that their requests have."""
         self.runner, self.limits, self.end_ids = runner, limits, sorted(end_ids)
+        self._masks = masks
         self.waiting: deque[Job] = deque()
         self.running: list[Job] = []
         self._ways: list[Sampling] = []
@@ -159,6 +169,8 @@ class Scheduler:
         if (early := age < rows.minimum[which]).any():
             early_rows = torch.from_numpy(early.nonzero()[0]).to(device)
             logits[early_rows[:, None], torch.tensor(self.end_ids).to(device)] = -torch.inf
+        matchers = self._matchers(which, logits.shape[-1]) if self._masks else []
+        SchemaMasks.mask(logits, matchers)
         # 2) Rows that are drawn alike are drawn at once.
         noise = torch.from_numpy(rows.noise[which, age]).to(device)
         chosen = np.empty(len(which), dtype=np.int64)
@@ -169,12 +181,27 @@ class Scheduler:
             chosen[members] = choose(logits[part], noise[part], **self._ways[way]._asdict()).cpu()
         rows.tokens[which, age] = chosen
         rows.age[which] += 1
+        for matcher, token in zip(matchers, chosen.tolist(), strict=bool(matchers)):
+            if matcher and token not in self.end_ids:
+                matcher.consume_token(token)
         # 3) An end token, or the limit, ends a sample.
         ended = which[np.isin(chosen, self.end_ids) | (rows.age[which] == rows.limit[which])]
         for row in ended:
             job = self.running[rows.slot[row]]
             job.done[int(rows.sample[row])] = rows.tokens[row, : rows.age[row]].tolist()
         return self._let_go(ended)
+
+    def _matchers(self, which: np.ndarray, width: int) -> list[Any]:
+        """Where each of these rows stands in its schema; None: it has none."""
+        assert self._masks
+        matchers: list[Any] = []
+        for row in which.tolist():
+            job, sample = self.running[self.rows.slot[row]], int(self.rows.sample[row])
+            schema = job.request.reply_schema
+            if schema and not self.rows.age[row]:  # of a job that was preempted anew, too
+                job.matchers[sample] = self._masks.begin(schema, width)
+            matchers.append(job.matchers[sample] if schema else None)
+        return matchers
 
     def _let_go(self, gone: np.ndarray) -> list[Job]:
         """Drop these rows, and the jobs (returned) that have none left; others close the gaps."""
