@@ -54,9 +54,9 @@ def test_each_reply_is_what_its_schema_allows_and_free_text_stays_free(loaded):
             continue
         reply = json.loads(text)
         if id == "rated":
-            assert [one["rating"] in ["1", "2", "3", "4", "5", "N/A"] for one in reply.values()] == [
-                True
-            ] * 2
+            assert [
+                one["rating"] in ["1", "2", "3", "4", "5", "N/A"] for one in reply.values()
+            ] == [True] * 2
             continue
         language = "zh" if id == "zh" else "en"
         reason, better = verdicts.ANSWER_KEYS[language]

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefpipe.evaluation.metrics import length_buckets, wilson
 from prefpipe.report import blocks
@@ -41,21 +41,32 @@ class _Set:
     """The texts of items that flipped: filled in a second reading."""
 
 
-@dataclass(frozen=True, slots=True)
-class ItemFacts:
+class ItemFacts(NamedTuple):
+    """What is kept of each item: two numbers, since there may be a million."""
+
     better: int | None
-    lengths: tuple[int, int]
-    question: str
+    longer: int
+    """By how many characters answer 1 is longer than answer 2."""
 
 
 def item_facts(folder: Folder) -> dict[str, ItemFacts]:
     """What is needed of each item to read judgments of it, by id."""
-    facts = {}
-    for file in folder.of(Item):
-        for item in file.read(Item):
-            lengths = (len(item.answer_1), len(item.answer_2))
-            facts[item.id] = ItemFacts(item.better, lengths, item.question[:300])
-    return facts
+    return {
+        item.id: ItemFacts(item.better, len(item.answer_1) - len(item.answer_2))
+        for file in folder.of(Item)
+        for item in file.read(Item)
+    }
+
+
+def _questions(folder: Folder, ids: Collection[str]) -> dict[str, str]:
+    """The questions of a few items."""
+    files = folder.of(Item) if ids else []
+    return {
+        item.id: item.question[:_SAID]
+        for file in files
+        for item in file.read(Item)
+        if item.id in ids
+    }
 
 
 def judges_section(folder: Folder, items: Mapping[str, ItemFacts]) -> Block | None:
@@ -112,7 +123,6 @@ def _count(judgments: Iterator[EvaluatedJudgment]) -> dict[str, _Set]:
 def _of_judgments(
     folder: Folder, file: Any, name: str, of: _Set, items: Mapping[str, ItemFacts]
 ) -> Iterator[Block | None]:
-    del folder
     for judge in _JUDGES:
         if counts := of.places.get(judge):
             yield blocks.matrix(
@@ -124,7 +134,7 @@ def _of_judgments(
             )
     for judge in _JUDGES:
         yield _by_length(judge, of.right.get(judge, {}), items)
-    yield from _flips(file, name, of, items)
+    yield from _flips(folder, file, name, of, items)
 
 
 def _by_length(
@@ -133,7 +143,8 @@ def _by_length(
     known = [id for id in right if id in items and items[id].better]
     if not known:
         return None
-    differences = [_difference(items[id]) for id in known]
+    # of the right answer: answer 1, or the other one
+    differences = [items[id].longer if items[id].better == 1 else -items[id].longer for id in known]
     buckets = length_buckets(differences, [right[id] for id in known])
     rows = [
         (f"{bucket['from']} to {bucket['to']} (n = {bucket['n']})", blocks.accuracy(bucket))
@@ -143,13 +154,8 @@ def _by_length(
     return blocks.bars(caption, rows, reference=0.5)
 
 
-def _difference(item: ItemFacts) -> int:
-    first, second = item.lengths
-    return first - second if item.better == 1 else second - first
-
-
 def _flips(
-    file: Any, name: str, of: _Set, items: Mapping[str, ItemFacts]
+    folder: Folder, file: Any, name: str, of: _Set, items: Mapping[str, ItemFacts]
 ) -> Iterator[Block | None]:
     """Items, in their given order, that tuning made right or wrong: counts, and texts to read."""
     base, tuned = of.given.get("base", {}), of.given.get("tuned", {})
@@ -174,13 +180,14 @@ def _flips(
         for row in file.read(EvaluatedJudgment)
         if row.id in shown and row.order == "given" and row.benchmark == name
     }
+    questions = _questions(folder, shown)
     groups = []
     for words, ids in directions.items():
         rows = [
             (
                 id,
                 [
-                    *([("question", items[id].question)] if id in items else []),
+                    *([("question", questions[id])] if id in questions else []),
                     *([("better answer", str(items[id].better))] if id in items else []),
                     *((f"{judge} judge", said.get((id, judge), "")) for judge in _JUDGES),
                 ],
