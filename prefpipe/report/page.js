@@ -192,13 +192,14 @@
         const next = chain.stages[k + 1], kept = size(stage.kept), goesOn = next && next.goes_on, tall = Math.max(goesOn ? step : step - 14, 14 + stage.left_out.length * 17);
         svg.append(s("text", { x: from, y: y - 5, class: "stage" }, stage.name, s("tspan", { class: "muted" }, `  ${number(stage.read)} read, ${number(stage.kept)} kept`)));
         svg.append(s("rect", { x: from, y, width: size(stage.read), height: 12, class: "node" }, s("title", {}, `${stage.place}: written: ${stage.written || "nothing"}`)));
-        const below = y + (goesOn ? tall : 20), end = goesOn ? size(next.read) : kept;
-        svg.append(s("path", { d: `M${from} ${y + 12}V${below}H${from + end}C${from + end} ${y + tall / 2} ${from + kept} ${y + tall / 2} ${from + kept} ${y + 12}Z`, class: goesOn ? "kept" : "kept end" }));
+        const below = y + (goesOn ? tall : 20), end = goesOn ? size(next.read) : kept, half = (y + 12 + below) / 2;
+        svg.append(s("path", { d: `M${from} ${y + 12}V${below}H${from + end}C${from + end} ${half} ${from + kept} ${half} ${from + kept} ${y + 12}Z`, class: goesOn ? "kept" : "kept end" }));
         let at = from + kept;
         stage.left_out.forEach(([reason, n, id], i) => {
           const wide = Math.min(size(n), 12), level = y + 8 + i * 17, x2 = from + room + 16;
           const share = (size(stage.read) - kept) * (n / (stage.read - stage.kept));
-          svg.append(s("path", { d: `M${at} ${y + 12}H${at + share}C${at + share} ${level + 4} ${at + share} ${level - wide / 2 + 4} ${x2} ${level - wide / 2 + 4}V${level + wide / 2 + 4}C${at} ${level + wide / 2 + 4} ${at} ${level + 4} ${at} ${y + 12}Z`, class: "out" }));
+          const top = level + 4 - wide / 2, bottom = top + wide, right = at + share;
+          svg.append(s("path", { d: `M${at} ${y + 12}H${right}C${right} ${top} ${(right + x2) / 2} ${top} ${x2} ${top}V${bottom}C${(at + x2) / 2} ${bottom} ${at} ${bottom} ${at} ${y + 12}Z`, class: "out" }));
           svg.append(s("a", { href: `#${encodeURIComponent(id)}` }, s("text", { x: x2 + 5, y: level + 8, class: "reason" }, `${number(n)} ${reason}`)));
           at += share;
         });
