@@ -16,6 +16,7 @@ page, marks of your own (1, 2, 0) download as the file that accuracy.py --labels
     uv run report.py runs/a runs/b --output compared.html
 """
 
+import json
 from pathlib import Path
 
 from pydantic import Field
@@ -52,6 +53,17 @@ def main(s: Settings) -> None:
         data = page.both_runs(folders, seed=s.seed)
     html = page.render(data)
     files.write_text(output, html)
+    if s.as_json:
+        print(
+            json.dumps(
+                {
+                    "stage": "report",
+                    "page": str(output),
+                    "sections": [x["id"] for x in data["sections"]],
+                }
+            )
+        )
+        return
     shown = ", ".join(section["title"].lower() for section in data["sections"])
     print(f"{output}: {len(html.encode()) / 1e6:.1f} MB; {shown}. Open it in a browser.")
     for file in [file for folder in folders for file in folder.row_files if file.bad_count]:

@@ -68,7 +68,8 @@ class StageRun:
 
     @property
     def counts(self) -> dict[str, Any]:
-        return self.meta["counts"]
+        """How many rows were read, kept, and left out by reason."""
+        return {"read": 0, "kept": 0, "left_out": {}} | self.meta.get("counts", {})
 
     @property
     def settings(self) -> dict[str, Any]:

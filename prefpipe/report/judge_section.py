@@ -10,7 +10,7 @@ from prefpipe.report import blocks
 from prefpipe.report.blocks import Block
 from prefpipe.report.found_files import Folder, read_report
 from prefpipe.report.pair_section import Notes
-from prefpipe.rows import CleanJudgment, EvaluatedJudgment, Item
+from prefpipe.rows import AnnotationAnswer, CleanJudgment, EvaluatedJudgment, Item
 
 _FLIPS = 20  # shown in each direction
 _SAID = 1500  # characters of a judgment that is read beside a row
@@ -249,3 +249,8 @@ def add_verdicts(
                 notes.verdicts[row.id].append([who, said, row.text[:_SAID]])
     for id, who in against.items():
         notes.against[id].extend(who)
+    for file in folder.of(AnnotationAnswer):
+        for row in file.read(AnnotationAnswer):
+            if row.id in ids and not row.swapped:
+                who = f"{row.model}, rating {row.aspect.replace('_', ' ')}, texts as it was shown them"
+                notes.verdicts[row.id].append([who, "", row.text[:_SAID]])

@@ -10,7 +10,7 @@ from prefpipe.report import blocks
 from prefpipe.report.blocks import Block
 from prefpipe.report.found_files import Folder, read_report
 from prefpipe.report.pair_section import Notes
-from prefpipe.rows import Disagreement, Ranking
+from prefpipe.rows import Disagreement, Ranking, ScoredQuestion
 
 _POINTS = 300  # of a curve
 _READ = 30  # disagreements of a model
@@ -188,3 +188,9 @@ def add_disagreements(folder: Folder, ids: Collection[str], notes: Notes) -> Non
         for row in file.read(Disagreement):
             if row.id in ids:
                 notes.against[row.id].append(who)
+    for file in folder.of(ScoredQuestion):
+        for row in file.read(ScoredQuestion):
+            who = f"{row.kind} model" if row.kind != "judge" else "tuned judge"
+            is_pair = len(row.right_scores) == len(row.wrong_scores) == 1
+            if row.id in ids and is_pair and row.right_scores < row.wrong_scores:
+                notes.against[row.id] += [who] if who not in notes.against[row.id] else []

@@ -408,7 +408,7 @@
         h("div", { class: "side chosen" }, h("h4", {}, row.t ? "One answer" : "Chosen"), h("div", { class: "text", dir: "auto" }, chosen)),
         h("div", { class: "side rejected" }, h("h4", {}, row.t ? "The other" : "Rejected"), h("div", { class: "text", dir: "auto" }, rejected))),
       parts.length ? tableOf(["", "chosen", "rejected"], parts, "Scores and parts") : "",
-      row.j ? h("details", { open: true }, h("summary", {}, "What judges said"), h("ul", { class: "texts" }, row.j.map(([who, said, text]) => h("li", {}, h("p", { class: "part" }, `${who}: `, h("b", {}, said)), h("div", { class: "text", dir: "auto" }, readable(text)))))) : "");
+      row.j ? h("details", { open: true }, h("summary", {}, "What judges said"), h("ul", { class: "texts" }, row.j.map(([who, said, text]) => h("li", {}, h("p", { class: "part" }, who, said && [": ", h("b", {}, said)]), h("div", { class: "text", dir: "auto" }, readable(text)))))) : "");
   }
 
   // ---- labels: a reader's own marks, blind

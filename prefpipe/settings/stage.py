@@ -9,11 +9,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self, TypeVar
 
 from dotenv import dotenv_values
-from pydantic import ValidationError, field_validator
+from pydantic import PrivateAttr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -27,6 +28,7 @@ from prefpipe.files import DataError, Run, StageFacts
 from prefpipe.ranges import Positive
 from prefpipe.screen import visible
 from prefpipe.settings.profiles import ProfileSource, profile_name
+from prefpipe.settings.spoken import spoken
 
 T = TypeVar("T")
 
@@ -127,7 +129,8 @@ class Script(BaseSettings):
             settings = cls.from_command_line()
             debug = settings.debug
             gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
-            main(settings)
+            with settings.spoken():
+                main(settings)
         except DataError as error:
             raise SystemExit(visible(f"{cls.stage_name()}: {error}")) from None
         except SystemExit as end:  # its words may be a file's, or a server's
@@ -146,6 +149,10 @@ class Script(BaseSettings):
         except Exception as error:
             raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
         raise SystemExit(0)
+
+    def spoken(self) -> AbstractContextManager[None]:
+        """How the script speaks while it runs; a stage may be told to be quiet."""
+        return nullcontext()
 
     @classmethod
     def _prefix(cls) -> str:
@@ -184,6 +191,8 @@ class Script(BaseSettings):
 class Stage(Script):
     """What every stage takes; a stage adds its input, its output and its own knobs."""
 
+    model_config = SettingsConfigDict(cli_shortcuts={"as-json": "json"})
+
     seed: int = config.SEED
     """Seed of every random choice of the stage."""
     limit: Positive | None = None
@@ -192,6 +201,14 @@ class Stage(Script):
     """Start anew: replace an existing output and a stopped run's log."""
     strict: NoEffectOnRows[bool] = False
     """Stop at the first bad row instead of writing it to the rejects."""
+    quiet: NoEffectOnRows[bool] = False
+    """Nothing on standard output; errors and progress stay on standard error."""
+    as_json: NoEffectOnRows[bool] = False
+    """Only a summary on standard output, a JSON object a line for each run; --json for short."""
+    _metas: list[Path] = PrivateAttr(default_factory=list)
+
+    def spoken(self) -> AbstractContextManager[None]:
+        return spoken(self._metas, quiet=self.quiet, as_json=self.as_json)
 
     def rows_depend_on(self) -> dict[str, Any]:
         """The settings that change rows, for the fingerprint: paths by content, not by name."""
@@ -213,7 +230,9 @@ class Stage(Script):
             strict=self.strict,
             leave_out_failing=getattr(self, "leave_out_failing", False),
         )
-        return Run(facts, **options)
+        run = Run(facts, **options)
+        self._metas.append(run.meta_path)
+        return run
 
 
 def check_dotenv(path: Path) -> None:
