@@ -290,7 +290,7 @@ def of_ratings(root: Path, rows: int, text: Text, rng: random.Random) -> None:
     ratings = dict.fromkeys(
         ASPECTS if text is plain else [text("aspect", k) for k in range(4)], one
     )
-    more = {"ratings": ratings, "mean_rating_by_place": [3.5, 3.25]}
+    more = {"ratings": ratings, "mean_rating_by_place": [3.5, 4.0]}
     finish(root / "synthetic", "parse_preferences", "preferences", rows, {}, **more)
 
 

@@ -175,4 +175,6 @@ def strengths(models: Sequence[str], games: Games, *, seed: int) -> list[Estimat
         fit([games[k] for k in rng.integers(0, len(games), len(games))]) for _ in range(_DRAWS)
     ]
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    return [Estimate(*map(float, one)) for one in zip(values, low, high, strict=True)]
+    # models that are equally strong differ by what is left of the iteration
+    rounded = np.round([values, low, high], 9) + 0.0
+    return [Estimate(*one) for one in rounded.T.tolist()]

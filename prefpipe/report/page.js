@@ -113,7 +113,7 @@
     rows.forEach(([, value], k) => {
       const y = k * line + 4, end = x(middle(value) ?? 0);
       svg.append(s("rect", { x: Math.min(x(0), end), y, width: Math.max(1, Math.abs(end - x(0))), height: line - 8, class: "a" }));
-      if (value && typeof value === "object")
+      if (value && typeof value === "object" && "low" in value)
         svg.append(s("line", { x1: x(value.low), x2: x(value.high), y1: y + 8, y2: y + 8, class: "interval", "vector-effect": "non-scaling-stroke" }));
     });
     if (block.reference != null)
