@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import time
@@ -18,7 +19,7 @@ from prefpipe.evaluation.labels import read_labels
 from prefpipe.report import page as page_module
 from prefpipe.report.found_files import Folder
 from tests.examples import run_stage
-from tests.page_data import HOSTILE, MODELS, hostile, write_run
+from tests.page_data import HOSTILE, MODELS, hostile, of_models, of_ratings, plain, write_run
 
 ITEMS = "pairwise_critic_inference2_get_answer/Sky_english/validation.jsonl"
 PREFERENCES = "ranking/preferences.jsonl"
@@ -377,9 +378,10 @@ def test_disagreement_and_reason_filter_by_what_other_files_say(page, run):
 
 
 def test_a_filter_takes_less_than_a_tenth_of_a_second(browser, tmp_path):
-    write_run(tmp_path, rows=2000)
-    with opened(browser, make(tmp_path)) as page:
-        assert count(page) == 5000
+    for part in (of_models, of_ratings):
+        part(tmp_path, 2000, plain, random.Random(1))
+    with opened(browser, make(tmp_path, "--rows", 2000)) as page:
+        assert count(page) == 4000
         took = page.evaluate(
             """() => ["a", "an", "sum 17", "child", "no such words"].map((words) => {
                 const box = document.getElementById("search"), start = performance.now();
@@ -730,10 +732,10 @@ def test_code_and_formulas_are_set_apart(browser, tmp_path):
 
 def test_a_page_of_10_000_rows_is_under_5_mb_and_opens_in_2_seconds(browser, tmp_path):
     long = "A sentence of some length that stands here many times over. " * 12
-    write_run(
-        tmp_path, rows=10_000, text=lambda name, k: f"{name} {k} {long}" if k % 2 else f"{name} {k}"
-    )
-    path = make(tmp_path)
+    text = lambda name, k: f"{name} {k} {long}" if k % 2 else f"{name} {k}"  # noqa: E731
+    for part in (of_models, of_ratings):
+        part(tmp_path, 10_000, text, random.Random(1))
+    path = make(tmp_path, "--rows", 10_000)
     assert path.stat().st_size < 5_000_000
     took, shown = [], ""
     for _ in range(3):  # the machine may be busy with other tests

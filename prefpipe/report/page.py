@@ -100,7 +100,7 @@ def render(data: Block) -> str:
     script, style = (_asset(name) for name in ("page.js", "page.css"))
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
+        "base-uri 'none'; form-action 'none'"
     )
     parts = {
         "policy": policy,
