@@ -182,6 +182,7 @@
 
   /* The ledger: a bar for each run as wide as its rows, what it keeps flowing down into the next, what it
      leaves out flowing to the right. Thin flows have a least width, so that one row is seen. */
+  const hasRejects = data.sections.some((section) => section.id === "left-out");
   function flow(block) {
     const width = Math.min(560, innerWidth - 66), from = 2, room = width - 225, step = 34;
     return figure(block, h("div", { class: "blocks" }, block.chains.map((chain) => {
@@ -200,7 +201,8 @@
           const share = (size(stage.read) - kept) * (n / (stage.read - stage.kept));
           const top = level + 4 - wide / 2, bottom = top + wide, right = at + share;
           svg.append(s("path", { d: `M${at} ${y + 12}H${right}C${right} ${top} ${(right + x2) / 2} ${top} ${x2} ${top}V${bottom}C${(at + x2) / 2} ${bottom} ${at} ${bottom} ${at} ${y + 12}Z`, class: "out" }));
-          svg.append(s("a", { href: `#${encodeURIComponent(id)}` }, s("text", { x: x2 + 5, y: level + 8, class: "reason" }, `${number(n)} ${reason}`)));
+          const label = s("text", { x: x2 + 5, y: level + 8, class: hasRejects ? "reason linked" : "reason" }, `${number(n)} ${reason}`);
+          svg.append(hasRejects ? s("a", { href: `#${encodeURIComponent(id)}` }, label) : label);
           at += share;
         });
         y += tall + (next ? 20 : 4);
