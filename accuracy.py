@@ -19,6 +19,7 @@ pairwise take the preference models. Several kinds stand side by side in the tab
 
     uv run accuracy.py --benchmark llmbar=llmbar.jsonl
     uv run accuracy.py --kind reward --kind pairwise --benchmark rewardbench=filtered.parquet
+    uv run accuracy.py --labels labels.csv
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from typing import Any
 import config
 from prefpipe import files, llm
 from prefpipe.compare import openers
-from prefpipe.evaluation import judging, overlap, scoring
+from prefpipe.evaluation import judging, labels, overlap, scoring
 from prefpipe.evaluation.held_out import VALIDATION, Kind, Measured, parse_benchmarks
 from prefpipe.evaluation.judging import JUDGES, Judge
 from prefpipe.evaluation.tables import tables
@@ -59,6 +60,9 @@ class Settings(PairColumns, EngineStage, ReportingStage, env_prefix="ACCURACY_")
     benchmark: list[str] = []
     """More sets, each as name=path; name is the format, as of preprocess_dataset.py, or one with
     more than two responses: rewardbench2, best_of_n; auto: as format and the columns say."""
+    labels: list[str] = []
+    """What --label-column holds, as of preprocess_dataset.py. Or, alone, the file of a reader's labels
+    from the page of report.py: shown is how the data agrees, and win rates corrected for its errors."""
     trained_on: list[str] = []
     """Preference files that a model was trained on: how much of each set stands in them is shown."""
     template: str | None = None
@@ -68,6 +72,9 @@ class Settings(PairColumns, EngineStage, ReportingStage, env_prefix="ACCURACY_")
 
 
 def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
+    if len(s.labels) == 1:  # a column's are two or more
+        print(labels.report(config.DATA, labels.read_labels(Path(s.labels[0]))), end="")
+        return
     measured = what_is_measured(s)
     judged = [m for m in measured if m.is_judged]
     scored = [m for m in measured if not m.is_judged]

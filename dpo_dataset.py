@@ -31,15 +31,13 @@ from prefpipe.settings import Stage
 QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
-class Settings(Stage, env_prefix="DPO_DATASET_", cli_shortcuts={"as-json": "json"}):
+class Settings(Stage, env_prefix="DPO_DATASET_"):
     input: Path = config.DPO_DATASET
     """Folder of train.parquet and validation.parquet."""
     model: str = config.BASE_MODEL
     """Whose tokenizer counts the tokens."""
     samples: NotNegative = 1
     """Pairs of each type to show whole."""
-    as_json: bool = False
-    """Print one JSON object in place of the table; --json for short."""
 
 
 def problems_of(pair: JudgmentPair) -> Iterator[Reject]:

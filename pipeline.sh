@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The stages in their order. Options go to every stage: ./pipeline.sh judge --overwrite
 #   ./pipeline.sh [judge|rag|models|synthetic|all] [--overwrite] [--limit N] [--seed N] ...
+#   ./pipeline.sh page        only the page of what is there; each path ends with it
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -74,11 +75,17 @@ synthetic() {
   [[ -n ${PROFILE:-} ]] || run -m embedded.synthetic right
 }
 
+page() {
+  run report.py "$@"
+}
+
 case $path in
   judge) judge "$@" ;;
   rag) rag "$@" ;;
   models) models "$@" ;;
   synthetic) synthetic "$@" ;;
   all) judge "$@"; rag "$@"; models "$@"; synthetic "$@" ;;
-  *) echo "pipeline.sh: no path named $path; there are: judge, rag, models, synthetic, all" >&2; exit 2 ;;
+  page) page "$@" ;;
+  *) echo "pipeline.sh: no path named $path; there are: judge, rag, models, synthetic, all, page" >&2; exit 2 ;;
 esac
+[[ $path == page ]] || page "$@"

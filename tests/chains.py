@@ -10,7 +10,7 @@ whole process group) at moments drawn by the seed, and started again until it co
 
 Compared is every file: rows of JSONL and Parquet, of a .meta.json its counts, of all other files the
 bytes. Left out are hidden files (logs, locks) and what no two runs share: checkpoints' optimizer
-states, pictures, cards, which name their folder.
+states, pictures, cards, which name their folder, and the page, which names seconds.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-LEFT_OUT = {".png", ".pt", ".pth", ".bin", ".faiss"}
+LEFT_OUT = {".png", ".pt", ".pth", ".bin", ".faiss", ".html"}
 
 
 def run_path(name: str, data: Path, checkout: Path, limit: int, kills: int, seed: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -132,14 +133,18 @@ def test_the_default_model_embeds_as_sentence_transformers_does():
 def test_prompts_stand_before_queries_and_documents(tmp_path):
     """As texts that begin with them: from the settings (E5), else from the model's configuration."""
     plain = SentenceEmbedder("all-MiniLM-L6-v2")
-    e5 = {"query": "query: ", "document": "passage: "}
-    given = SentenceEmbedder("all-MiniLM-L6-v2", {"query": None, **e5})
+    e5: dict[Literal["query", "document"], str] = {"query": "query: ", "document": "passage: "}
+    given = SentenceEmbedder("all-MiniLM-L6-v2", dict(e5.items()))
     folder = tmp_path / "e5"
     shutil.copytree(str(model_folder("all-MiniLM-L6-v2")), folder)
     path = folder / "config_sentence_transformers.json"
     # a model that says "passage", and by the way of a model without a word of its own
     path.write_text(json.dumps({"prompts": {"query": "query: ", "passage": "passage: "}}))
-    for embedder in (given, SentenceEmbedder(str(folder)), SentenceEmbedder(str(folder), e5)):
+    for embedder in (
+        given,
+        SentenceEmbedder(str(folder)),
+        SentenceEmbedder(str(folder), dict(e5.items())),
+    ):
         for kind, prompt in e5.items():
             vector = embedder.embed(["add two numbers"], kind)
             assert np.allclose(vector, plain.embed([prompt + "add two numbers"], kind), atol=1e-5)

@@ -12,6 +12,7 @@ import config
 from prefpipe import chat
 from prefpipe.models import gguf_files
 from prefpipe.models.loading import load_both
+from prefpipe.rows import Message
 from prefpipe.settings import local_folders
 
 NAMES = {
@@ -76,7 +77,7 @@ def file(tmp_path, monkeypatch) -> Path:
 def test_a_gguf_file_is_the_model_it_was_made_of(file, capsys):
     model, tokenizer = load_both(str(file))
     want, own = load_both(EMBEDDED)
-    turns = [{"role": "user", "content": "Tell me the month of Fay, 12 + 30?  是的\n"}]
+    turns = [Message(role="user", content="Tell me the month of Fay, 12 + 30?  是的\n")]
     ids = chat.prompt_ids(tokenizer, turns)
     assert ids == chat.prompt_ids(own, turns)
     assert chat.completion_ids(tokenizer, "May.") == chat.completion_ids(own, "May.")

@@ -79,6 +79,7 @@ FLOORS = [  # a module imports from its own room and from rooms above it in this
     "compare",
     "evaluation",
     "rag training",
+    "report",
     "settings",
 ]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names.split()}

@@ -8,11 +8,12 @@ import torch
 
 import config
 from prefpipe import chat, verdicts
-from prefpipe.llm import Request
+from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.local.local_engine import LocalEngine
 from prefpipe.llm.local.schema_masks import SchemaMasks
 from prefpipe.models.loading import load_both
 from prefpipe.rating_prompts import ratings_schema
+from prefpipe.rows import Message
 from prefpipe.verdicts import Verdict, judgment_schema, object_schema, parse_verdict
 
 VERDICT = object_schema({"better_answer": {"type": "integer", "enum": [1, 2]}})
@@ -31,12 +32,17 @@ def engine(loaded, *, plain: bool = False, **options) -> LocalEngine:
 
 def ask(id: str, schema=None, **options) -> Request:
     options = {"max_new_tokens": 160, "temperature": 1.3, "seed": 5, **options}
-    turns = ({"role": "user", "content": f"Which is better, {id}? Tell me the month of Fay."},)
+    turns = (Message(role="user", content=f"Which is better, {id}? Tell me the month of Fay."),)
     return Request(id, turns, reply_schema=schema, **options)
 
 
+def completions(made: LocalEngine, asked) -> list[Completion]:
+    results = made.generate(asked)
+    return [c for result in results if not isinstance(result, Failure) for c in result]
+
+
 def texts(made: LocalEngine, asked) -> dict[tuple[str, int], str]:
-    return {(c.id, c.sample): c.text for result in made.generate(asked) for c in result}
+    return {(c.id, c.sample): c.text for c in completions(made, asked)}
 
 
 def test_each_reply_is_what_its_schema_allows_and_free_text_stays_free(loaded):
@@ -100,7 +106,7 @@ def test_the_tokens_are_the_most_likely_ones_of_the_language(loaded):
 
 def test_a_reply_that_is_too_long_is_cut_and_says_so(loaded):
     request = ask("cut", judgment_schema("en"), max_new_tokens=9)
-    ((completion,),) = engine(loaded).generate([request])
+    (completion,) = completions(engine(loaded), [request])
     assert completion.finish_reason == "length" and completion.new_tokens == 9
 
 

@@ -1,13 +1,14 @@
 """Where a setting comes from, and what a wrong one, or an error that nobody foresaw, says."""
 
 import importlib
+import json
 
 import pytest
 
 import config
 from prefpipe.files import DataError
 from prefpipe.settings import Stage
-from tests.examples import ROOT, run_stage, sentence
+from tests.examples import ROOT, run_stage, sentence, write_jsonl
 
 
 def settings_of(stage: str) -> type[Stage]:
@@ -194,3 +195,32 @@ def test_where_an_output_is_a_folder_the_output_is_named(tmp_path):
 def test_no_number_of_a_setting_is_infinite(stage, option, value, monkeypatch):
     with pytest.raises(SystemExit, match=f"setting {option} .*finite number"):
         settings_of(stage).from_command_line([f"--{option.replace('_', '-')}={value}"])
+
+
+# ---- what a stage says
+
+
+def test_json_is_the_summary_of_the_run_and_nothing_else(tmp_path):
+    rows = [{"id": f"p{k}", "prompt": f"{k}?", "chosen": "yes", "rejected": "no"} for k in range(5)]
+    write_jsonl(tmp_path / "mine.jsonl", [*rows, {"id": "bad"}])
+    options = ["--input", "mine.jsonl", "--output", "items"]
+    for _ in range(2):  # the second finds it finished
+        done = run_stage("preprocess_dataset", *options, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        meta = json.loads((tmp_path / told["meta"]).read_text(encoding="utf-8"))
+        assert told["counts"] == meta["counts"] and told["counts"]["left_out"] == {"bad_row": 1}
+        assert not {"settings", "fingerprint", "libraries"} & set(told)
+
+
+def test_quiet_says_nothing_and_an_error_is_said_all_the_same(tmp_path):
+    write_jsonl(
+        tmp_path / "mine.jsonl", [{"id": "p", "prompt": "?", "chosen": "yes", "rejected": "no"}]
+    )
+    options = ["--input", "mine.jsonl", "--output", "items"]
+    done = run_stage("preprocess_dataset", *options, "--quiet", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == ""
+    options[1] = "other.jsonl"
+    for how in ("--quiet", "--json"):
+        failed = run_stage("preprocess_dataset", *options, how, cwd=tmp_path)
+        assert failed.stdout == "" and "other.jsonl" in sentence(failed)

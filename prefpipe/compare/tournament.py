@@ -168,14 +168,15 @@ def _round_robin(id: str, players: Sequence[int]) -> Course:
 def bradley_terry(wins: np.ndarray, *, ridge: float = 0.01) -> np.ndarray:
     """Log-strengths s (mean 0) with sigmoid(s_i - s_j) as close to wins[i, j] as can be.
 
-    wins (n, n): P(i is better than j) or a share of wins, a tie being 0.5; wins[j, i] is
-    1 - wins[i, j]; NaN: not played. Maximum of the Bradley-Terry likelihood with a normal prior of
+    wins (n, n): P(i is better than j), wins[j, i] being 1 - wins[i, j], or how often i won against
+    j, a tie being 0.5 on both sides; NaN: not played. Maximum of the Bradley-Terry likelihood with a normal prior of
     variance 1 / ridge, without which one who wins always would be infinitely strong (Bradley &
     Terry 1952; Newton's method as in Hunter 2004, section 3, its steps halved until they help).
     """
     n = len(wins)
     known = ~np.isnan(wins)
     won = np.where(known, wins, 0.0)
+    games = np.round(won + won.T, 9)  # of shares exactly 1
     strengths = np.zeros(n)
 
     def loss(s: np.ndarray) -> float:
@@ -183,9 +184,9 @@ def bradley_terry(wins: np.ndarray, *, ridge: float = 0.01) -> np.ndarray:
         return float(unlikely + ridge / 2 * (s**2).sum())
 
     for _ in range(100):
-        expected = np.where(known, 1 / (1 + np.exp(strengths[None, :] - strengths[:, None])), 0.0)
-        gradient = (expected - won).sum(1) + ridge * strengths
-        weight = expected * expected.T
+        likely = np.where(known, 1 / (1 + np.exp(strengths[None, :] - strengths[:, None])), 0.0)
+        gradient = (games * likely - won).sum(1) + ridge * strengths
+        weight = games * likely * likely.T
         hessian = np.diag(weight.sum(1)) - weight + ridge * np.eye(n)
         step = np.linalg.solve(hessian, gradient)
         while np.abs(step).max(initial=0) > 1e-10 and loss(strengths - step) > loss(strengths):

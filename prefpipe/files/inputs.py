@@ -47,8 +47,6 @@ class Named(NamedTuple):
     def records(self, limit: int | None = None) -> Records:
         """(place, record) of each row; records.read_records says what they are. Raises DataError,
         naming what there is, where there is no such data or a split or config must be chosen."""
-        if not self.name.strip():
-            raise DataError("input: found no name; wanted a file, a folder or a name on the hub")
         splits = self._splits()
         return islice(splits[self._chosen([*splits])](), limit)
 
@@ -64,6 +62,8 @@ class Named(NamedTuple):
 
     def _splits(self) -> dict[str, Callable[[], Records]]:
         """Each split's name and what reads it; the name is empty where there are no splits."""
+        if not self.name.strip():
+            raise DataError("input: found no name; wanted a file, a folder or a name on the hub")
         path = Path(self.name)
         if path.is_dir():
             is_saved = any((path / name).is_file() for name in _SAVED)

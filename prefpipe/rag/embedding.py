@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -106,7 +106,7 @@ class SentenceEmbedder:
 
     def embed(self, texts: Sequence[str], kind: Literal["query", "document"]) -> np.ndarray:
         encode = self._model.encode_query if kind == "query" else self._model.encode_document
-        how = {"normalize_embeddings": True, "show_progress_bar": False}
+        how: Any = {"normalize_embeddings": True, "show_progress_bar": False}
         vectors = encode(list(texts), prompt=self._before[kind], **how)
         vectors = np.asarray(vectors, dtype=np.float32).reshape(len(texts), self.dimension)
         check_finite(vectors, texts, self.name)

@@ -9,11 +9,12 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self, TypeVar
 
 from dotenv import dotenv_values
-from pydantic import ValidationError, field_validator
+from pydantic import PrivateAttr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -25,8 +26,10 @@ from pydantic_settings import (
 import config
 from prefpipe.files import DataError, Run, StageFacts
 from prefpipe.ranges import Positive
-from prefpipe.screen import short_sentence
+from prefpipe.screen import short_sentence, visible
 from prefpipe.settings.profiles import ProfileSource, profile_name
+from prefpipe.settings.secrets import without_passwords, without_secrets
+from prefpipe.settings.spoken import spoken
 
 T = TypeVar("T")
 
@@ -35,12 +38,6 @@ NoEffectOnRows = Annotated[T, _NO_EFFECT]
 """Type of a setting that changes speed or place, never a row: it is in no fingerprint."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PASSWORD = re.compile(
-    r"(?<=://)[^/@\s'\"]*(?=@)"
-    r"|(?<=[?&])(?P<name>[\w.-]*(?:key|token|secret|passw|sig|auth|code)[\w.-]*=)[^&\s'\"#]+",
-    re.IGNORECASE,
-)
-"""In a URL: user and password, and what its query calls a secret."""
 _SHORT = re.compile(r"^--([a-z])(=.*)?$")
 """--n 8 as well as -n 8: one-letter settings are options with one dash to the parser."""
 
@@ -119,7 +116,7 @@ class Script(BaseSettings):
         except SettingsError as error:
             _refuse(cls.stage_name(), error)
         if settings.show_settings:
-            for name, value in _without_passwords(settings.model_dump()).items():
+            for name, value in without_passwords(settings.model_dump()).items():
                 print(f"{name} = {value!s}    # {cls._origin(name, command_line())}")
             raise SystemExit(0)
         return settings
@@ -132,7 +129,8 @@ class Script(BaseSettings):
             settings = cls.from_command_line()
             debug = settings.debug
             gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
-            main(settings)
+            with settings.spoken():
+                main(settings)
         except DataError as error:
             raise SystemExit(short_sentence(f"{cls.stage_name()}: {error}")) from None
         except SystemExit as end:
@@ -157,6 +155,10 @@ class Script(BaseSettings):
         except Exception as error:
             raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
         raise SystemExit(0)
+
+    def spoken(self) -> AbstractContextManager[None]:
+        """How the script speaks while it runs; a stage may be told to be quiet."""
+        return nullcontext()
 
     @classmethod
     def _prefix(cls) -> str:
@@ -195,6 +197,8 @@ class Script(BaseSettings):
 class Stage(Script):
     """What every stage takes; a stage adds its input, its output and its own knobs."""
 
+    model_config = SettingsConfigDict(cli_shortcuts={"as-json": "json"})
+
     seed: int = config.SEED
     """Seed of every random choice of the stage."""
     limit: Positive | None = None
@@ -203,6 +207,14 @@ class Stage(Script):
     """Start anew: replace an existing output and a stopped run's log."""
     strict: NoEffectOnRows[bool] = False
     """Stop at the first bad row instead of writing it to the rejects."""
+    quiet: NoEffectOnRows[bool] = False
+    """Nothing on standard output; errors and progress stay on standard error."""
+    as_json: NoEffectOnRows[bool] = False
+    """Only a summary on standard output, a JSON object a line for each run; --json for short."""
+    _metas: list[Path] = PrivateAttr(default_factory=list)
+
+    def spoken(self) -> AbstractContextManager[None]:
+        return spoken(self._metas, quiet=self.quiet, as_json=self.as_json)
 
     def rows_depend_on(self) -> dict[str, Any]:
         """The settings that change rows, for the fingerprint: paths by content, not by name."""
@@ -218,13 +230,15 @@ class Stage(Script):
         facts = StageFacts(
             stage=self.stage_name(),
             depends_on=self.rows_depend_on(),
-            settings=_without_passwords(self.model_dump(mode="json")),
+            settings=without_passwords(self.model_dump(mode="json")),
             limit=self.limit,
             overwrite=self.overwrite,
             strict=self.strict,
             leave_out_failing=getattr(self, "leave_out_failing", False),
         )
-        return Run(facts, **options)
+        run = Run(facts, **options)
+        self._metas.append(run.meta_path)
+        return run
 
 
 def _refuse(stage: str, error: SettingsError) -> NoReturn:
@@ -242,30 +256,9 @@ def check_dotenv(path: Path) -> None:
         raise SystemExit(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
 
 
-def _without_passwords(value: Any) -> Any:
-    """The same settings, the secrets of each URL in them replaced by three stars."""
-    if isinstance(value, dict):
-        return {name: _without_passwords(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_passwords(inner) for inner in value]
-    return _PASSWORD.sub(_stars, value) if isinstance(value, str) else value
-
-
-def _stars(secret: re.Match[str]) -> str:
-    return f"{secret['name'] or ''}***"
-
-
-def _without_secrets(text: str) -> str:
-    """The text without passwords in URLs and without the API key, as it is set or as it is sent."""
-    key = os.environ.get("OPENAI_API_KEY") or dotenv_values(".env").get("OPENAI_API_KEY") or ""
-    for secret in filter(None, (key, key.strip(), repr(key)[1:-1])):
-        text = text.replace(secret, "***")
-    return _PASSWORD.sub(_stars, text)
-
-
 def _unexpected(stage: str, error: Exception, debug: bool) -> str:
     """A sentence for an error that nobody foresaw; its traceback goes into a log file."""
-    lines = _without_secrets("".join(traceback.format_exception(error)))
+    lines = without_secrets("".join(traceback.format_exception(error)))
     if debug:
         print(lines, file=sys.stderr)
     path = config.DATA / "errors" / f"{stage}.{os.getpid()}.log"
@@ -275,7 +268,7 @@ def _unexpected(stage: str, error: Exception, debug: bool) -> str:
         where = f"the traceback stands in {path}"
     except OSError:
         where = "no log of it could be written"
-    words = " ".join(_without_secrets(str(error)).split())[:200]
+    words = " ".join(visible(without_secrets(str(error))).split())[:200]
     return f"{stage}: unexpected {type(error).__name__}: {words}; {where}; --debug shows it"
 
 
