@@ -455,6 +455,7 @@ class Campaign:
         self.totals.chains += 1
         if faults:
             self.totals.faults += faults.count
+        if faults and not overwrites:  # which asks anew by its name, each time that it is given
             extra_replies = (faults.delivered - self.delivered).total()
             self.totals.extra += extra_replies
             if extra_replies > IN_FLIGHT * kills:
