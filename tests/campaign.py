@@ -593,6 +593,8 @@ def main() -> None:
         write_page(json.loads((a.results or RESULTS).read_text()))
         return
     stages = [name for name in a.stages if name in SHORT or not a.short]
+    has_earlier = a.results and a.results.exists()
+    earlier = json.loads(a.results.read_text())["stages"] if has_earlier else {}
     base = make_base(a.work, a.short)
     runner, begun = Runner(), time.monotonic()
     campaigns: dict[str, Campaign] = {}
@@ -616,7 +618,7 @@ def main() -> None:
             print("\n".join(totals.problems[known.get(name, 0) :]), end="", flush=True)
             known[name] = len(totals.problems)
             if a.results:
-                save(a.results, campaigns)
+                save(a.results, campaigns, earlier)
     problems = [
         p for c in campaigns.values() for p in (f"{c.name}, {x}" for x in c.totals.problems)
     ] + [*broken.values()]
@@ -650,8 +652,19 @@ def facts() -> dict[str, Any]:
 def save(path: Path, campaigns: dict[str, Campaign]) -> None:
     # replace: asdict would make a Counter of a Counter's items
     totals = {name: replace(c.totals, kills=dict(c.totals.kills)) for name, c in campaigns.items()}
-    stages = {name: asdict(one) for name, one in totals.items()}
+    stages = dict(earlier)
+    for name, one in totals.items():
+        stages[name] = _sum(asdict(one), earlier.get(name, {}))
     path.write_text(json.dumps({**facts(), "stages": stages}, indent=1) + "\n")
+
+
+def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Counts added, kills by how, problems one behind the other."""
+
+    def add(a: Any, b: Any) -> Any:
+        return dict(Counter(a) + Counter(b)) if isinstance(a, dict) else a + b
+
+    return {key: add(value, other[key]) if key in other else value for key, value in one.items()}
 
 
 if __name__ == "__main__":
