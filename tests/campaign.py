@@ -649,7 +649,8 @@ def facts() -> dict[str, Any]:
     return {"commit": commit, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
 
 
-def save(path: Path, campaigns: dict[str, Campaign]) -> None:
+def save(path: Path, campaigns: dict[str, Campaign], earlier: dict[str, Any]) -> None:
+    """earlier: stages of the file as it was before this run, to which this one's numbers are added."""
     # replace: asdict would make a Counter of a Counter's items
     totals = {name: replace(c.totals, kills=dict(c.totals.kills)) for name, c in campaigns.items()}
     stages = dict(earlier)
