@@ -5,7 +5,7 @@
     python -m tests.campaign --stages dpo_training --chains 40 --seed 7
     python -m tests.campaign --table                       # docs/reliability.md of the results
 
-A chain is two to eight kills of one stage and a last run. The process group is killed
+A chain is up to twelve kills of one stage and a last run. The process group is killed
 
     time   at a moment drawn over the stage's time: SIGKILL, SIGTERM or SIGINT
     ops    SIGKILL at the n-th file operation in the data folder, half of them among the last 14: the
@@ -441,7 +441,7 @@ class Campaign:
         faults = Faults(seed) if self.stage.answer else None
         problems, kills = [], 0
         with serving(self.stage, faults) as env:
-            for _ in range(rng.choice([2, 3, 5, 8])):
+            for _ in range(rng.choice([3, 5, 8, 12])):
                 # what is left to do is less each time: so is the moment of the next kill
                 if not self._killed_run(rng, extra, env, problems, overwrites, 1 / (1 + kills)):
                     extra = []  # it is finished: to overwrite it again would ask all again
