@@ -121,6 +121,8 @@ ROWS: list[Consumer] = [
     Consumer(f"{BATCH} --step download", "b/*", "mixed b", 2.0),
     Consumer(f"{BATCH} --step estimate", "mixed/annotation_prompts.jsonl", "mixed", 1.0),
     Consumer("push.py published me/name --dry-run", "published", "published", 3.0),
+    Consumer("report.py published --output out/page.html", "published/*", "published", 2.0),
+    Consumer("report.py mixed --output out/page.html", "mixed/*", "mixed", 2.0),
     Consumer("push.py published me/name --dry-run", "published/README.md", "published", 2.0),
 ]  # fmt: skip
 """Stages that load no model."""

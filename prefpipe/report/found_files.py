@@ -129,6 +129,11 @@ class Folder:
         found = []
         for path in self.paths:
             if path.name.endswith(".meta.json") and (meta := read_meta(path)):
+                if not _has_numbers(meta):
+                    raise DataError(
+                        f"{path}: is damaged: found other than numbers as its counts or seconds; "
+                        "run the stage again with --overwrite"
+                    )
                 base = path.name.removesuffix(".meta.json")
                 rejects = path.with_name(f"{base}.rejects.jsonl")
                 place = self.within(path.parent)
@@ -153,6 +158,18 @@ class Folder:
     def named(self, *endings: str) -> list[Path]:
         """The files whose names end like this."""
         return [path for path in self.paths if path.name.endswith(endings)]
+
+
+def _has_numbers(meta: dict[str, Any]) -> bool:
+    """Whether the ledger and the times of a run are such."""
+    counts, tokens = meta.get("counts", {}), meta.get("tokens", {})
+    if not isinstance(counts, dict) or not isinstance(tokens, dict):
+        return False
+    left_out = counts.get("left_out", {})
+    if not isinstance(left_out, dict) or not isinstance(meta.get("settings", {}), dict):
+        return False
+    numbers = [meta.get("seconds", 0), counts.get("read", 0), counts.get("kept", 0)]
+    return all(isinstance(n, int | float) for n in (*numbers, *left_out.values(), *tokens.values()))
 
 
 def kind_of(path: Path) -> type[Row] | None:
