@@ -26,7 +26,7 @@ ANSWER_KEYS: dict[Language, tuple[str, str]] = {
     "zh": ("原因", "更好的回答"),
 }
 
-REASON_CHARACTERS: dict[Language, tuple[int, int]] = {"en": (20, 600), "zh": (8, 250)}
+REASON_CHARACTERS: dict[Language, tuple[int, int]] = {"en": (20, 400), "zh": (8, 200)}
 """The least and the most of a reason that is held to judgment_schema."""
 
 
