@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from prefpipe import files
 from prefpipe.files import Aligned, DataError, Places, RowLog
+from prefpipe.files.meta import read_meta
 from prefpipe.rows import Item, JudgmentPair, Preference, Reject, Row
 from prefpipe.settings import Stage
 from tests.examples import ROOT, judgment, ledger, read_jsonl, write_jsonl
@@ -736,3 +737,9 @@ def test_an_output_without_a_name_is_refused(tmp_path):
     (tmp_path / "in.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"output: found '\.', wanted the name of a file"):
         Settings().open_run(inputs=[tmp_path / "in.jsonl"], outputs={Path(""): Note})
+
+
+def test_a_folder_in_the_place_of_a_meta_file_is_none(tmp_path):
+    """As a damaged model's folder may have it: what reads it for a card goes on without."""
+    (tmp_path / "x.meta.json").mkdir()
+    assert read_meta(tmp_path / "x.meta.json") is None

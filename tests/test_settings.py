@@ -186,6 +186,12 @@ def test_where_an_output_is_a_folder_the_output_is_named(tmp_path):
     assert "out/train.jsonl: Is a directory" in line
 
 
+def test_where_an_output_cannot_be_written_it_is_named_as_the_person_did(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [{"id": "a", "prompt": "?", "chosen": "y", "rejected": "n"}])
+    line = sentence(run_stage("report", str(tmp_path), "--output", "/proc/none", cwd=tmp_path))
+    assert line == "report: /proc/none: No such file or directory"
+
+
 @pytest.mark.parametrize("value", ["inf", "nan", "9" * 400])
 @pytest.mark.parametrize(
     ("stage", "option"),

@@ -109,6 +109,19 @@ def test_damaged_documents_are_a_sentence_with_their_file(tmp_path, damage):
     assert str(folder) in str(error.value) and len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("column", ["id", "text"])
+def test_a_text_that_is_no_utf_8_is_a_sentence(tmp_path, column):
+    folder = build_store(tmp_path)
+
+    def spoil(table):
+        wrong = pyarrow.array([b"\xe4"] * table.num_rows).view("string")
+        return table.set_column(table.schema.get_field_index(column), column, wrong)
+
+    _rewrite(folder / "documents.parquet", spoil)
+    with pytest.raises(DataError, match=r"documents\.parquet: .* no UTF-8; build the store again"):
+        VectorStore.open(folder, WordEmbedder()).documents([0, 1])
+
+
 def test_a_column_more_than_wanted_is_left_alone(tmp_path):
     folder = build_store(tmp_path)
     path = folder / "documents.parquet"

@@ -16,7 +16,7 @@ def read_meta(path: Path) -> dict[str, Any] | None:
 
     Raises DataError where it is damaged: what stands beside it may be of any settings.
     """
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))

@@ -81,7 +81,7 @@ class VectorStore:
         summary = hashlib.sha256()
         is_ivf = manifest.index.kind == "ivf"
         for batch in store._table.iter_batches(_BLOCK, columns=["id", "content_hash"]):
-            columns = ([*map(str, column.to_pylist())] for column in batch.columns)
+            columns = ([*map(str, store._texts(column))] for column in batch.columns)
             summary.update(id_lines(*columns))
         if (
             summary.hexdigest() != manifest.content_hash
@@ -131,7 +131,7 @@ class VectorStore:
             members = wanted[groups == group]
             columns = [*Document.model_fields]
             records = self._table.read_row_group(group, columns).take(members - self._starts[group])
-            for row, record in zip(members.tolist(), records.to_pylist(), strict=True):
+            for row, record in zip(members.tolist(), self._texts(records), strict=True):
                 try:
                     documents[row] = Document.model_validate(record)
                 except ValidationError as error:
@@ -140,10 +140,19 @@ class VectorStore:
                     raise DataError(f"{place}: no text in {field}; build the store again") from None
         return documents
 
+    def _texts(self, values: Any) -> list[Any]:
+        """The values of a column or a table of documents.parquet; DataError where a text is none."""
+        try:
+            return values.to_pylist()
+        except UnicodeDecodeError:
+            raise DataError(
+                f"{self.folder / DOCUMENTS}: holds a text that is no UTF-8; build the store again"
+            ) from None
+
     def hashes(self) -> Iterator[list[str]]:
         """The documents' content hashes, in order, block by block."""
         for batch in self._table.iter_batches(batch_size=_BLOCK, columns=["content_hash"]):
-            yield batch.column(0).to_pylist()
+            yield self._texts(batch.column(0))
 
 
 def read_manifest(folder: Path) -> Manifest:

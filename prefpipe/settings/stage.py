@@ -38,6 +38,8 @@ NoEffectOnRows = Annotated[T, _NO_EFFECT]
 """Type of a setting that changes speed or place, never a row: it is in no fingerprint."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HIDDEN = re.compile(r"\.([^/\\]+?)\.tmp(\.\w+)?$")
+"""The name under which a file is written before it is put in place."""
 _SHORT = re.compile(r"^--([a-z])(=.*)?$")
 """--n 8 as well as -n 8: one-letter settings are options with one dash to the parser."""
 
@@ -144,7 +146,7 @@ class Script(BaseSettings):
             if error.filename is None and error.errno not in _FULL:
                 raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
             # of a renaming, what it was to be called: the hidden name before says nothing to anybody
-            place = error.filename2 or error.filename
+            place = _HIDDEN.sub(r"\1\2", str(error.filename2 or error.filename or ""))
             where = f"{place}: " if place else ""
             raise SystemExit(
                 short_sentence(f"{cls.stage_name()}: {where}{error.strerror}")
