@@ -507,6 +507,7 @@ class Cases:
                 name,
                 name.replace("-", "_"),
                 name.partition("_")[2].lower() or name,
+                name.rpartition("_")[2].lower() or name,
                 screen.visible(value)[:9].strip(),
             ]
         else:

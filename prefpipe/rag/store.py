@@ -53,7 +53,7 @@ class VectorStore:
         path = folder / DOCUMENTS
         try:
             self._table = pyarrow.parquet.ParquetFile(path)
-        except (pyarrow.ArrowException, OSError):
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError):
             raise DataError(f"{path}: missing or broken; build the store again") from None
         if lacks := Document.model_fields.keys() - self._table.schema_arrow.names:
             raise DataError(f"{path}: no column {min(lacks)}; build the store again")
