@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import math
+import sqlite3
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,6 +75,23 @@ def test_a_training_reports_the_losses_of_its_curve(tmp_path, stub):
     # it is in no fingerprint: the same run, finished before
     again = run_stage(*command, "--output", "a", cwd=tmp_path, env=env)
     assert "finished before" in again.stdout
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("trackio"), reason="trackio is not installed")
+def test_a_training_reports_to_trackio_without_a_network(tmp_path):
+    """The losses are read from the data base that it leaves on this machine."""
+    rows = [{"prompt": f"{n}+{n}?", "chosen": str(2 * n), "rejected": "no"} for n in range(20)]
+    write_jsonl(tmp_path / "mine.jsonl", rows)
+    model = Path(__file__).parent.parent / "embedded/model"
+    command = ("train_reward_model", "--input", "mine.jsonl", "--model", model, "--epochs", "1")
+    env = {"HF_HUB_OFFLINE": "1", "TRACKIO_DIR": str(tmp_path / "trackio")}
+    result = run_stage(*command, "--output", "a", "--report-to", "trackio", cwd=tmp_path, env=env)
+    assert result.returncode == 0, result.stderr
+    curve = list(csv.DictReader((tmp_path / "a/loss_curve.csv").open()))
+    with sqlite3.connect(tmp_path / "trackio/prefpipe.db") as base:
+        logged = [json.loads(row[0]) for row in base.execute("select metrics from metrics")]
+    losses = [row["train/loss"] for row in logged if "train/loss" in row]
+    assert losses == pytest.approx([float(row["loss"]) for row in curve if row["loss"]], rel=1e-6)
 
 
 @pytest.mark.parametrize("tracker", ["trackio", "wandb", "mlflow", "tensorboard"])
