@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn, Self, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import PrivateAttr, ValidationError, field_validator
+from pydantic_core import PydanticSerializationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -152,9 +153,11 @@ class Script(BaseSettings):
                 short_sentence(f"{cls.stage_name()}: {where}{error.strerror}")
             ) from None
         except KeyboardInterrupt:
-            print(f"{cls.stage_name()}: stopped; the same command goes on", file=sys.stderr)
-            raise SystemExit(130) from None
+            _stopped(cls.stage_name())
         except Exception as error:
+            # pydantic makes an error of its own of Ctrl-C while it calls one of its serializers
+            if isinstance(error, PydanticSerializationError) and "KeyboardInterrupt" in str(error):
+                _stopped(cls.stage_name())
             raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
         raise SystemExit(0)
 
@@ -241,6 +244,11 @@ class Stage(Script):
         run = Run(facts, **options)
         self._metas.append(run.meta_path)
         return run
+
+
+def _stopped(stage: str) -> NoReturn:
+    print(f"{stage}: stopped; the same command goes on", file=sys.stderr)
+    raise SystemExit(130) from None
 
 
 def _refuse(stage: str, error: SettingsError) -> NoReturn:
