@@ -72,6 +72,16 @@ def test_bad_rows_are_counted_and_the_first_is_named(tmp_path):
     assert "prefs.jsonl:3" in sentence(strict)
 
 
+def test_of_a_file_that_is_broken_the_rows_before_are_shown(tmp_path):
+    whole = "".join(json.dumps(preference(k)) + "\n" for k in range(5))
+    (tmp_path / "prefs.jsonl").write_bytes(whole.encode() + b'"\xe4"\n')
+    done = run_stage("report", tmp_path, cwd=tmp_path)
+    assert done.returncode == 0 and "prefs.jsonl:6: byte 1 is not UTF-8" in done.stdout
+    assert len(data_of(tmp_path / "report.html")["reader"]["rows"]) == 5
+    strict = run_stage("report", tmp_path, "--strict", "--overwrite", cwd=tmp_path)
+    assert "prefs.jsonl:6" in sentence(strict)
+
+
 def test_limit_is_said_on_the_page(tmp_path):
     write_jsonl(tmp_path / "prefs.jsonl", [preference(k) for k in range(50)])
     assert run_stage("report", tmp_path, "--limit", 7, cwd=tmp_path).returncode == 0

@@ -91,16 +91,25 @@ class RowFile:
     bad_count: int = 0
 
     def read(self, kind: type[R]) -> Iterator[R]:
-        """Its rows, each once. A bad one is counted, or with strict raises DataError."""
+        """Its rows, each once. A bad one is counted, or with strict raises DataError; where the file
+        is broken (no UTF-8, cut) what stands behind is not read, and counts as one."""
         self.bad, self.bad_count = [], 0
-        for place, row in typed_rows(self.path, kind, self.limit):
-            if not isinstance(row, ValueError):
-                yield row
-                continue
+        try:
+            for place, row in typed_rows(self.path, kind, self.limit):
+                if not isinstance(row, ValueError):
+                    yield row
+                elif self.strict:
+                    raise DataError(f"{place}: {row}")
+                else:
+                    self._count(f"{place}: {row}")
+        except DataError as error:
             if self.strict:
-                raise DataError(f"{place}: {row}")
-            self.bad_count += 1
-            self.bad = [*self.bad, f"{place}: {row}"][:3]
+                raise
+            self._count(str(error))
+
+    def _count(self, fault: str) -> None:
+        self.bad_count += 1
+        self.bad = [*self.bad, fault][:3]
 
 
 @dataclass
