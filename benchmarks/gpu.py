@@ -25,7 +25,9 @@ more for the activations (the base is frozen). peak_gib is beyond what lay there
 """
 
 import argparse
+import contextlib
 import copy
+import importlib
 import itertools
 import json
 import os
@@ -43,6 +45,7 @@ import torch
 
 from benchmarks import RESULTS, alternate, line_of, machine, ratios, write_results
 from benchmarks import sampling as cpu_sampling
+from prefpipe.llm.local.runner import Runner
 
 MISTRAL = {
     "vocab_size": 32_000,
@@ -248,6 +251,28 @@ def sampling_shape(work: Work, prompts: int) -> cpu_sampling.Shape:
     )
 
 
+@contextlib.contextmanager
+def counting() -> Iterator[list[int]]:
+    """Tokens of each forward pass of a sampling run. By the engine's calls: no hook sees a graph."""
+    passes: list[int] = []
+    engine: Any = Runner
+    before = engine.prefill, engine.decode
+
+    def prefill(self: Runner, prompts: Any, first_slot: int) -> Any:
+        passes.append(sum(map(len, prompts)))  # these prompts share nothing
+        return before[0](self, prompts, first_slot)
+
+    def decode(self: Runner, tokens: Any, *numbers: Any) -> Any:
+        passes.append(len(tokens))
+        return before[1](self, tokens, *numbers)
+
+    engine.prefill, engine.decode = prefill, decode
+    try:
+        yield passes
+    finally:
+        engine.prefill, engine.decode = before
+
+
 def all_queries(work: Work, model: Any, weight_bytes: int, peak: Results) -> Results:
     """Ours on all of the prompts, once: it takes a minute or so, and a smaller run warmed it up."""
     shape = sampling_shape(work, work.queries)
@@ -255,15 +280,11 @@ def all_queries(work: Work, model: Any, weight_bytes: int, peak: Results) -> Res
     run = cpu_sampling.checked(
         "ours", cpu_sampling.make_sides(shape, model)["ours"], work.queries * work.samples * work.new_tokens
     )  # fmt: skip
-    passes: list[int] = []
-    hook = model.get_input_embeddings().register_forward_hook(
-        lambda module, args, output: passes.append(args[0].numel())
-    )
-    wait()
-    started = time.perf_counter()
-    memory = gib_beyond(run)
-    seconds = time.perf_counter() - started
-    hook.remove()
+    with counting() as passes:
+        wait()
+        started = time.perf_counter()
+        memory = gib_beyond(run)
+        seconds = time.perf_counter() - started
     new_tokens = work.queries * work.samples * work.new_tokens
     whole = work.queries * work.prompt_tokens + new_tokens
     print(f"{work.queries} x {work.samples} x {work.new_tokens}: {seconds:.1f} s", flush=True)
@@ -289,7 +310,6 @@ def read_weights(model: Any) -> int:
 
 def part_sampling_bf16(work: Work, peak: Results) -> Iterator[Results]:
     model = make_model("MistralForCausalLM", work.sampler, sliding_window=None)
-    yield {"all": all_queries(work, model, read_weights(model), peak)}
     shape = sampling_shape(work, work.beside)
     functions = cpu_sampling.make_sides(shape, model)
     names = ("ours", "num_return_sequences")
@@ -299,17 +319,16 @@ def part_sampling_bf16(work: Work, peak: Results) -> Iterator[Results]:
         )
         for name in names
     }
-    measured = alternate(sides, min(3, work.rounds), finish=wait)
+    memory: dict[str, float] = {}
+    first = {
+        name: lambda name=name, side=side: memory.update({name: gib_beyond(side)})
+        for name, side in sides.items()
+    }
+    measured = alternate(sides, min(3, work.rounds), warm_up=first, finish=wait)
     found = ratios(measured, "ours", names[1:])
     print(line_of("sampling", measured, found), flush=True)
-    yield {
-        "beside": {
-            "prompts": work.beside,
-            **measured,
-            **found,
-            "peak_gib": {name: gib_beyond(side) for name, side in sides.items()},
-        }
-    }
+    yield {"beside": {"prompts": work.beside, **measured, **found, "peak_gib": memory}}
+    yield {"all": all_queries(work, model, read_weights(model), peak)}
 
 
 def to_4bit(model: Any) -> None:
@@ -381,6 +400,7 @@ def part_training(
     from peft import LoraConfig
 
     from benchmarks.dpo_step import noting
+    from prefpipe.training.dpo import hash_of_weights
 
     shape = script.Shape("7b", work.judge, work.context_tokens, work.completion_tokens, pairs)
     task: Any = "SEQ_CLS" if "num_labels" in options else "CAUSAL_LM"
@@ -395,6 +415,9 @@ def part_training(
     # forward, and backward for the activations
     work_flops = 2 * flops(work.judge, tokens, prompts * tree_seen(P - 1, branches), logits)
     losses: dict[str, list[float]] = {}
+    # TRL's hash of a model takes most of a minute of a part's time, before the first step
+    trl_dpo: Any = importlib.import_module("trl.trainer.dpo_trainer")
+    trl_dpo.hash_module = hash_of_weights
     with tempfile.TemporaryDirectory() as folder:
         steps = script.make_steps(shape, folder, lambda: sharing(base), **changes)
         sides = noting(steps, losses)

@@ -66,3 +66,22 @@ def test_the_tokens_that_can_be_drawn_are_those_of_the_warpers_also_with_ties(dt
             slack = 1e-5 if dtype == torch.float32 or top_p == 1 else 0.05
             assert (below - slack <= u).all()
             assert (u < cdf.gather(1, got[:, None])[:, 0] + slack).all()
+
+
+def test_a_gpu_takes_the_ties_of_the_last_one_along():
+    """As they come with bfloat16: against choosing among the whole vocabulary."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(200, 3000, generator=generator).bfloat16().float()
+    u = torch.rand(200, generator=generator)
+    few = token_choice._highest_with_ties(logits, 20)
+    assert few is not None
+    values, ids = few
+    kept = values > -torch.inf
+    lowest = logits.sort(descending=True).values[:, 19:20]
+    assert kept.sum() == (logits >= lowest).sum() > 200 * 20
+    assert (ids.diff() > 0).all() and torch.equal(values[kept], logits.gather(1, ids)[kept])
+    among_few = choose(values, u, temperature=0.7, top_p=0.9)
+    found = ids.gather(1, among_few[:, None])[:, 0]
+    whole = choose(logits.masked_fill(logits < lowest, -torch.inf), u, temperature=0.7, top_p=0.9)
+    assert (found == whole).float().mean() > 0.98  # to rounding of the sums
+    assert token_choice._highest_with_ties(torch.zeros(2, 3000), 20) is None

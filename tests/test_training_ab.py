@@ -119,7 +119,7 @@ def step(trainer, micro=None):
     ends = [sum(micro[: k + 1]) for k in range(len(micro))]
     batches = [trainer.data_collator(rows[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
     trainer.current_gradient_accumulation_steps = len(batches)
-    items = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    items = trainer._get_num_items_in_batch(batches, trainer.args.device)
     trainer.create_optimizer_and_scheduler(1)
     loss = sum(trainer.training_step(trainer.model, b, items).item() for b in batches)
     gradient = torch.cat(

@@ -60,7 +60,7 @@ def moved(model, scale=0.05):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-                parameter.add_(scale * noise.to(parameter.dtype))
+                parameter.add_(scale * noise.to(parameter))
 
 
 def step(trainer, count=16, micro=None):
@@ -74,7 +74,7 @@ def step(trainer, count=16, micro=None):
         trainer.data_collator(rows[end - size : end]) for end, size in zip(ends, micro, strict=True)
     ]
     trainer.current_gradient_accumulation_steps = len(batches)
-    items = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    items = trainer._get_num_items_in_batch(batches, trainer.args.device)
     trainer.create_optimizer_and_scheduler(1)
     loss = sum(trainer.training_step(trainer.model, batch, items).item() for batch in batches)
     gradient = torch.cat(

@@ -36,15 +36,8 @@ class Decode:
         self.longest_prompt = int(prompt_tokens_S.max())
         self.longest_own = int(age_N.max()) + 1
         self.slots = len(prompt_tokens_S)
-        # Queries as a grid (slot, its samples), since matrix products want equally many a prompt.
-        order = np.argsort(slot_N, kind="stable")
-        counts_S = np.bincount(slot_N, minlength=self.slots)
-        rank = np.arange(len(order)) - np.repeat(np.cumsum(counts_S) - counts_S, counts_S)
-        self.width = int(counts_S.max())
-        cell_N = np.empty(len(order), dtype=np.int64)
-        cell_N[order] = slot_N[order] * self.width + rank
-        row_cells = np.zeros(self.slots * self.width, dtype=np.int64)
-        row_cells[cell_N] = np.arange(len(order))
+        self.width = int(np.bincount(slot_N).max())
+        cell_N, row_cells = grid_of(slot_N, self.slots, self.width)
         to = lambda x: torch.from_numpy(x).to(store.device)  # noqa: E731
         # samples in order, equally many a prompt: the rows are the grid already
         self.is_grid = np.array_equal(cell_N, np.arange(len(row_cells)))
@@ -117,13 +110,27 @@ class Decode:
                 prompt = (prompt & (key_P >= first)).repeat_interleave(G, 1)
                 own = own & (key_T > self.age_N[:, None] - window)
             masks = prompt[:, None], own[:, None, None]
-            self._biases[window] = _as_bias(masks[0], dtype), _as_bias(masks[1], dtype)
+            self._biases[window] = self._as_bias(masks[0], dtype), self._as_bias(masks[1], dtype)
         return self._biases[window]
 
+    def _as_bias(self, seen: Tensor, dtype: torch.dtype) -> Tensor | None:
+        return None if bool(seen.all()) else bias_of(seen, dtype)
 
-def _as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor | None:
-    if bool(seen.all()):
-        return None
+
+def grid_of(slot_N: np.ndarray, slots: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries as a grid (slot, its samples), since matrix products want equally many a prompt: the cell
+    of each sample (N,), and the sample of each cell (slots x width,), 0 for a cell that has none."""
+    order = np.argsort(slot_N, kind="stable")
+    counts_S = np.bincount(slot_N, minlength=slots)
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(counts_S) - counts_S, counts_S)
+    cell_N = np.empty(len(order), dtype=np.int64)
+    cell_N[order] = slot_N[order] * width + rank
+    row_cells = np.zeros(slots * width, dtype=np.int64)
+    row_cells[cell_N] = np.arange(len(order))
+    return cell_N, row_cells
+
+
+def bias_of(seen: Tensor, dtype: torch.dtype) -> Tensor:
     # not -inf: a prompt wholly outside the window gives a log-sum-exp of about this, not NaN
     bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return bias.masked_fill_(~seen, torch.finfo(dtype).min / 2)

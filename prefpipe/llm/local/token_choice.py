@@ -60,10 +60,12 @@ def _highest(logits_N_V: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
     """The k highest logits (N, k) and their token ids, which rise; None where the last has a tie.
     On a CPU not every logit is sorted: of V // 16 columns, of 16 each, the k highest logits stand
     in the k with the highest maxima."""
+    if logits_N_V.device.type != "cpu":
+        return _highest_with_ties(logits_N_V, k)
     N, V = logits_N_V.shape
     width = V // _PARTS
     logits, ids, maxima = logits_N_V, None, None
-    if logits.device.type == "cpu" and 4 * k <= width:
+    if 4 * k <= width:
         maxima = logits[:, : _PARTS * width].view(N, _PARTS, width).amax(1)
         columns = np.sort(np.argpartition(maxima.numpy(), -k, axis=-1)[:, -k:], axis=-1)
         ids = torch.from_numpy(columns)[:, None] + torch.arange(_PARTS)[:, None] * width
@@ -79,6 +81,19 @@ def _highest(logits_N_V: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
     if ids is None:
         return logits[kept].view(N, k), kept.nonzero()[:, 1].view(N, k)
     return logits[kept].view(N, k), ids[kept].view(N, k)
+
+
+def _highest_with_ties(logits_N_V: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """The same, with all that equal the last one, which logits of bfloat16 often do; what a row has
+    fewer of is -inf. None where they are many more than k."""
+    lowest = _kth_highest(logits_N_V, k)
+    most = int((logits_N_V >= lowest).sum(-1).max())
+    if most > 8 * k:
+        return None
+    values, ids = logits_N_V.topk(most)
+    ids, order = ids.sort()
+    values = values.gather(-1, order)
+    return values.masked_fill(values < lowest, -torch.inf), ids
 
 
 def _kth_highest(logits_N_V: Tensor, k: int) -> Tensor:
