@@ -1,4 +1,4 @@
-"""Decoding steps on a GPU as CUDA graphs: one launch instead of some two thousand.
+"""CUDA graphs of decoding steps: one launch instead of some two thousand.
 
 A step of a few hundred samples takes a GPU less time than a CPU needs to launch its kernels one by
 one. A graph has fixed sizes and addresses, so a step is rounded up to a `Size`: rows without a sample
@@ -151,7 +151,7 @@ class DecodeGraphs:
         return replay()[: len(tokens_N)]
 
     def _first(self, size: Size, numbers: tuple[np.ndarray, ...]) -> Tensor | None:
-        """Of a step that is recorded."""
+        """The logits of a step that is recorded."""
         layout = FixedDecode(self.store, size)
         layout.fill(*numbers)
 
