@@ -10,11 +10,11 @@ Writes  data/rag/pairwise_prefs.jsonl    RagPair rows, in the order of the table
                                          done so far; a stopped run goes on
 
     {"id": "d7", "query": "add two numbers", "code": "", "description": "", "keywords": []}
- -> {"id": "d7", "prompt": [{"role": "user", "content": "[Context]..."}], "chosen": [{"role": "assistant", "content": "Call add(a, b)."}], "rejected": [{"role": "assistant", "content": "I don't know."}], "margin": 0.73, "tie": false, "source": "rag", "question": "add two numbers", "document_ids": ["d7"], "retrieval_scores": [0.62], "is_answerable": true, "keywords": ["add"], "scorer": "heuristic", "chosen_parts": {"score": 0.68, "grounding": 0.54, "keyword_coverage": 1.0, "length_penalty": 0.0, "is_abstention": false, "judge_score": null}, "rejected_parts": {"score": -0.05, "grounding": 0.0, "keyword_coverage": 0.0, "length_penalty": 1.0, "is_abstention": true, "judge_score": null}, "chosen_sample": 2, "rejected_sample": 0, "candidate_seeds": ["2021:d7:0", "2021:d7:1", "2021:d7:2", "2021:d7:3"], "candidates": null}
+ -> {"id": "d7", "prompt": [{"role": "user", "content": "[Context]..."}], "chosen": [{"role": "assistant", "content": "Call add(a, b)."}], "rejected": [{"role": "assistant", "content": "I don't know."}], "margin": 0.73, "tie": false, "source": "rag", "question": "add two numbers", "document_ids": ["d7"], "retrieval_scores": [0.62], "abstention_worth": 0.3, "is_answerable": true, "keywords": ["add"], "scorer": "heuristic", "chosen_parts": {"score": 0.68, "grounding": 0.54, "keyword_coverage": 1.0, "length_penalty": 0.0, "is_abstention": false, "judge_score": null}, "rejected_parts": {"score": -0.05, "grounding": 0.0, "keyword_coverage": 0.0, "length_penalty": 1.0, "is_abstention": true, "judge_score": null}, "chosen_sample": 2, "rejected_sample": 0, "candidate_seeds": ["2021:d7:0", "2021:d7:1", "2021:d7:2", "2021:d7:3"], "candidates": null}
 
 The score of an answer: prefpipe/rag/score.py has its formula and its rules. An abstention ("I don't
-know") may win only where the context does not answer, that is where the best document's score is
-under answer_threshold. An answer that was cut at max_new_tokens may be rejected, but never chosen.
+know") is worth as much as the context is likely not to answer (prefpipe/rag/pairs.py). An answer that was
+cut, or is less grounded than a random document, may be rejected, but never chosen.
 
     uv run build_pairwise_prefs.py --num-candidates 8 --scorer both
 """
@@ -64,7 +64,7 @@ class Settings(ModelStage, env_prefix="PAIRWISE_PREFS_"):
     template: str = "rag.en"
     """The prompt: a name in prefpipe/templates, or a Jinja file that uses context and question."""
     num_candidates: AtLeastTwo = 4
-    """Answers sampled for each query, each from a seed of its own."""
+    """Answers sampled for each query."""
     temperature: Temperature = 0.7
     top_p: TopP = 0.9
     top_k: TopK = 0
@@ -82,8 +82,10 @@ class Settings(ModelStage, env_prefix="PAIRWISE_PREFS_"):
     """The length penalty is 0 for answers up to here ..."""
     full_characters: Positive = 1800
     """... and rises evenly to 1 here."""
-    answer_threshold: float = 0.35
-    """A context whose best document scores less is held not to answer: abstaining is right there."""
+    answer_threshold: float = 0.2
+    """An abstention is worth most up to this share of the way from two documents' mean cosine to 1 ..."""
+    sure_threshold: float = 0.8
+    """... and nothing from this share on: the context is held to answer."""
     abstentions: list[str] = []
     """How else an answer begins that is an abstention; prefpipe/rag/abstention.py has what is known."""
     min_margin: Weight = 0.05
@@ -163,8 +165,9 @@ def ask_models(
 
 
 def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | None = None) -> None:
-    if s.free_characters >= s.full_characters:
-        raise SystemExit("build_pairwise_prefs: full_characters must be more than free_characters")
+    for less, more in (("free_characters", "full_characters"), ("answer_threshold", "sure_threshold")):
+        if getattr(s, less) >= getattr(s, more):
+            raise SystemExit(f"build_pairwise_prefs: {more} must be more than {less}")
     templates.load_template(s.template, frozenset({"context", "question"}))
     manifest = read_manifest(s.store)
     inputs = [s.input, s.store / MANIFEST, *templates.template_files(s.template, "rag")]

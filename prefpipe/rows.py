@@ -513,8 +513,10 @@ class RagPair(Preference):
     document_ids: list[str]
     """The documents of the context, best first."""
     retrieval_scores: list[float]
+    abstention_worth: float
+    """How likely it is held to be that the context does not answer, 0 to 1."""
     is_answerable: bool
-    """The best retrieval score is not under answer_threshold: the context is held to answer."""
+    """That is under 0.5: the context rather answers."""
     keywords: list[str]
     """What coverage was counted over."""
     scorer: Literal["heuristic", "judge", "both"]

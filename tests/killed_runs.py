@@ -73,7 +73,8 @@ def run(stage: str, folder: Path, name: str, step: Callable[[], None]) -> None:
             output=folder / f"{name}.jsonl",
             model="scripted",
             scorer="both",
-            answer_threshold=0.2,
+            answer_threshold=-0.5,
+            sure_threshold=0.1,
             min_margin=0.01,
         )
         build_pairwise_prefs.main(s, ScriptedEngine(ask), Embedder())

@@ -244,7 +244,7 @@ def of_rag(root: Path, rows: int, text: Text, rng: random.Random) -> None:
                 "id": f"d{k}", "prompt": text("prompt", k), "chosen": text("chosen", k),
                 "rejected": text("rejected", k), "margin": 0.25, "source": text("source", k),
                 "question": text("question", k), "document_ids": [text("document", k)],
-                "retrieval_scores": [round(rng.random(), 3)], "is_answerable": k % 5 > 0,
+                "retrieval_scores": [round(rng.random(), 3)], "abstention_worth": 0.2 if k % 5 else 1.0, "is_answerable": k % 5 > 0,
                 "keywords": [text("keyword", k)], "scorer": "heuristic", "chosen_parts": parts(),
                 "rejected_parts": parts(), "chosen_sample": 0, "rejected_sample": 1,
                 "candidate_seeds": [], "candidates": None,

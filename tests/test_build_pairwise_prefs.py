@@ -42,7 +42,8 @@ def home(tmp_path):
 
 
 def settings(home, **other) -> Settings:
-    values = {"answer_threshold": 0.2, "model": "scripted", "min_margin": 0.01} | other
+    sure = {"answer_threshold": -2, "sure_threshold": -1}  # every context answers
+    values = {**sure, "model": "scripted", "min_margin": 0.01} | other
     return Settings(
         input=home / "t.csv", store=home / "store", output=home / "pairs.jsonl", **values
     )
@@ -242,11 +243,11 @@ def test_what_is_left_out_is_told_by_reason(home, capsys):
         "a": ["same", " same", "same\n", "same"],
         "b": ["", " ", "only one", ""],
         "c": ["I don't know.", "I don't know", "I do not know", "I don't know!"],
-        "d": ["one two", "two one", "ONE TWO", "two, one"],
+        "d": ["last list", "list last", "LAST LIST", "list, last"],
         "e": None,
         "h": ["The sum", "bananas", "x", "y"],
     }
-    s = settings(home, answer_threshold=-1, keywords=["sum"])
+    s = settings(home, keywords=["sum"])
     run(s, lambda request, sample: texts[request.id] and texts[request.id][sample])
     assert rejects_of(s) == {
         "a": "equal_answers",
@@ -263,14 +264,14 @@ def test_what_is_left_out_is_told_by_reason(home, capsys):
 
 def test_an_abstention_wins_only_where_the_context_does_not_answer(home):
     write_table(home / "t.csv", ROWS[:1])
-    for threshold, chosen in ((0.01, ANSWERS[0]), (0.999, ANSWERS[1])):
-        s = settings(home, answer_threshold=threshold).model_copy(
+    for threshold, chosen in ((-1, ANSWERS[0]), (2, ANSWERS[1])):
+        s = settings(home, answer_threshold=threshold, sure_threshold=threshold + 0.1).model_copy(
             update={"output": home / f"{threshold}.jsonl"}
         )
         run(s, lambda request, sample: ANSWERS[sample])
         (pair,) = pairs_of(s)
         assert pair.chosen == [{"role": "assistant", "content": chosen}]
-        assert pair.is_answerable is (threshold < 0.5)
+        assert (pair.is_answerable, pair.abstention_worth) == (threshold < 0, threshold > 0)
 
 
 def test_keywords_come_from_the_row_then_the_settings_then_query_and_context(home):

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import combinations
 from typing import Literal
 
 import pytest
@@ -12,6 +13,7 @@ from prefpipe.rag.pairs import (
     AnsweredQuery,
     PairRules,
     ScoredQuery,
+    abstention_worth,
     build_pair,
     distinct,
     draw_other,
@@ -31,6 +33,7 @@ RULES = PairRules(
     full_characters=1800,
     abstentions=(),
     answer_threshold=0.0,
+    sure_threshold=0.4,
     keywords=[],
     max_keywords=8,
     min_margin=0.0,
@@ -62,9 +65,11 @@ def query(
     return AnsweredQuery(entry, retrieved, "the prompt", candidates, verdicts)
 
 
-def pair_of(answered: AnsweredQuery, cosines, rules=RULES) -> RagPair | Reject:
-    parts = score_candidates(answered, cosines, rules)
-    return build_pair(ScoredQuery(answered, parts, None, 1), rules)
+def pair_of(
+    answered: AnsweredQuery, cosines, rules=RULES, worth=0.0, random_cosine=None
+) -> RagPair | Reject:
+    parts = score_candidates(answered, cosines, rules, worth)
+    return build_pair(ScoredQuery(answered, parts, worth, random_cosine, 1), rules)
 
 
 def test_of_equal_answers_the_first_stays_and_an_empty_one_goes():
@@ -75,15 +80,17 @@ def test_of_equal_answers_the_first_stays_and_an_empty_one_goes():
 @given(
     st.lists(st.text(st.sampled_from("ab \n"), max_size=6), min_size=2, max_size=6),
     st.lists(st.floats(-1, 1), min_size=6, max_size=6),
-    st.booleans(),
+    st.floats(0, 1),
 )
-def test_chosen_never_equals_rejected_and_never_scores_less(texts, cosines, answerable):
-    rules = replace(RULES, answer_threshold=0.0 if answerable else 1.0)
+def test_chosen_never_equals_rejected_and_never_scores_less(texts, cosines, worth):
     answered = query(distinct([answer(text, k) for k, text in enumerate(texts)]))
-    scored = score_candidates(answered, cosines[: len(answered.candidates)], rules)
-    pair = build_pair(ScoredQuery(answered, scored, None, 1), rules)
+    scored = score_candidates(answered, cosines[: len(answered.candidates)], RULES, worth)
+    pair = build_pair(ScoredQuery(answered, scored, worth, None, 1), RULES)
     if isinstance(pair, Reject):
-        assert len(answered.candidates) < 2
+        abstaining = 1.0 * worth - 0.05 * (1 - worth)
+        assert len(answered.candidates) < 2 or not any(
+            part["grounding"] > 0 and part["score"] > abstaining - 1e-6 for part in scored
+        )
         return
     chosen, rejected = (str(side[0]["content"]) for side in (pair.chosen, pair.rejected))  # pyright: ignore[reportArgumentType]
     assert chosen.split() != rejected.split()
@@ -157,3 +164,45 @@ def test_an_answer_about_the_last_of_a_long_context_is_grounded_there(tmp_path):
     first, last = embedder.embed([long, "the gate is blue"], "document")
     assert windows == 2 and own == pytest.approx([1.0, 1.0], abs=1e-6)
     assert other is not None and abs(float(first @ last)) < 0.9
+
+
+def test_the_worth_of_an_abstention_falls_with_the_retrieval_score():
+    """Typical cosine 0.2: 0.36 is 0.2 of the way to 1, 0.6 half, 0.84 0.8 of it."""
+    rules = replace(RULES, answer_threshold=0.2, sure_threshold=0.8)
+    worths = [abstention_worth(score, 0.2, rules) for score in (-0.3, 0.36, 0.6, 0.84, 1.0)]
+    assert worths == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert abstention_worth(0.6, 0.6, rules) == 1.0  # an embedding whose cosines are all high
+    assert abstention_worth(1.0, 1.0, rules) == 1.0
+
+
+def test_an_abstention_wins_or_loses_by_whether_the_context_rather_answers():
+    candidates = [answer("I don't know.", 0), answer("ab ab", 1), answer("b", 2)]
+    answered = query(candidates, keywords=["ab"])
+    likely = pair_of(answered, [0.0, 0.7, 0.5], worth=0.2)
+    assert isinstance(likely, RagPair) and likely.is_answerable
+    # 0.7 * 0.2 + 0.3 * 0.2 - 0.05 * 0.8 = 0.16 under 0.7 * 0.5
+    assert (likely.chosen_sample, likely.rejected_sample) == (1, 0)
+    # an abstention is no worse than others here, whatever it is worth
+    rather_not = pair_of(answered, [0.0, 0.9, 0.6], worth=0.6)
+    assert isinstance(rather_not, RagPair) and not rather_not.is_answerable
+    assert (rather_not.chosen_sample, rather_not.rejected_sample) == (1, 2)
+    unlikely = pair_of(answered, [0.0, 0.7, 0.5], worth=0.9)
+    assert isinstance(unlikely, RagPair)
+    assert (unlikely.chosen_sample, unlikely.rejected_sample) == (0, 2)
+
+
+def test_no_answer_is_chosen_that_is_no_better_than_a_random_document_or_than_abstaining():
+    answered = query([answer("ab ab", 0), answer("b", 1)], keywords=["ab"])
+    assert isinstance(pair_of(answered, [0.3, 0.1], random_cosine=0.29), RagPair)
+    by_chance = pair_of(answered, [0.3, 0.1], random_cosine=0.31)
+    assert isinstance(by_chance, Reject) and by_chance.reason == "no_winner"
+    # 0.7 * 0.3 + 0.3 = 0.51; abstaining of worth 0.6: 0.6 - 0.05 * 0.4 = 0.58, and nobody did
+    worse = pair_of(answered, [0.3, 0.1], worth=0.6)
+    assert isinstance(worse, Reject) and worse.reason == "no_winner"
+
+
+def test_the_typical_cosine_of_a_store_is_that_of_all_its_pairs(tmp_path):
+    store = VectorStore.open(build_store(tmp_path), WordEmbedder())
+    vectors = store.vectors(range(len(store)))
+    own = [float(a @ b) for a, b in combinations(vectors, 2)]
+    assert store.typical_cosine == pytest.approx(sum(own) / len(own), abs=1e-4)

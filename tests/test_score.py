@@ -16,6 +16,7 @@ from prefpipe.rag.score import (
     keyword_coverage,
     length_penalty,
     pick_extremes,
+    score_abstention,
     score_answer,
     split_names,
     stop_words,
@@ -90,14 +91,16 @@ def test_a_weight_counts_its_part_and_no_other():
 
 @given(
     st.lists(
-        st.tuples(st.floats(-1, 1), texts, st.booleans()), min_size=2, unique_by=lambda x: x[1]
+        st.tuples(st.floats(-1, 1), texts, st.booleans(), st.booleans()),
+        min_size=2,
+        unique_by=lambda x: x[1],
     ),
     st.randoms(),
 )
 def test_the_order_of_candidates_changes_neither_best_nor_worst(candidates, random):
     def extremes(rows):
-        scores, words, may_win = zip(*rows, strict=True)
-        best_worst = pick_extremes(scores, words, may_win)
+        scores, words, may_win, may_lose = zip(*rows, strict=True)
+        best_worst = pick_extremes(scores, words, may_win, may_lose)
         return best_worst and (words[best_worst[0]], words[best_worst[1]])
 
     shuffled = list(candidates)
@@ -105,22 +108,26 @@ def test_the_order_of_candidates_changes_neither_best_nor_worst(candidates, rand
     assert extremes(shuffled) == extremes(candidates)
 
 
-@given(st.lists(st.tuples(st.floats(-1, 1), st.booleans()), min_size=2))
-def test_the_best_may_win_and_no_other_is_worse_than_the_worst(rows):
-    scores, may_win = [score for score, _ in rows], [allowed for _, allowed in rows]
-    extremes = pick_extremes(scores, [str(i) for i in range(len(rows))], may_win)
+@given(st.lists(st.tuples(st.floats(-1, 1), st.booleans(), st.booleans()), min_size=2))
+def test_the_best_may_win_and_no_other_that_may_lose_is_worse_than_the_worst(rows):
+    scores, may_win, may_lose = (list(column) for column in zip(*rows, strict=True))
+    extremes = pick_extremes(scores, [str(i) for i in range(len(rows))], may_win, may_lose)
     if extremes is None:
-        assert not any(may_win)
+        losers = [i for i, allowed in enumerate(may_lose) if allowed]
+        winners = [i for i, allowed in enumerate(may_win) if allowed]
+        top = max((scores[i] for i in winners), default=0)
+        assert not winners or not losers or (len(losers) == 1 and scores[losers[0]] == top)
         return
     best, worst = extremes
     assert best != worst
-    assert may_win[best]
-    assert scores[best] == max(score for score, allowed in rows if allowed)
-    assert scores[worst] == min(score for i, score in enumerate(scores) if i != best)
+    assert may_win[best] and may_lose[worst]
+    assert scores[best] == max(score for score, allowed, _ in rows if allowed)
+    others = [row for i, row in enumerate(rows) if i != best]
+    assert scores[worst] == min(score for score, _, allowed in others if allowed)
 
 
 def test_equal_scores_do_not_make_one_text_both_best_and_worst():
-    assert pick_extremes([0.5, 0.5, 0.5], ["b", "a", "c"], [True] * 3) == (2, 1)
+    assert pick_extremes([0.5, 0.5, 0.5], ["b", "a", "c"], [True] * 3, [True] * 3) == (2, 1)
 
 
 @given(texts, cosines)
@@ -134,14 +141,27 @@ def test_where_the_context_answers_no_answer_is_scored_below_an_abstention(text,
 
 @given(texts, cosines)
 def test_where_the_context_does_not_answer_nothing_is_scored_above_an_abstention(text, cosine):
-    abstention = score_answer("I don’t know", -0.2, ["keys"], RULES, is_answerable=False)
+    abstention = score_answer("I don’t know", -0.2, ["keys"], RULES, worth=1)
     assert abstention["score"] == pytest.approx(1.0)  # 0.7 * 1 + 0.3 * 1 - 0.05 * 0
-    assert score_answer(text, cosine, ["keys"], RULES, is_answerable=False)["score"] <= 1.0
+    assert score_answer(text, cosine, ["keys"], RULES, worth=1)["score"] <= 1.0
+
+
+def test_an_abstention_is_scored_between_by_its_worth():
+    """0.7 * 0.4 + 0.3 * 0.4 - 0.05 * 0.6 = 0.37, by hand."""
+    abstention = score_answer("I don't know.", 0.9, ["keys"], RULES, worth=0.4)
+    assert abstention["score"] == pytest.approx(0.37) == score_abstention(RULES, 0.4)
+    assert (abstention["grounding"], abstention["length_penalty"]) == (0.4, 0.6)
+    for worth in (0.0, 1.0):
+        whole = score_answer("I don't know.", 0.9, [], RULES, worth=worth)
+        assert whole["score"] == pytest.approx(score_abstention(RULES, worth))
 
 
 def test_an_abstention_with_equal_score_does_not_win_over_an_answer():
-    assert pick_extremes([-0.05, -0.05], ["zzz I don't know", "aaa"], [False, True]) == (1, 0)
-    assert pick_extremes([0.4, 0.3], ["I don't know", "I do not know"], [False, False]) is None
+    texts, both = ["zzz I don't know", "aaa"], [True, True]
+    assert pick_extremes([-0.05, -0.05], texts, [False, True], both) == (1, 0)
+    assert pick_extremes([0.4, 0.3], texts, [False, False], both) is None
+    assert pick_extremes([0.4, 0.3], texts, both, [True, False]) is None
+    assert pick_extremes([0.2, 0.3], texts, both, [True, False]) == (1, 0)
 
 
 @pytest.mark.parametrize(

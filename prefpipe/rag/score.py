@@ -7,9 +7,9 @@ grounding         cosine of the embeddings of answer and context; below 0 counts
 keyword_coverage  share of the keywords that the answer mentions
 length_penalty    0 up to so many characters, then rising evenly to 1
 
-An abstention ("I don't know") has no parts of its own. Where the context is held to answer (its
-retrieval score is not under a threshold) it is scored as the worst text there can be: parts 0, 0
-and 1. Where not, it is the right answer, and scored as the best: parts 1, 1 and 0.
+An abstention ("I don't know") has no parts of its own but a worth, from 0 to 1: how likely it is that
+the context does not answer (pairs.abstention_worth). Of worth 0 it is scored as the worst text there
+can be, with parts 0, 0 and 1; of worth 1 as the best, with 1, 1 and 0; between evenly.
 
 Another part is a line of `parts` in score_answer, and its field in rows.ScoreParts, the file format
 (a pair without it is refused); a weight that a user may set, a field of ScoreRules and of Settings.
@@ -55,11 +55,11 @@ def score_answer(
     keywords: Sequence[str],
     rules: ScoreRules,
     *,
-    is_answerable: bool = True,
+    worth: float = 0.0,
     judge_score: float | None = None,
 ) -> ScoreParts:
     """The score of one answer and its parts. cosine: of the answer and its context, -1 to 1.
-    is_answerable: the context is held to answer the question. judge_score: taken over as it is; it
+    worth: of an abstention. judge_score: taken over as it is; it
     is no part of the score."""
     grounding = round(min(max(cosine, 0.0), 1.0), 4)  # more digits depend on the machine
     coverage, penalty = keyword_coverage(text, keywords), length_penalty(text, rules)
@@ -70,7 +70,7 @@ def score_answer(
     }
     abstains = is_abstention(text, rules.abstentions)
     values = {
-        name: value if not abstains else 1.0 - best if is_answerable else best
+        name: (1 - worth) * (1 - best) + worth * best if abstains else value
         for name, (value, _, best) in parts.items()
     }
     score = sum(weight * values[name] for name, (_, weight, _) in parts.items())
@@ -80,6 +80,12 @@ def score_answer(
         is_abstention=abstains,
         judge_score=judge_score,
     )
+
+
+def score_abstention(rules: ScoreRules, worth: float) -> float:
+    """The score of an abstention of that worth."""
+    best = rules.weight_grounding + rules.weight_keywords
+    return round(worth * best - (1 - worth) * rules.weight_length, 6)
 
 
 def length_penalty(text: str, rules: ScoreRules) -> float:
@@ -129,10 +135,14 @@ def stop_words() -> frozenset[str]:
 
 
 def pick_extremes(
-    scores: Sequence[float], texts: Sequence[str], may_win: Sequence[bool]
+    scores: Sequence[float],
+    texts: Sequence[str],
+    may_win: Sequence[bool],
+    may_lose: Sequence[bool],
 ) -> tuple[int, int] | None:
-    """Places of the best text that may win, and of the worst of the others; None: no text may win.
-    Equal scores are put in order by the text, so the order they come in does not matter."""
+    """Places of the best text that may win, and of the worst of the others that may lose; None: there
+    are no two. Equal scores are put in order by the text, so the order they come in does not matter."""
     order = sorted(range(len(texts)), key=lambda i: (scores[i], texts[i]))
     best = next((i for i in reversed(order) if may_win[i]), None)
-    return None if best is None else (best, next(i for i in order if i != best))
+    worst = next((i for i in order if may_lose[i] and i != best), None)
+    return None if best is None or worst is None else (best, worst)
