@@ -165,7 +165,10 @@ def ask_models(
 
 
 def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | None = None) -> None:
-    for less, more in (("free_characters", "full_characters"), ("answer_threshold", "sure_threshold")):
+    for less, more in (
+        ("free_characters", "full_characters"),
+        ("answer_threshold", "sure_threshold"),
+    ):
         if getattr(s, less) >= getattr(s, more):
             raise SystemExit(f"build_pairwise_prefs: {more} must be more than {less}")
     templates.load_template(s.template, frozenset({"context", "question"}))

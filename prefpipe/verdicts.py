@@ -3,7 +3,7 @@
 Strict where a wrong reading would poison data: two different verdicts, another number than 1 or 2,
 a cut-off, broken or quoted object, one without a reason are unreadable. Tolerant where a model is
 only untidy: code fences, text around the object, full-width digits and quotes, "2" for 2, a raw
-newline or LaTeX in the reason. One parser serves post-processing, evaluation and ranking. What a
+newline, LaTeX or quotes in the reason, an object as Python writes it. One parser serves post-processing, evaluation and ranking. What a
 text says without an object: prefpipe/opinions.py. (Ratings are read in prefpipe/ratings.py.)
 """
 
@@ -19,6 +19,7 @@ from prefpipe.foreign_json import well_formed, with_whole_backslashes
 from prefpipe.opinions import is_form, is_refusal, opinions
 from prefpipe.rows import Completion, FinishReason, Language
 from prefpipe.thoughts import without_thoughts
+from prefpipe.untidy_json import with_json_quotes
 
 # Keys of the judge's JSON object: (why, which answer). Published judges were trained on these.
 ANSWER_KEYS: dict[Language, tuple[str, str]] = {
@@ -84,7 +85,6 @@ def parse_verdict(text: str, *, finish_reason: FinishReason = "stop") -> Verdict
     """Which answer the text calls better; never raises. A text that was cut at its token limit says
     nothing, whatever stands in it.
 
-    The text answers prefpipe/templates/judge.*.jinja, as judge.judge_prompt renders it.
     parse_verdict(render_judgment(reason, better, language)) gives both back, the reason stripped.
     """
     answer = without_thoughts(text)
@@ -93,11 +93,14 @@ def parse_verdict(text: str, *, finish_reason: FinishReason = "stop") -> Verdict
     if not answer.strip():
         return Unreadable("empty")
     result = _read_verdict(answer)
-    is_broken = isinstance(result, Unreadable) and result.reason in _BROKEN
-    if is_broken and not answer.isascii():
-        again = _read_verdict(answer.translate(_FULL_WIDTH))
-        if isinstance(again, Verdict):
-            return again
+    if isinstance(result, Unreadable) and result.reason in _BROKEN:
+        plain = answer.translate(_FULL_WIDTH)
+        texts = (
+            plain,
+            *(with_json_quotes(x, _REASON_KEYS, _VERDICT_KEYS) for x in (answer, plain)),
+        )
+        again = (_read_verdict(text) for text in texts if text and text != answer)
+        return next((found for found in again if isinstance(found, Verdict)), result)
     return result
 
 

@@ -78,16 +78,13 @@ UNREADABLE = {
         "answer 1 is wrong ... answer 2 is better",  # J4
         "better_answer: 2",
         "2",
-        "{'reason': 'r', 'better_answer': 1}",  # Python, not JSON
         "{}",
         "reason, better_answer",
     ],
     "broken_json": [
-        '{"reason": "say "hi" now", "better_answer": 1}',  # J3: glued together without escaping
         '{"reason": "r", "better_answer": 1 or 2}',  # the instruction, repeated
         '{"reason": "r" "better_answer": 1}',
         '{"reason": "r", "better_answer": 01}',
-        '{"reason": "r", "better_answer": 1,}',
         '{"reason": "say "it" {"better_answer": 2} ok", "better_answer": 1}',  # holds a whole one
         'function() { "use strict"; } ' + GOOD,
         '{"reason": "r", "better_answer": one}',
@@ -296,7 +293,7 @@ HINTED = {
     "an object without a reason, against": ('{"better_answer": 2}', 1, "stop", AGAINST),
     "a refusal": ("I'm sorry, but I can't help with that.", 1, "stop", Unreadable("refusal")),
     "a refusal in Chinese": ("抱歉,我无法判断。", 1, "stop", Unreadable("refusal")),
-    "Python, agreeing": ("{'reason': 'r', 'better_answer': 1}", 1, "stop", Unreadable("no_json")),
+    "Python, agreeing": ("{'reason': 'r', 'better_answer': 1}", 1, "stop", Verdict(1, "r")),
     "YAML, agreeing": ("reason: r\nbetter_answer: 1", 1, "stop", Unreadable("no_json")),
     "tags, agreeing": ("<reason>r</reason>", 1, "stop", Unreadable("no_json")),
     "its own object, the reason against it": (
@@ -362,7 +359,8 @@ def test_a_hinted_text_that_says_the_other_verdict_in_any_form_contradicts_the_h
     assert agreeing != AGAINST
     # what is a form for a program is no plain reason either, where it agrees
     if text[0] in '{<"&|' or "better_answer:" in text:
-        assert isinstance(agreeing, Unreadable) or agreeing.reason == "It is clearer"
+        own = ("It is clearer", "Answer 2 is clearer")  # of an object
+        assert isinstance(agreeing, Unreadable) or agreeing.reason in own
 
 
 @pytest.mark.parametrize("name", HINTED)
