@@ -85,3 +85,18 @@ def test_a_gpu_takes_the_ties_of_the_last_one_along():
     whole = choose(logits.masked_fill(logits < lowest, -torch.inf), u, temperature=0.7, top_p=0.9)
     assert (found == whole).float().mean() > 0.98  # to rounding of the sums
     assert token_choice._highest_with_ties(torch.zeros(2, 3000), 20) is None
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_a_nucleus_is_found_without_sorting_the_vocabulary(spread, monkeypatch):
+    """Flat rows, whose nucleus is larger than what is looked at, and steep ones."""
+    generator = torch.Generator().manual_seed(3)
+    logits = spread * torch.randn(300, 9000, generator=generator)
+    u = torch.rand(300, generator=generator)
+    assert logits.shape[1] > 16 * token_choice._NUCLEUS
+    found = choose(logits, u, temperature=0.8, top_p=0.9)
+    probs = (logits / 0.8).softmax(-1).sort(descending=True).values
+    sizes = (probs.cumsum(-1) - probs < 0.9).sum(-1)
+    assert bool((sizes > token_choice._NUCLEUS).all()) == (spread < 1)
+    monkeypatch.setattr(token_choice, "_NUCLEUS", 10_000)  # as before: all are sorted
+    assert torch.equal(found, choose(logits, u, temperature=0.8, top_p=0.9))

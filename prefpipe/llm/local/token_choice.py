@@ -33,6 +33,10 @@ def choose(
     if temperature == 0:
         return logits_N_V.argmax(-1)
     logits, ids = logits_N_V, None
+    if not top_k and top_p < 1 and logits.shape[-1] > 16 * _NUCLEUS:
+        few = _highest(logits, _NUCLEUS)
+        if few is not None:
+            return _choose_in_nucleus(logits, u_N, few, temperature, top_p)
     if 0 < top_k < logits.shape[-1]:
         few = _highest(logits, top_k)
         if few is not None:
@@ -41,16 +45,47 @@ def choose(
             logits = logits.masked_fill(logits < _kth_highest(logits, top_k), -torch.inf)
     logits = logits / temperature
     if top_p < 1:
-        falling = logits.sort(descending=True).values
-        probs = falling.softmax(-1)
-        # a token stays while those above it have less than top_p
-        out = probs.cumsum(-1) - probs >= top_p
-        lowest = falling.masked_fill(out, torch.inf).amin(-1, keepdim=True)
-        logits = logits.masked_fill(logits < lowest, -torch.inf)
+        logits = _cut(logits, logits.logsumexp(-1, keepdim=True), top_p)
+    return _pick(logits, u_N, ids)
+
+
+def _cut(logits: Tensor, total_N_1: Tensor, top_p: float) -> Tensor:
+    """The logits with -inf outside the nucleus. total: log of the sum of exponentials of the whole
+    vocabulary's."""
+    falling = logits.sort(descending=True).values
+    probs = (falling - total_N_1).exp()
+    # a token stays while those above it have less than top_p
+    out = probs.cumsum(-1) - probs >= top_p
+    lowest = falling.masked_fill(out, torch.inf).amin(-1, keepdim=True)
+    return logits.masked_fill(logits < lowest, -torch.inf)
+
+
+def _pick(logits: Tensor, u_N: Tensor, ids: Tensor | None) -> Tensor:
+    """Token ids by inverse CDF; ids: of the columns, where these are not all tokens."""
     cdf = logits.softmax(-1).cumsum(-1)
     # divided by itself the last one is exactly 1, above every u
     pick = (cdf / cdf[:, -1:] <= u_N[:, None]).sum(-1)
     return pick if ids is None else ids.gather(-1, pick[:, None])[:, 0]
+
+
+_NUCLEUS = 512
+"""Tokens among which a nucleus is looked for before the whole vocabulary is sorted: 128 rows of 49,152
+logits take 0.27 instead of 0.76 seconds of CPU time."""
+
+
+def _choose_in_nucleus(
+    logits_N_V: Tensor, u_N: Tensor, few: tuple[Tensor, Tensor], temperature: float, top_p: float
+) -> Tensor:
+    """As choose; few: the highest logits of each row and their ids. Rows whose nucleus is larger are
+    chosen of the whole vocabulary."""
+    values, ids = few[0] / temperature, few[1]
+    total = (logits_N_V / temperature).logsumexp(-1, keepdim=True)
+    chosen = _pick(_cut(values, total, top_p), u_N, ids)
+    larger = ((values - total).exp().sum(-1) < top_p).nonzero()[:, 0]
+    if len(larger):
+        whole = logits_N_V[larger] / temperature
+        chosen[larger] = _pick(_cut(whole, total[larger], top_p), u_N[larger], None)
+    return chosen
 
 
 _PARTS = 16
