@@ -216,10 +216,13 @@ class Stage(Script):
     """Nothing on standard output; errors and progress stay on standard error."""
     as_json: NoEffectOnRows[bool] = False
     """Only a summary on standard output, a JSON object a line for each run; --json for short."""
-    _metas: list[Path] = PrivateAttr(default_factory=list)
+    dry_run: NoEffectOnRows[bool] = False
+    """Say what would be read, asked, trained and written: nothing is written, sent or loaded."""
+    _runs: list[Run] = PrivateAttr(default_factory=list)
 
     def spoken(self) -> AbstractContextManager[None]:
-        return spoken(self._metas, quiet=self.quiet, as_json=self.as_json)
+        how = {"quiet": self.quiet, "as_json": self.as_json, "dry_run": self.dry_run}
+        return spoken(self._runs, **how)
 
     def rows_depend_on(self) -> dict[str, Any]:
         """The settings that change rows, for the fingerprint: paths by content, not by name."""
@@ -240,10 +243,10 @@ class Stage(Script):
             overwrite=self.overwrite,
             strict=self.strict,
             leave_out_failing=getattr(self, "leave_out_failing", False),
+            dry_run=self.dry_run,
         )
-        run = Run(facts, **options)
-        self._metas.append(run.meta_path)
-        return run
+        self._runs.append(Run(facts, **options))
+        return self._runs[-1]
 
 
 def _stopped(stage: str) -> NoReturn:
