@@ -37,6 +37,8 @@ class Plan:
     """As in .meta.json, and `waiting`: rows that a model has a say in."""
     logged: Counter[str] = field(default_factory=Counter)
     """Rows that a stopped run has done, by its log."""
+    read_as: Sequence[str] = ()
+    """How data of others was read."""
     seconds: float | None = None
     """None: nothing is known to estimate them by."""
     _parts: dict[tuple[str, str], tuple[list[str], dict[str, Any]]] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Plan:
             "finished_before": self.before or None,
             "inputs": [{"path": str(p), "rows": rows_of(p)} for p in _each(self.inputs)],
             "outputs": [{"path": str(p), "is_there": p.exists()} for p in self.outputs],
+            "read_as": [*self.read_as],
             "counts": self.counts,
             "done_before": dict(self.logged),
             "work": [
@@ -73,7 +76,10 @@ class Plan:
         rows = [(f"{self.stage}: dry run", "nothing is written, sent or loaded")]
         for path in _each(self.inputs):
             n = rows_of(path)
-            rows.append(("input", f"{path}{'' if n is None else f': {n:,} rows'}"))
+            rows.append(
+                ("input", str(path) if n is None else f"{path}: {n:,} row{'' if n == 1 else 's'}")
+            )
+        rows += [("", line) for line in self.read_as]
         rows += [("output", f"{path}: {self._fate(path)}") for path in self.outputs]
         if self.before:
             rows.append(("rows", f"nothing to do, finished before: {self.before}"))
@@ -110,13 +116,16 @@ class Plan:
 
 def seconds_as_before(meta_path: Path, mark: Mapping[str, str], read: int) -> float | None:
     """How long so many rows take, by the finished run of the same settings whose .meta.json stands
-    there; None: there is none, or it went on from a stopped one, so that nobody knows its whole time."""
+    there. None: there is none, or it went on from a stopped one, so that nobody knows its whole time,
+    or it had so few rows that loading was most of it."""
     with suppress(DataError, KeyError, TypeError, ValueError, ZeroDivisionError):
         meta = read_meta(meta_path) or {}
         was = meta["fingerprint"]
         names = {name for name, _ in was.items() ^ mark.items()} - {"setting limit", "setting seed"}
-        if not meta.get("went_on") and all(name.startswith("input ") for name in names):
-            return round(meta["seconds"] / meta["counts"]["read"] * read, 1)
+        before, is_known = meta["counts"]["read"], not meta.get("went_on")
+        is_alike = all(name.startswith("input ") for name in names) and 4 * before >= read
+        if is_known and is_alike:
+            return round(meta["seconds"] / before * read, 1)
     return None
 
 
@@ -148,4 +157,6 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
+    if seconds < 1:
+        return "a second"
     return f"{seconds:.0f} seconds" if minutes < 2 else f"{minutes} minutes {rest} seconds"

@@ -239,6 +239,7 @@ class Run(AbstractContextManager["Run"]):
         counts = {"read": self.read_count, "kept": self.kept_count, "left_out": left_out}
         plan.counts = counts | {"waiting": waiting, "written": dict(self.written)}
         plan.logged.update({str(log.path): len(log) for log in self._files.logs if len(log)})
+        plan.read_as = self.summary.get("inputs", ())
         plan.seconds = seconds_as_before(self.meta_path, self.mark, self.read_count)
 
     def _finish(self) -> None:

@@ -44,7 +44,7 @@ class PlannedEmbedder:
         revision = getattr(config, "_commit_hash", None)
         self.identity = identity_of(name, folder, revision, self.prompts)
         self.dimension = dimension or int(config.hidden_size)
-        self.max_tokens = None
+        self.max_tokens: int | None = None
 
     def embed(self, texts: Sequence[str], kind: Literal["query", "document"]) -> np.ndarray:
         seeds = (hashlib.sha256(text.encode()).digest()[:8] for text in texts)
@@ -98,8 +98,8 @@ class PlannedVectors:
             f"{self.new:,} of {self.documents:,} documents, {known:,} are known from before; tokens: "
             f"{self.tokens:,} (by the tokenizer of {self._embedder.name})"
         )
-        numbers = {"documents": self.documents, "to_embed": self.new, "tokens": self.tokens}
-        plan.put("to embed", [line], model=self._embedder.name, **numbers)
+        numbers: dict[str, Any] = {"model": self._embedder.name, "documents": self.documents}
+        plan.put("to embed", [line], **numbers, to_embed=self.new, tokens=self.tokens)
 
 
 def open_embedder(

@@ -28,6 +28,7 @@ import config
 from prefpipe.files import DataError, Run, StageFacts
 from prefpipe.ranges import Positive
 from prefpipe.screen import short_sentence, visible
+from prefpipe.settings.command_line import formatter, shortcuts
 from prefpipe.settings.profiles import ProfileSource, profile_name
 from prefpipe.settings.secrets import without_passwords, without_secrets
 from prefpipe.settings.spoken import spoken
@@ -102,8 +103,8 @@ class Script(BaseSettings):
                 cli_hide_none_type=True,
                 cli_avoid_json=True,
                 cli_exit_on_error=False,
-                cli_shortcuts=cls.model_config.get("cli_shortcuts"),
-                formatter_class=_formatter(description),
+                cli_shortcuts=shortcuts(cls),
+                formatter_class=formatter(description),
             )
         except SettingsError as error:
             _refuse(cls.stage_name(), error)
@@ -283,18 +284,3 @@ def _unexpected(stage: str, error: Exception, debug: bool) -> str:
         where = "no log of it could be written"
     words = " ".join(visible(without_secrets(str(error))).split())[:200]
     return f"{stage}: unexpected {type(error).__name__}: {words}; {where}; --debug shows it"
-
-
-def _formatter(description: str) -> Any:
-    """Help with the script's own docstring on top, its lines left as they are."""
-    import argparse
-
-    class Formatter(argparse.RawDescriptionHelpFormatter):
-        def __init__(self, prog: str) -> None:
-            super().__init__(prog, max_help_position=30, width=100)
-
-        def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-            super().add_usage(f"uv run {self._prog} [--option value ...]", actions, groups, prefix)
-            self.add_text(description.replace("%", "%%"))
-
-    return Formatter

@@ -36,7 +36,7 @@ def end(
     tokens = {name: _tokens(pairs) for name, pairs in (("train", train), ("held out", validation))}
     most = "at most " if how.early_stopping else ""
     lines = [
-        f"{len(train):,} pairs in {most}{steps:,} steps and {how.epochs:g} epochs"
+        f"{len(train):,} pairs in {most}{steps:,} steps and {how.epochs:g} epoch{'' if how.epochs == 1 else 's'}"
         + (f"; {done:,} steps are done, by {stopped_at}" if done else ""),
         f"held out: {len(validation):,} pairs",
         f"tokens an epoch: {tokens['train']:,}; held out: {tokens['held out']:,} (by its tokenizer, a "
