@@ -7,6 +7,7 @@ its dry run is made, and the whole folder is compared byte for byte.
 import importlib
 import json
 import re
+import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -20,9 +21,9 @@ import transformers
 
 from embedded.server import Server, last_message
 from prefpipe.files import write_rows
-from prefpipe.files.plan import rows_of
-from prefpipe.rows import Responses
-from tests.examples import ROOT, read_jsonl, write_jsonl
+from prefpipe.files.plan import Plan, rows_of, seconds_as_before
+from prefpipe.rows import Item, Responses
+from tests.examples import ROOT, item, read_jsonl, write_jsonl
 from tests.test_layout import STAGES
 
 ITEMS = "data/pairwise_critic_inference2_get_answer/Sky"
@@ -297,3 +298,218 @@ def test_a_server_is_asked_as_often_as_the_dry_run_says_and_by_it_not_once(chain
         assert made.calls_dry == 0
         asked = sum(w["requests"] for plan in made.first for w in plan["work"])
         assert asked == made.calls > 0
+
+
+# ---- where the run would fail, its dry run fails with the same sentence
+
+ITEM_FILE = ["--input", "items.jsonl"]
+BROKEN: dict[str, tuple[str, list[str]]] = {
+    "an input that is not there": ("inference_best_of_n", ["--input", "nowhere.jsonl"]),
+    "a setting out of its range": ("inference_best_of_n", [*ITEM_FILE, "--n", "0"]),
+    "an option that is none": ("inference_best_of_n", [*ITEM_FILE, "--nn", "3"]),
+    "an output that is the input": ("inference_best_of_n", [*ITEM_FILE, "--output", "items.jsonl"]),
+    "a model that is nowhere": ("inference_best_of_n", [*ITEM_FILE, "--model", "./nowhere"]),
+    "a model without a tokenizer": ("inference_best_of_n", [*ITEM_FILE, "--model", "no_model"]),
+    "no server": ("inference_best_of_n", [*ITEM_FILE, "--engine", "server"]),
+    "an address that is none": (
+        "inference_best_of_n", [*ITEM_FILE, "--engine", "server", "--base-urls", "ftp://x"]
+    ),
+    "no row": ("inference_best_of_n", ["--input", "empty.jsonl"]),
+    "no row that can be used": ("inference_best_of_n", ["--input", "bad.jsonl"]),
+    "a bad row, strictly": ("inference_best_of_n", ["--input", "bad.jsonl", "--strict"]),
+    "an id that stands twice": ("inference_best_of_n", ["--input", "twice.jsonl"]),
+    "only ties": ("inference_best_of_n", ["--input", "ties.jsonl"]),
+    "columns that are not there": ("preprocess_dataset", ["--input", "odd.jsonl"]),
+    "judgments of no item": ("post_processing", ["--items", "items.jsonl", "--input", "nowhere"]),
+    "nothing to train on": ("train_reward_model", ["--input", "all_ties.jsonl"]),
+    "training an adapter's output": (
+        "train_reward_model", ["--input", "pairs.jsonl", "--merge-adapter"]
+    ),
+    "a layer that is not there": (
+        "dpo_training",
+        ["--input", "nowhere", "--method", "lora", "--lora-target-modules", "nothing"],
+    ),
+    "no model left": ("generate_responses", ["--input", "prompts.jsonl", "--include-model", "zzz"]),
+    "no store": ("build_pairwise_prefs", ["--input", "table.csv", "--store", "nowhere"]),
+    "an embedding model that is nowhere": (
+        "build_vector_store", ["--input", "table.csv", "--embedding-model", "./nowhere"]
+    ),
+    "a benchmark that is none": ("accuracy", ["--benchmark", "nothing=items.jsonl"]),
+    "a kind that needs the model here": (
+        "accuracy",
+        ["--items", "items.jsonl", "--kind", "dpo", "--engine", "server", "--pairs", "None"],
+    ),
+    "a reward model that is nowhere": ("rank_responses", ["--input", "answers.jsonl", "--reward-model", "./n"]),
+    "another folder's page": ("report", ["--output", "items.jsonl", "."]),
+    "a damaged .meta.json": ("inference_best_of_n", [*ITEM_FILE, "--output", "damaged.jsonl"]),
+    "an output of other settings": ("inference_best_of_n", [*ITEM_FILE, "--output", "other.jsonl"]),
+    "a log of other settings": ("inference_best_of_n", [*ITEM_FILE, "--output", "stopped.jsonl"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("broken")
+    (made / "embedded").symlink_to(ROOT / "embedded")
+    write_rows(made / "items.jsonl", [item(f"i{k}") for k in range(4)], Item)
+    write_rows(made / "ties.jsonl", [item(f"i{k}", better=None) for k in range(4)], Item)
+    write_jsonl(made / "empty.jsonl", [])
+    write_jsonl(made / "bad.jsonl", [{"id": 1}, 2])
+    lines = (made / "items.jsonl").read_text()
+    (made / "twice.jsonl").write_text(lines * 2)
+    write_jsonl(made / "odd.jsonl", [{"a": 1, "b": 2}])
+    pair = {"prompt": "2+2?", "chosen": "4", "rejected": "5"}
+    write_jsonl(made / "pairs.jsonl", [pair | {"prompt": f"{k}+2?"} for k in range(30)])
+    write_jsonl(
+        made / "all_ties.jsonl", [pair | {"prompt": f"{k}?", "tie": True} for k in range(30)]
+    )
+    write_jsonl(made / "prompts.jsonl", [{"id": "a", "text": "A?"}])
+    write_jsonl(made / "answers.jsonl", [{"id": "a", "prompt": "A?", "responses": ["1", "2"]}])
+    (made / "table.csv").write_text("id,query,code,description\na,b,c,d\n")
+    (made / "no_model").mkdir()
+    (made / "damaged.meta.json").write_text("{")
+    (made / "damaged.jsonl").write_text("")
+    mark = {"stage": "inference_best_of_n", "setting n": "3", "rows": "Completion"}
+    meta = {"closing_line": "", "fingerprint": mark}
+    (made / "other.meta.json").write_text(json.dumps(meta))
+    (made / "other.jsonl").write_text("")
+    (made / ".stopped.partial.items.jsonl").write_text("")
+    (made / ".stopped.partial.jsonl").write_text(json.dumps(mark) + '\n{"id": "a"}\n')
+    return made
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_the_run_refuses_the_dry_run_refuses_with_the_same_sentence(
+    broken, what, tmp_path, monkeypatch, capsys
+):
+    stage, options = BROKEN[what]
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "here"
+    shutil.copytree(broken, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    before = state(folder)
+    with without_weights_and_network():
+        dry = run(stage, *options, "--dry-run", capsys=capsys)
+    assert state(folder) == before
+    real = run(stage, *options, capsys=capsys)
+    assert dry.code not in (0, None) and (dry.code, dry.err) == (real.code, real.err)
+
+
+# ---- a run that was stopped
+
+
+def stop(folder: Path, at: int) -> dict[str, bytes | None]:
+    """A run of inference_best_of_n that is stopped by Ctrl-C when it is asked for that request."""
+    from inference_best_of_n import Settings, main
+    from tests.test_inference_best_of_n import Dying
+
+    s = Settings(input=folder / "items.jsonl", output=folder / "out.jsonl", n=3)
+    with pytest.raises(KeyboardInterrupt):
+        main(s, Dying(at))
+    return state(folder)
+
+
+def test_a_stopped_run_is_gone_on_from_in_the_plan_and_its_log_stays(
+    broken, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "embedded").symlink_to(ROOT / "embedded")
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(broken / "items.jsonl", tmp_path)
+    before = stop(tmp_path, 3)
+    options = ["--input", tmp_path / "items.jsonl", "--output", tmp_path / "out.jsonl", "--n", "3"]
+    for more, done, texts in (([], 9, 3), (["--overwrite"], 0, 12)):
+        with without_weights_and_network():
+            ended = run(
+                "inference_best_of_n", *options, "--dry-run", "--json", *more, capsys=capsys
+            )
+        plan = json.loads(ended.out)
+        assert sum(plan["done_before"].values()) == done
+        assert plan["work"][0]["texts"] == texts
+        assert plan["counts"] == {
+            "read": 4, "kept": done // 3, "left_out": {}, "waiting": 4 - done // 3,
+            "written": {"out.jsonl": done} if done else {},
+        }  # fmt: skip
+        assert state(tmp_path) == before
+    (line,) = before[".out.partial.jsonl"].splitlines()[:1]
+    assert json.loads(line)["stage"] == "inference_best_of_n"
+
+
+def test_a_dry_run_is_refused_while_another_run_writes_there(tmp_path, monkeypatch, capsys, broken):
+    from prefpipe.files import open_alone
+
+    shutil.copy(broken / "items.jsonl", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with open_alone(tmp_path / ".out.lock"):
+        options = ["--input", "items.jsonl", "--output", "out.jsonl"]
+        ended = run("inference_best_of_n", *options, "--dry-run", capsys=capsys)
+    assert str(ended.code) == ".out.lock: another run is writing it; wait for its end"
+
+
+# ---- what is estimated
+
+
+MARK = {"stage": "s", "setting n": "3", "input a.jsonl": "1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "read", "seconds"),
+    [
+        ({}, 100, 20.0),
+        ({}, 200, 40.0),
+        ({}, 401, None),  # of so few rows most of the time may be the loading's
+        ({"fingerprint": MARK | {"input a.jsonl": "2"}}, 100, 20.0),
+        ({"fingerprint": MARK | {"setting limit": "5"}}, 100, 20.0),
+        ({"fingerprint": MARK | {"setting n": "4"}}, 100, None),
+        ({"went_on": True}, 100, None),
+        ({"seconds": "long"}, 100, None),
+        ({"counts": {"read": 0}}, 100, None),
+    ],
+)
+def test_the_time_is_that_of_an_earlier_run_alike_and_else_nothing(
+    tmp_path, changes, read, seconds
+):
+    meta = {"closing_line": "", "fingerprint": MARK, "seconds": 20.0, "counts": {"read": 100}}
+    path = tmp_path / "x.meta.json"
+    path.write_text(json.dumps(meta | changes))
+    assert seconds_as_before(path, MARK, read) == seconds
+    assert seconds_as_before(tmp_path / "none.meta.json", MARK, read) is None
+
+
+def test_rows_of_each_kind_of_file_and_of_what_has_none(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}')
+    (tmp_path / "a.csv").write_text('a,b\n1,"two\nlines"\n')
+    (tmp_path / "a.json").write_text('[{"a": 1}, {"a": 2}, {"a": 3}]')
+    (tmp_path / "a.toml").write_text("a = 1")
+    found = {
+        name: rows_of(tmp_path / name) for name in ("a.jsonl", "a.csv", "a.json", "a.toml", "b", "")
+    }
+    assert found == {"a.jsonl": 2, "a.csv": 1, "a.json": 3, "a.toml": None, "b": None, "": None}
+
+
+def test_a_plan_says_what_becomes_of_each_output(tmp_path):
+    (tmp_path / "old.jsonl").write_text("")
+    outputs = [tmp_path / "new.jsonl", tmp_path / "old.jsonl"]
+    plan = Plan("s", "rows", [], outputs)
+    plan.counts = {
+        "read": 1200,
+        "kept": 1190,
+        "waiting": 0,
+        "left_out": {"tie": 10},
+        "written": {"new.jsonl": 1190},
+    }
+    plan.put("items", ["first", "second"], requests=3)
+    lines = plan.lines()
+    assert lines[0] == "s: dry run; nothing is written, sent or loaded"
+    assert lines[1].endswith("new.jsonl: new") and lines[2].endswith(
+        "old.jsonl: stands there and would be replaced"
+    )
+    assert (
+        lines[3]
+        == "  rows    1,200 rows read = 1,190 kept + 10 left out (10 tie); would be written: 1,190 in new.jsonl"
+    )
+    assert lines[4:] == ["  items   first", "          second"]
+    plan.before = "all done"
+    assert (
+        plan.lines()[2].endswith("stands there and is kept") and "nothing to do" in plan.lines()[-1]
+    )
