@@ -431,8 +431,8 @@ def test_a_stopped_run_is_gone_on_from_in_the_plan_and_its_log_stays(
             "written": {"out.jsonl": done} if done else {},
         }  # fmt: skip
         assert state(tmp_path) == before
-    (line,) = before[".out.partial.jsonl"].splitlines()[:1]
-    assert json.loads(line)["stage"] == "inference_best_of_n"
+    log = (tmp_path / ".out.partial.jsonl").read_text()
+    assert json.loads(log.splitlines()[0])["stage"] == "inference_best_of_n"
 
 
 def test_a_dry_run_is_refused_while_another_run_writes_there(tmp_path, monkeypatch, capsys, broken):
