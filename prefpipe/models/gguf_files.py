@@ -17,6 +17,7 @@ from typing import Any
 import filelock
 
 from prefpipe.files import hash_path
+from prefpipe.screen import working
 
 cache = Path("data/cache/gguf")
 """Where models are unpacked."""
@@ -74,7 +75,8 @@ def _unpacked(file: Path) -> Path:
             print(f"{file.name}: unpacked to {folder}, once", file=sys.stderr)
             unfinished = cache / f".{folder.name}.tmp"
             shutil.rmtree(unfinished, ignore_errors=True)
-            _unpack(file, unfinished)
+            with working(f"unpacking {file.name}"):
+                _unpack(file, unfinished)
             os.replace(unfinished, folder)
     return folder
 

@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefpipe.models.model_files import base_of, from_pretrained, is_adapter
 from prefpipe.models.tokenizers import load_tokenizer, max_token_id
+from prefpipe.screen import working
 
 if TYPE_CHECKING:  # torch is loaded with the first model: a tokenizer alone does without
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,7 +102,8 @@ def load_model(
     options |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
     if without_weights:
         return _skeleton(auto_class, base, of, options.get("num_labels"))
-    loaded: Any = from_pretrained(auto_class, base, output_loading_info=True, **of, **options)
+    with working(f"loading {name}"):
+        loaded: Any = from_pretrained(auto_class, base, output_loading_info=True, **of, **options)
     model, report = loaded
     if model.base_model is model and hasattr(model, "model"):
         model.base_model_prefix = "model"  # Llama 4's says that its backbone has another name

@@ -19,6 +19,7 @@ from prefpipe import files
 from prefpipe.files import DataError
 from prefpipe.rag.documents import id_lines
 from prefpipe.rows import Document
+from prefpipe.screen import working
 
 BATCH = 512
 """Documents embedded at once; what a stopped run keeps is whole batches."""
@@ -97,7 +98,8 @@ class SentenceEmbedder:
             disable_progress_bar()
         folder = model_folder(name)
         try:
-            self._model = SentenceTransformer(str(folder or name), trust_remote_code=False)
+            with working(f"loading {name}"):
+                self._model = SentenceTransformer(str(folder or name), trust_remote_code=False)
         except Exception as error:  # of each library that reads one of the folder's files
             raise not_loaded(name, folder, error) from None
         self.name = name

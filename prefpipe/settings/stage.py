@@ -27,7 +27,7 @@ from pydantic_settings import (
 import config
 from prefpipe.files import DataError, Run, StageFacts
 from prefpipe.ranges import Positive
-from prefpipe.screen import short_sentence, visible
+from prefpipe.screen import short_sentence, visible, working
 from prefpipe.settings.command_line import formatter, shortcuts
 from prefpipe.settings.profiles import ProfileSource, profile_name
 from prefpipe.settings.secrets import without_passwords, without_secrets
@@ -133,7 +133,7 @@ class Script(BaseSettings):
             settings = cls.from_command_line()
             debug = settings.debug
             gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
-            with settings.spoken():
+            with settings.spoken(), working(cls.stage_name(), settings.rows_read):
                 main(settings)
         except DataError as error:
             raise SystemExit(short_sentence(f"{cls.stage_name()}: {error}")) from None
@@ -165,6 +165,10 @@ class Script(BaseSettings):
     def spoken(self) -> AbstractContextManager[None]:
         """How the script speaks while it runs; a stage may be told to be quiet."""
         return nullcontext()
+
+    def rows_read(self) -> int:
+        """So far, for a person who waits."""
+        return 0
 
     @classmethod
     def _prefix(cls) -> str:
@@ -224,6 +228,9 @@ class Stage(Script):
     def spoken(self) -> AbstractContextManager[None]:
         how = {"quiet": self.quiet, "as_json": self.as_json, "dry_run": self.dry_run}
         return spoken(self._runs, **how)
+
+    def rows_read(self) -> int:
+        return sum(run.read_count for run in self._runs)
 
     def rows_depend_on(self) -> dict[str, Any]:
         """The settings that change rows, for the fingerprint: paths by content, not by name."""
