@@ -101,8 +101,8 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
             report["scored"] = scoring.measure(run, scored, open_ranker, s.output / "scores.jsonl")
         if s.trained_on:
             report["overlap"] = overlap.overlaps(run, measured, [Path(p) for p in s.trained_on])
-        files.write_json(run.temporary(made[0]), report)
-        files.write_text(run.temporary(made[1]), tables(report))
+        run.write_json(made[0], report)
+        run.write_text(made[1], tables(report))
     # behind the run's end: a tracker that cannot be reached costs no result
     report_summary(s.report_to, run.stage, s.output, report)
     print(tables(report), end="")
@@ -117,19 +117,25 @@ def what_is_measured(s: Settings) -> list[Measured]:
         sets = {VALIDATION: s.items, **sets}
     if not sets:
         raise SystemExit("accuracy: nothing to measure on: set --items or --benchmark")
+    if "dpo" in s.kind and s.engine != "local":
+        raise SystemExit("--kind dpo needs log-probabilities of responses: set --engine local")
     how = s.how_read()
     return [Measured(kind, name, path, how) for kind in s.kind for name, path in sets.items()]
 
 
 def inputs_of(s: Settings, measured: Sequence[Measured], pairs: Path | None) -> list[Path]:
-    models: dict[Kind, Sequence[str]] = {"reward": [s.reward_model], "pairwise": [s.pairwise_model]}
-    names = dict.fromkeys(m for kind in s.kind for m in models.get(kind, (s.base, s.tuned)))
+    names = dict.fromkeys(name for kind in s.kind for name in models_of(s, kind))
     return [
         *files.here(dict.fromkeys([*(m.path for m in measured), *s.trained_on])),
         *local_folders(*names),
         *([pairs] if pairs else []),
         *(template_files(s.template, "judge") if "judge" in s.kind else []),
     ]
+
+
+def models_of(s: Settings, kind: Kind) -> Sequence[str]:
+    one: dict[Kind, str] = {"reward": s.reward_model, "pairwise": s.pairwise_model}
+    return [one[kind]] if kind in one else [s.base, s.tuned]
 
 
 def to_request(s: Settings, showing: Showing) -> llm.Request:
@@ -174,7 +180,7 @@ def ranker_of(
         options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
         engine = partial(open_scorer, kind)
         return openers.open_judge(run, engine, name=f"judge.{name}", **options)
-    return openers.when_asked(lambda: open_scorer(kind))
+    return openers.when_asked(run, lambda: open_scorer(kind), models_of(s, kind))
 
 
 def open_model(s: Settings, engines: Mapping[Judge, Any] | None, kind: Kind) -> Any:
@@ -183,10 +189,6 @@ def open_model(s: Settings, engines: Mapping[Judge, Any] | None, kind: Kind) -> 
         return openers.open_reward(s.reward_model, load_in_4bit=s.load_in_4bit)
     if kind == "pairwise":
         return openers.open_pairwise(s.pairwise_model, seed=s.seed, load_in_4bit=s.load_in_4bit)
-    if kind == "dpo" and s.engine != "local":
-        raise SystemExit(
-            "--kind dpo needs log-probabilities of whole responses: set --engine local"
-        )
     tuned = open_judge(s, "tuned", s.tuned, engines)
     if kind == "judge":
         return tuned

@@ -80,6 +80,8 @@ class Downloads:
 def main(s: Settings, engine: llm.Engine | None = None) -> None:
     if s.step in ("submit", "status", "download") and s.engine != "batch":
         raise SystemExit(f"--step {s.step} is one of the batch engine's: add --engine batch")
+    if s.dry_run and s.step != "run":
+        raise SystemExit("--dry-run is of all steps together: leave --step out")
     if s.step == "status":
         return print_status(s)
     if s.step == "estimate":

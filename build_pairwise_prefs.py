@@ -32,8 +32,9 @@ from prefpipe.llm.replies import Replies
 from prefpipe.publish.cards import write_data_card
 from prefpipe.questions import in_blocks
 from prefpipe.rag import table
-from prefpipe.rag.embedding import Embedder, SentenceEmbedder
+from prefpipe.rag.embedding import Embedder
 from prefpipe.rag.pairs import AnsweredQuery, PairRules, build_pair, distinct, score_block
+from prefpipe.rag.planned_embedder import open_embedder
 from prefpipe.rag.rag_report import RagReport
 from prefpipe.rag.retrieve import BLOCK, build_prompt, retrieve
 from prefpipe.rag.store import MANIFEST, VectorStore, read_manifest
@@ -181,7 +182,8 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
     ) as run:
         if run.finished:
             return
-        embedder = embedder or SentenceEmbedder(s.embedding_model, manifest.prompts)
+        made_with = (s.embedding_model, manifest.prompts, manifest.dimension)
+        embedder = embedder or open_embedder(*made_with, plan=run.plan)
         store = VectorStore.open(s.store, embedder)
         contexts = run.open_log(Retrieved, "retrieved")
         limits = {"documents": s.documents_per_query, "characters": s.max_context_characters}

@@ -30,13 +30,17 @@ from prefpipe.near_duplicates import EarlierDocuments
 from prefpipe.rag import embedding, store, table
 from prefpipe.rag.documents import to_documents, to_text, without_duplicates
 from prefpipe.rag.embedding import DocumentVectors, Embedder, VectorCache
-from prefpipe.rag.index import IndexFacts, sample_queries, write_index
+from prefpipe.rag.index import sample_queries, write_index
+from prefpipe.rag.planned_embedder import PlannedEmbedder, PlannedVectors
+from prefpipe.rag.rag_report import store_lines
 from prefpipe.ranges import Positive, Share
 from prefpipe.rows import Document, Entry, Reject
 from prefpipe.settings import Stage
 
 SAMPLED_QUERIES = 1000
 """Queries that recall is measured on."""
+VECTORS = ".build_vector_store.vectors"
+"""What a stopped run has embedded."""
 
 
 class Settings(Stage, env_prefix="VECTOR_STORE_"):
@@ -71,6 +75,9 @@ class Settings(Stage, env_prefix="VECTOR_STORE_"):
     target_recall: Share = 0.99
     """Of an ivf index: lists are probed until this share of queries finds what exact search does."""
 
+    def prompts(self) -> dict[str, str | None]:
+        return {"query": self.query_prompt, "document": self.document_prompt}
+
 
 def build_documents(entry: Entry, s: Settings, place: str) -> list[Document] | Reject:
     """The row's document, or its chunks; a Reject where it is empty or too long."""
@@ -92,7 +99,7 @@ def read_table(s: Settings) -> Iterator[tuple[str, Entry | ValueError]]:
     return table.read_entries(s.input, columns, s.limit)
 
 
-def write_documents(s: Settings, run: files.Run, vectors: DocumentVectors) -> int:
+def write_documents(s: Settings, run: files.Run, vectors: DocumentVectors | PlannedVectors) -> int:
     """Write the documents and embed them; the number of chunks left out of rows that were kept."""
     earlier, duplicate_chunks = EarlierDocuments(s.near_duplicate), 0
     for place, entry in screen.progress(read_table(s), None, "documents"):
@@ -142,21 +149,14 @@ def write_store(
     }
 
 
-def closing_lines(summary: dict[str, Any], known: int, embedder: Embedder) -> Iterator[str]:
-    """What a user should know of the store; known: vectors that were there before."""
-    yield f"embedded {summary['embedded']} documents; {known} were known before"
-    if chunks := summary["duplicate_chunks"]:
-        yield f"{chunks} chunks are like others and were left out of their rows"
-    if cut := summary["cut_by_the_model"]:
-        yield (
-            f"{embedder.name} reads the first {embedder.max_tokens} tokens: {cut} documents are "
-            "longer (--chunk-characters cuts them into several)"
-        )
-    if (facts := IndexFacts(**summary["index"])).kind == "ivf":
-        yield (
-            f"approximate index: {facts.lists} lists, {facts.probed_lists} probed; recall@1 against "
-            f"exact search {facts.recall_at_1} on {facts.recall_queries} queries"
-        )
+def plan_documents(s: Settings, run: files.Run, plan: files.Plan) -> None:
+    """What a dry run says of the documents: how many are new to the store, or to a stopped run."""
+    embedder = PlannedEmbedder(s.embedding_model, s.prompts())
+    with VectorCache(s.output / VECTORS, embedder, looks_only=True) as cache:
+        known = set() if s.overwrite else cache.keys() | store.known_hashes(s.output, embedder)
+    vectors = PlannedVectors(embedder, known)
+    write_documents(s, run, vectors)
+    vectors.put(plan)
 
 
 def main(s: Settings, embedder: Embedder | None = None) -> None:
@@ -175,9 +175,10 @@ def main(s: Settings, embedder: Embedder | None = None) -> None:
     ) as run:
         if run.finished:
             return
-        prompts = {"query": s.query_prompt, "document": s.document_prompt}
-        embedder = embedder or embedding.SentenceEmbedder(s.embedding_model, prompts)
-        path = s.output / ".build_vector_store.vectors"
+        if run.plan:
+            return plan_documents(s, run, run.plan)
+        embedder = embedder or embedding.SentenceEmbedder(s.embedding_model, s.prompts())
+        path = s.output / VECTORS
         if s.overwrite:
             path.unlink(missing_ok=True)
         with VectorCache(path, embedder) as cache:
@@ -185,12 +186,13 @@ def main(s: Settings, embedder: Embedder | None = None) -> None:
             if not s.overwrite:
                 store.copy_vectors(s.output, embedder, cache)
             known = len(cache)
+            run.went_on = known > 0
             run.summary |= write_store(s, run, embedder, cache)
         if not run.kept_count:
             path.unlink()
             return  # leaving the block says why
     path.unlink()  # only now: until all is in place, a killed run goes on with these vectors
-    print(*closing_lines(run.summary, known, embedder), sep="\n")
+    print(*store_lines(run.summary, known, embedder), sep="\n")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def train(s: Settings, run: files.Run) -> dict[str, float]:
     if s.wants_best and not pairs["validation"]:
         raise DataError(f"{s.input}: no validation pair, so no best checkpoint; use last")
     validation = draw(pairs["validation"], s.validation_pairs, s.seed)
+    s.end_dry_run(run, checkpoints, pairs["train"], validation)
     trainer = PrefixSharedDPOTrainer(
         model,
         training_arguments(s, has_validation=bool(validation)),

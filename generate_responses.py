@@ -16,6 +16,7 @@ command goes on with it. The models stand in config.py (RESPONSE_MODELS) or in a
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -90,7 +91,8 @@ def main(s: Settings, open_engine: Callable[[Settings], llm.Engine] = open_model
         for own in group:
             # a model whose server is down costs its own responses: the others go on
             try:
-                respond(own, paths, engine)
+                with suppress(files.DryRunEnd):  # of this one
+                    respond(own, paths, engine)
             except (SystemExit, DataError) as error:
                 print(f"{own.models[0].name}: {error}", file=sys.stderr)
                 failed.append(own.models[0].name)

@@ -14,7 +14,14 @@ if [[ -z ${PROFILE:-} ]]; then export HF_HUB_OFFLINE=1 TRANSLATION_OFFLINE=${TRA
 packages=(--no-dev --inexact)
 [[ ${PROFILE:-} != smollm2-135m ]] || packages+=(--group real)
 if [[ -d .venv ]]; then packages+=(--quiet); else echo "== packages: a minute or two, once"; fi
+ticking='' # a terminal has uv's own bars; a log file gets a line a minute
+if [[ ! -t 2 ]]; then
+  (while sleep 60 >/dev/null 2>&1; do echo "packages: $((SECONDS / 60)) min so far" >&2; done) &
+  ticking=$!
+  trap 'kill "$ticking"' EXIT
+fi
 uv sync "${packages[@]}"
+if [[ $ticking ]]; then kill "$ticking"; trap - EXIT; fi
 paths=$(uv run --no-sync python config.py) # set -e sees a failure here, but not inside eval
 eval "$paths"
 is_model() { [[ -f $1/config.json || -f $1/adapter_config.json ]]; }

@@ -129,9 +129,11 @@ def open_ranker(s: Settings, run: files.Run, judge: llm.Engine | None = None) ->
         return openers.open_judge(run, lambda: judge or s.open_engine(s.judge), **options)
     weights = {"load_in_4bit": s.load_in_4bit, "max_length": s.max_length}
     if s.by == "reward":
-        return openers.when_asked(openers.open_reward, s.reward_model, **weights)
-    options = {"seed": s.seed, "score_temperature": s.score_temperature}
-    return openers.when_asked(openers.open_pairwise, s.pairwise_model, **options, **weights)
+        opened = partial(openers.open_reward, s.reward_model, **weights)
+        return openers.when_asked(run, opened, [s.reward_model])
+    options = {"seed": s.seed, "score_temperature": s.score_temperature, **weights}
+    opened = partial(openers.open_pairwise, s.pairwise_model, **options)
+    return openers.when_asked(run, opened, [s.pairwise_model])
 
 
 def why_not(row: Responses) -> Reject | None:

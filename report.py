@@ -52,7 +52,10 @@ def main(s: Settings) -> None:
     else:
         data = page.both_runs(folders, seed=s.seed)
     html = page.render(data)
-    files.write_text(output, html)
+    if s.dry_run:
+        print("report: dry run; nothing is written. It would write")
+    else:
+        files.write_text(output, html)
     if s.as_json:
         print(
             json.dumps(

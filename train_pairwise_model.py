@@ -81,6 +81,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     labels = reader.labels
     tokenize = functools.partial(tokenize_pair, tokenize=reader)
     pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
+    s.end_dry_run(run, checkpoints, pairs.train, pairs.validation)
     trainer = PrefixSharedPairwiseTrainer(
         model,
         SFTConfig(**s.trainer_arguments()),

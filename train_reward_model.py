@@ -96,6 +96,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     margins = {"margin_weight": s.margin_weight, "margin_as": s.margin_as}
     tokenize = functools.partial(tokenize_pair, tokenize=reader, **margins)
     pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
+    s.end_dry_run(run, checkpoints, pairs.train, pairs.validation)
     if has_margins := bool(s.margin_weight and pairs.margins):
         mean, n = sum(pairs.margins) / len(pairs.margins), len(pairs.margins)
         print(

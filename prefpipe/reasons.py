@@ -45,6 +45,7 @@ REASONS: dict[str, str] = {
     "batch_cancelled": "A batch was cancelled before this request was answered.",
     "batch_unreadable": "What a batch answered is not to be had: its file is gone, or it is in an unknown state.",
     "batch_failed": "A batch failed as a whole.",
+    "not_asked": "A dry run asks no model, and what becomes of the row hangs on one; in no file.",
     # a judge's text
     "empty": "Nothing but white space.",
     "no_json": "No JSON object in the text.",

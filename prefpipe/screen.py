@@ -4,13 +4,15 @@ Where standard output is no terminal a table is plain text, without colour and a
 be; where standard error is none progress is a line a minute.
 """
 
+import functools
 import os
 import re
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from typing import Any, Generic, TypeVar
 
@@ -83,44 +85,73 @@ LINE_SECONDS, SILENT_SECONDS = 60.0, 300.0
 """In a log file: the least time between two lines of progress, and the most where nothing moves."""
 
 
-class _Lines:
-    """Progress where standard error is a file: a line a minute while rows come, and one in five
-    minutes while none does, so that a log tells a long step from a hang. From a thread of its own,
-    since a row may take an hour."""
+class _Step:
+    """Something that takes long: how far it is, and how a log file says so."""
 
-    def __init__(self, total: int | None, what: str) -> None:
-        self._total, self._what = total, what
-        self.count, self.note = 0, ""
+    def __init__(
+        self, what: str, total: int | None, count: Callable[[], int] | None = None
+    ) -> None:
+        """count: asked where the step does not count by itself."""
+        self.what, self.total, self._asked = what, total, count
+        self.done: int | None = None
+        """None: it does not count."""
+        self.note = ""
+        self.shown_at = 0
+        """The count in its last line."""
         self._began = time.monotonic()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> "_Lines":
-        self._thread.start()
-        return self
+    @property
+    def count(self) -> int:
+        return self._asked() if self._asked else self.done or 0
 
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        said, at = 0, self._began
-        while not self._ended.wait(LINE_SECONDS):
-            now = time.monotonic()
-            if self.count > said or now - at >= SILENT_SECONDS:
-                print(self._line(now - self._began), file=sys.stderr, flush=True)
-                said, at = self.count, now
-
-    def _line(self, seconds: float) -> str:
-        rate = self.count / seconds
-        of = "" if self._total is None else f" of {self._total:,}"
-        left = (
-            ""
-            if self._total is None or not rate
-            else f", {_clock((self._total - self.count) / rate)} left"
-        )
+    def line(self) -> str:
+        seconds, count = time.monotonic() - self._began, self.count
+        if not self._asked and self.done is None:
+            return f"{self.what}: {_clock(seconds)} so far"
+        of = "" if self.total is None else f" of {self.total:,}"
+        rows = " rows" if self._asked else ""
+        rate = count / seconds
+        left = f", {_clock((self.total - count) / rate)} left" if self.total and rate else ""
         note = f"; {self.note}" if self.note else ""
-        return f"{self._what}: {self.count:,}{of} in {_clock(seconds)}{left}{note}"
+        return f"{self.what}: {count:,}{of}{rows} in {_clock(seconds)}{left}{note}"
+
+
+class _LogLines:
+    """Progress where standard error is a file: a line a minute while something moves, and one in five
+    minutes while nothing does, so that a log tells a long step from a hang. Of steps inside steps the
+    innermost is told of. From a thread of its own, since a row may take an hour."""
+
+    def __init__(self) -> None:
+        self._steps: list[_Step] = []
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def during(self, step: _Step) -> Iterator[None]:
+        with self._lock:
+            self._steps.append(step)
+            if len(self._steps) == 1:
+                self._ended = threading.Event()
+                threading.Thread(target=self._run, args=[self._ended], daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._steps.remove(step)
+                if not self._steps:
+                    self._ended.set()
+
+    def _run(self, ended: threading.Event) -> None:
+        told = time.monotonic()
+        while not ended.wait(LINE_SECONDS):
+            with self._lock:
+                step = self._steps[-1] if self._steps else None
+            if step and (step.count > step.shown_at or time.monotonic() - told >= SILENT_SECONDS):
+                told, step.shown_at = time.monotonic(), step.count
+                print(step.line(), file=sys.stderr, flush=True)
+
+
+_log_lines = _LogLines()
 
 
 def _clock(seconds: float) -> str:
@@ -129,32 +160,70 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+@functools.cache
+def _terminal() -> Any:
+    """Standard error: one console for all bars, so that those inside others share its lines."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _bar(*columns: Any, **options: Any) -> Any:
+    from rich.progress import Progress as Bar
+
+    # standard output that goes elsewhere stays there; on the same terminal it is printed above
+    return Bar(*columns, console=_terminal(), redirect_stdout=sys.stdout.isatty(), **options)
+
+
+@contextmanager
+def working(what: str, count: Callable[[], int] | None = None) -> Iterator[None]:
+    """Show on stderr that a step is under way whose length nobody knows: loading, a whole stage.
+
+    count: the rows that it has read so far.
+    """
+    if not sys.stderr.isatty():
+        with _log_lines.during(_Step(what, None, count)):
+            yield
+        return
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    class Rows(TextColumn):
+        def render(self, task: Any) -> Any:
+            task.fields["rows"] = f"{n:,} rows" if count and (n := count()) else ""
+            return super().render(task)
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), Rows("{task.fields[rows]}"))
+    with _bar(*columns, TimeElapsedColumn(), transient=True) as bar:
+        bar.add_task(what, total=None, rows="")
+        yield
+
+
 class Progress(Generic[T]):
     """The rows, with count, rate and time left on stderr: a bar, or where that is no terminal lines."""
 
     def __init__(self, rows: Iterable[T], total: int | None, what: str) -> None:
         self._rows, self._total, self._what = rows, total, what
         self._bar: Any = None
-        self._lines: _Lines | None = None
+        self._step: _Step | None = None
         self._note = ""
 
     def note(self, words: str) -> None:
         """Show these words behind the bar, tokens and money spent for example."""
         self._note = words
-        if self._lines is not None:
-            self._lines.note = words
+        if self._step is not None:
+            self._step.note = words
         if self._bar is not None:
             self._bar.update(self._task, note=words)
 
     def __iter__(self) -> Iterator[T]:
         if not sys.stderr.isatty():
-            with _Lines(self._total, self._what) as lines:
-                self._lines, lines.note = lines, self._note
+            self._step = step = _Step(self._what, self._total)
+            step.done, step.note = 0, self._note
+            with _log_lines.during(step):
                 for row in self._rows:
                     yield row
-                    lines.count += 1
+                    step.done += 1
             return
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -162,7 +231,6 @@ class Progress(Generic[T]):
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
-        from rich.progress import Progress as Bar
 
         columns: list[Any] = [
             TextColumn("{task.description}"),
@@ -173,7 +241,7 @@ class Progress(Generic[T]):
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         ]
-        with Bar(*columns, console=Console(stderr=True)) as bar:
+        with _bar(*columns) as bar:
             self._bar = bar
             self._task = bar.add_task(self._what, total=self._total, note="", rate="")
             for row in self._rows:

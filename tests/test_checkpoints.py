@@ -13,8 +13,10 @@ MARK = {"setting seed": "1", "input a": "x"}
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 
-def opened(folder, *, mark=MARK, keep=2, wants_best=True, overwrite=False):
-    return Checkpoints(folder, mark, keep=keep, wants_best=wants_best, overwrite=overwrite)
+def opened(folder, *, mark=MARK, keep=2, wants_best=True, **more):
+    return Checkpoints(
+        folder, mark, keep=keep, wants_best=wants_best, **{"overwrite": False} | more
+    )
 
 
 def save(folder, step, best=None, seal=True):
@@ -73,6 +75,17 @@ def test_a_damaged_one_is_named_and_an_older_whole_one_taken(tmp_path, capfd, na
     else:
         assert "checkpoint-4: not used" in said and "goes on from step 2" in said
     assert not newest.exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_who_only_looks_passes_over_a_damaged_one_and_takes_none_away(tmp_path, capfd, overwrite):
+    save(tmp_path, 10)
+    cut(save(tmp_path, 20) / "optimizer.pt")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    found = opened(tmp_path, looks_only=True, overwrite=overwrite)
+    assert found.stopped_at == (None if overwrite else tmp_path / "checkpoints/checkpoint-10")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert capfd.readouterr().err == ""
 
 
 def test_one_whose_best_is_gone_is_not_gone_on_from_where_the_best_is_wanted(tmp_path):

@@ -20,6 +20,7 @@ import config
 import prefpipe.rows
 from prefpipe.reasons import REASONS
 from prefpipe.settings import Script
+from prefpipe.settings.command_line import shortcuts
 from tests.examples import ROOT, run_stage
 
 SCRIPTS = sorted(p for p in ROOT.glob("*.py") if p.stem != "config")
@@ -60,8 +61,7 @@ def options_of(stage: str) -> set[str]:
     for name, field in settings.model_fields.items():
         option = f"--{name.replace('_', '-')}"
         options |= {option, f"--no-{option[2:]}"} if field.annotation is bool else {option}
-    shortcuts = settings.model_config.get("cli_shortcuts") or {}
-    return options | {f"--{short}" for short in shortcuts.values()}
+    return options | {f"--{short}" for short in shortcuts(settings).values()}
 
 
 # ---- who imports whom

@@ -14,15 +14,21 @@ from urllib.parse import quote
 
 import pandas
 import pytest
+from PIL import Image
 
 from prefpipe.evaluation.labels import read_labels
 from prefpipe.report import page as page_module
 from prefpipe.report.found_files import Folder
+from tests.conftest import GOLDEN
 from tests.examples import run_stage
 from tests.page_data import HOSTILE, MODELS, hostile, of_models, of_ratings, plain, write_run
+from tests.page_pictures import VIEWS, difference, screenshot, small
 
 ITEMS = "pairwise_critic_inference2_get_answer/Sky_english/validation.jsonl"
 PREFERENCES = "ranking/preferences.jsonl"
+TOLERANCE = 4.0
+"""Of 255, in the tile of a picture that differs most. Another browser of the same kind is within 0.1, without
+subpixels within 6 (record it there anew); the least change of those below is 4.4."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -725,6 +731,77 @@ def test_code_and_formulas_are_set_apart(browser, tmp_path):
         chosen = page.locator(".side.chosen .text")
         assert chosen.locator("code.fence").text_content() == "python\nx = 1 < 2\n"
         assert chosen.locator(".formula").all_text_contents() == ["$a^2 + b^2$"]
+
+
+# ---- how it looks
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_the_page_looks_as_in_its_picture(browser, run, name, request, tmp_path):
+    """A new one: `uv run pytest --record tests/test_page.py -k picture`; look at it before you keep it."""
+    path = GOLDEN / "page" / f"{name}.png"
+    shown = small(screenshot(browser, run / "report.html", VIEWS[name]))
+    if request.config.getoption("--record"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown.save(path, optimize=True)
+    off, (x, y) = difference(Image.open(path), shown)
+    shown.save(tmp_path / path.name)
+    assert off < TOLERANCE, (
+        f"{path}: {off:.1f} at {x}, {y} of the page; it is now {tmp_path / path.name}"
+    )
+
+
+@pytest.mark.parametrize(
+    "style",
+    [
+        ".bars svg { visibility: hidden }",
+        ".curve { visibility: hidden }",
+        ".legend { visibility: hidden }",
+        ".interval { visibility: hidden }",
+        ".tick { visibility: hidden }",
+        "h2 { border: 0 }",
+        ".block { background: none }",
+        ".block { padding: .2rem }",
+        ".blocks { grid-template-columns: 1fr }",
+        ":root { --a: #b33 }",
+    ],
+)
+def test_what_a_reader_would_miss_the_picture_misses(browser, run, style):
+    changed = small(screenshot(browser, run / "report.html", VIEWS["wide"], style))
+    assert difference(Image.open(GOLDEN / "page/wide.png"), changed)[0] >= TOLERANCE
+
+
+def test_nothing_on_paper_is_wider_than_its_place(page):
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 between its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 718
+    over = page.evaluate(
+        """() => [...document.querySelectorAll(".block table, .block svg, .text")].filter((e) => {
+            const block = e.closest(".block, .side, main").getBoundingClientRect();
+            return e.getBoundingClientRect().right > block.right + 1;
+        }).map((e) => e.textContent.slice(0, 80))"""
+    )
+    assert not over
+
+
+def test_no_tick_of_a_chart_stands_on_the_name_of_its_axis(browser, tmp_path):
+    """Losses that differ in their last digits only have ticks of many."""
+    of_models(tmp_path, 20, plain, random.Random(1))
+    steps = "".join(f"{k},{0.69411 + k / 9000},{0.8},0.5,\n" for k in range(1, 9))
+    curve = "step,loss,eval_loss,accuracy,eval_accuracy\n" + steps.replace(",0.8,", ",,")
+    (tmp_path / "models/reward/loss_curve.csv").write_text(curve, encoding="utf-8")
+    with opened(browser, make(tmp_path)) as page:
+        found = page.evaluate(
+            """() => [...document.querySelectorAll("svg.chart")].map((svg) => {
+                const boxes = (words) => [...svg.querySelectorAll(words)].map((e) => e.getBoundingClientRect());
+                const names = boxes("text[transform]"), ticks = boxes(".tick.end");
+                const touch = (a, b) => a.left < b.right && a.right > b.left && a.top < b.bottom && a.bottom > b.top;
+                return [svg.textContent, names.length, names.flatMap((n) => ticks.filter((t) => touch(n, t))).length];
+            })"""
+        )
+    assert any(re.search(r"0\.69\d\d", text) for text, _, _ in found), "the ticks are not those that were meant"
+    assert sum(names for _, names, _ in found) >= 3
+    assert not [text for text, _, touching in found if touching]
 
 
 # ---- fast

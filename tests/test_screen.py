@@ -1,14 +1,20 @@
 """screen: what a person sees of texts that other people or models wrote."""
 
+import os
 import re
+import subprocess
+import sys
+import threading
 import time
 import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prefpipe import screen
-from prefpipe.screen import progress, short_sentence, table_text, visible
+from prefpipe.screen import progress, short_sentence, table_text, visible, working
+from tests.examples import ROOT
 
 ORDERS = "\x1b[2J\x1b[31mHACKED\x1b]0;title\x07 \x9b8m\u202egnp\r"
 
@@ -51,6 +57,63 @@ def test_a_log_file_gets_a_line_while_nothing_moves(monkeypatch, capsys):
         time.sleep(0.8)
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("steps: 0 of 2 in ") for line in lines) and len(lines) <= 6
+
+
+def test_a_step_of_unknown_length_says_how_long_it_takes_and_what_it_has_read(monkeypatch, capsys):
+    monkeypatch.setattr(screen, "LINE_SECONDS", 0.1)
+    monkeypatch.setattr(screen, "SILENT_SECONDS", 0.3)
+    read = 0
+    with working("stage", lambda: read):
+        time.sleep(0.15)
+        read = 1200
+        time.sleep(0.3)  # it has moved: a line at the next moment, and none for a while
+        with working("loading a model"):
+            time.sleep(0.6)
+        read = 1300
+        time.sleep(0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "stage: 1,200 rows in 0:00:00"
+    assert set(lines[1:-1]) <= {
+        "loading a model: 0:00:00 so far",
+        "loading a model: 0:00:01 so far",
+    }
+    assert 1 <= len(lines[1:-1]) <= 2 and lines[-1] == "stage: 1,300 rows in 0:00:01"
+    time.sleep(0.15)
+    assert "_LogLines" not in str([vars(thread) for thread in threading.enumerate()])
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals on this system")
+def test_on_a_terminal_bars_stand_inside_others_and_output_to_a_file_stays_there(tmp_path):
+    code = (
+        "import time\nfrom prefpipe.screen import progress, working\n"
+        "with working('the stage', lambda: 1234):\n"
+        "    for k in progress(range(3), 3, 'inside'):\n        print('row', k)\n        time.sleep(0.2)\n"
+    )
+    screen_end, terminal = os.openpty()
+    with open(tmp_path / "out", "w") as out:
+        made = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=out,
+            stderr=terminal,
+            cwd=ROOT,
+            env=os.environ | {"TERM": "xterm"},
+        )
+        shown = b""
+        os.close(terminal)
+        while part := read_or_nothing(screen_end):
+            shown += part
+    assert made.wait() == 0 and (tmp_path / "out").read_text() == "row 0\nrow 1\nrow 2\n"
+    assert (
+        b"the stage" in shown and b"1,234 rows" in shown and b"inside" in shown and b"3/3" in shown
+    )
+    os.close(screen_end)
+
+
+def read_or_nothing(handle: int) -> bytes:
+    try:
+        return os.read(handle, 4096)
+    except OSError:  # the other end is closed
+        return b""
 
 
 def test_a_sentence_stays_as_it_is_unless_it_is_too_long():

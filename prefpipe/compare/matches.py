@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefpipe import judge, languages, llm
 from prefpipe.compare import tournament
 from prefpipe.compare.tournament import Match, Standing
-from prefpipe.files import Run
+from prefpipe.files import NOT_ASKED, Run
 from prefpipe.llm.replies import Replies
 from prefpipe.rows import Message, Reject, as_turns, flatten_turns
 
@@ -42,8 +42,11 @@ def hold(contests: Contests, play: Play, kind: tournament.Tournament, *, seed: i
     """A tournament of each contest; a Reject where it cannot be compared, or nothing could be read."""
     left_out: dict[str, Reject] = {}
 
+    def not_asked(id: str) -> bool:
+        return left_out[id].reason == NOT_ASKED  # of a dry run, which counts the rounds to the last
+
     def compare(matches: Sequence[Match]) -> list[float | None]:
-        playable = [match for match in matches if match.id not in left_out]
+        playable = [match for match in matches if match.id not in left_out or not_asked(match.id)]
         outcomes = dict(zip(playable, play(contests, playable), strict=True))
         left_out.update({m.id: p for m, p in outcomes.items() if isinstance(p, Reject)})
         return [None if isinstance(p := outcomes.get(m), Reject) else p for m in matches]

@@ -4,7 +4,7 @@ All of them give standings, so that evaluation and ranking need not know who it 
 open_pairwise load a model, which is slow: call them once there is work to do.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from prefpipe import llm
 from prefpipe.compare import matches
 from prefpipe.compare.matches import Contest, Contests, Standings, hold
 from prefpipe.compare.tournament import Standing, Tournament
-from prefpipe.files import Run
+from prefpipe.files import NOT_ASKED, Plan, Run
+from prefpipe.llm import Failure
 from prefpipe.rows import Message, Reject, as_turns, flatten_turns
 
 if TYPE_CHECKING:
@@ -24,10 +25,38 @@ Ranker = Callable[[Contests, Tournament], Standings]
 """Contests by id -> how each came out. What scores each response holds no tournament."""
 
 
-def when_asked(open_ranker: Callable[..., Ranker], *names: str, **options: Any) -> Ranker:
-    """The ranker that opens itself once there is something to rank."""
-    opened = cache(partial(open_ranker, *names, **options))
+def when_asked(run: Run, open_ranker: Callable[[], Ranker], models: Sequence[str]) -> Ranker:
+    """The ranker that opens itself once there is something to rank. models: their names; a dry run
+    counts what they would read."""
+    opened = cache(partial(PlannedRanker, run.plan, models) if run.plan else open_ranker)
     return lambda contests, kind: opened()(contests, kind)
+
+
+class PlannedRanker:
+    """Who ranks nothing, and counts for a plan what the models would read."""
+
+    def __init__(self, plan: Plan, models: Sequence[str]) -> None:
+        from prefpipe.llm.local.prompt_reader import PromptReader
+
+        self._plan, self._models = plan, models
+        self._reader = [PromptReader.of(name) for name in models][-1]
+        self._prompts = self._responses = self._tokens = 0
+
+    def __call__(self, contests: Contests, kind: Tournament) -> Standings:
+        for prompt, texts in map(_texts, contests.values()):
+            ids = self._reader.read("", as_turns(prompt), 0)
+            self._prompts += 1
+            self._responses += len(texts)
+            self._tokens += 0 if isinstance(ids, Failure) else len(ids)
+            self._tokens += sum(map(len, self._reader.completions(texts)))
+        names = " and ".join(self._models)
+        line = (
+            f"{self._responses:,} responses to {self._prompts:,} prompts by {names}; tokens: "
+            f"{self._tokens:,} in all texts (by its tokenizer, each text once)"
+        )
+        numbers = {"prompts": self._prompts, "responses": self._responses, "tokens": self._tokens}
+        self._plan.put("to rank", [line], log=names, models=[*self._models], **numbers)
+        return {id: Reject(id=id, reason=NOT_ASKED) for id in contests}
 
 
 def open_reward(name: str, *, load_in_4bit: bool | None, max_length: int | None = None) -> Ranker:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from prefpipe.evaluation import held_out, metrics
 from prefpipe.evaluation.held_out import Measured
 from prefpipe.evaluation.metrics import BothOrders
-from prefpipe.files import RowLog, Run
+from prefpipe.files import NOT_ASKED, RowLog, Run
 from prefpipe.formats.reading import Format
 from prefpipe.judge import Showing, item_in_both_orders, verdict
 from prefpipe.llm import Failure, Request
@@ -172,8 +172,20 @@ def score_pairs(
     if not left:
         return {}
     texts = ((p.prompt, [p.chosen[-1]["content"], p.rejected[-1]["content"]]) for p in left)
-    scored = progress(open_engine().score(texts), len(left), f"{judge}: pairs")
+    engine, what = open_engine(), f"{judge}: pairs"
     left_out: dict[str, Reject] = {}
+    if run.plan:
+        tokens, failures = engine.estimate_scores(texts)
+        line = (
+            f"{len(left) - len(failures):,} pairs to score; tokens: {tokens:,} (by its tokenizer)"
+        )
+        run.plan.put(what, [line], pairs=len(left) - len(failures), tokens=tokens)
+        failed = (failures.get(k, Failure(p.id, NOT_ASKED)) for k, p in enumerate(left))
+        return {
+            p.id: Reject(id=p.id, reason=f.reason, detail=f.detail)
+            for p, f in zip(left, failed, strict=True)
+        }
+    scored = progress(engine.score(texts), len(left), what)
     for pair, result in zip(left, scored, strict=True):
         if isinstance(result, Failure):
             left_out[pair.id] = Reject(id=pair.id, reason=result.reason, detail=result.detail)

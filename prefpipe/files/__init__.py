@@ -10,6 +10,7 @@ from prefpipe.files.fingerprint import difference, fingerprint, hash_path, libra
 from prefpipe.files.ids import Aligned, Places
 from prefpipe.files.inputs import Named, each_of, here
 from prefpipe.files.outputs import open_alone, write_json, write_rows, write_text
+from prefpipe.files.plan import NOT_ASKED, DryRunEnd, Plan
 from prefpipe.files.records import (
     ENDINGS,
     SPLITS,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prefpipe.files.records import DataError, split_files
+from prefpipe.screen import working
 
 
 def hash_path(path: Path) -> str:
@@ -43,7 +44,8 @@ def fingerprint(stage: str, depends_on: dict[str, Any], inputs: Sequence[Path]) 
         if not file.exists():
             raise DataError(f"{file}: no such file; run the stage that writes it first")
         alike = sum(name.startswith(f"input {file.name}") for name in values)
-        values[f"input {file.name}{f' {alike + 1}' if alike else ''}"] = hash_path(file)
+        with working(f"hashing {file}"):
+            values[f"input {file.name}{f' {alike + 1}' if alike else ''}"] = hash_path(file)
     return {"stage": stage, **values}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
@@ -28,7 +29,18 @@ def open_alone(path: Path) -> IO[bytes]:
     except FileNotFoundError:
         pass
     file.close()
-    raise SystemExit(f"{path}: another run is writing it; wait for its end")
+    raise _second(path)
+
+
+def refuse_a_second(path: Path) -> None:
+    """SystemExit where another process has it, as open_alone; the file is left as it is."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        if not filelock.lock_descriptor(file.fileno(), blocking=False):
+            raise _second(path)
+
+
+def _second(path: Path) -> SystemExit:
+    return SystemExit(f"{path}: another run is writing it; wait for its end")
 
 
 class Writer(Protocol):
@@ -124,7 +136,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """An indented JSON file: whole or absent. NaN and infinity are refused (ValueError)."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def without_ending(path: Path) -> Path:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import IO, Generic, TypeVar
 
 from prefpipe.files.fingerprint import difference
 from prefpipe.files.outputs import open_alone
@@ -36,7 +36,7 @@ class RowLog(Generic[R]):
     def __init__(self, path: Path, row_type: type[R], mark: dict[str, str]) -> None:
         self.path, self._type = path, row_type
         self._offsets: dict[str, int] = {}
-        self._file = open_alone(path)
+        self._file = self._open(path)
         mark = mark | {"rows": row_type.__name__}
         header = json.dumps(mark, ensure_ascii=False).encode() + b"\n"
         self._file.seek(0)
@@ -57,8 +57,14 @@ class RowLog(Generic[R]):
                     f"({difference(was, mark)}); --overwrite starts anew"
                 )
         # new, or killed in its very first write, or of other settings and without a row
-        self._file.truncate(0)
+        self._cut(0)
         self._append(header)
+
+    def _open(self, path: Path) -> IO[bytes]:
+        return open_alone(path)
+
+    def _cut(self, offset: int) -> None:
+        self._file.truncate(offset)
 
     def _load(self, offset: int) -> None:
         self._file.seek(offset)
@@ -71,7 +77,7 @@ class RowLog(Generic[R]):
                 raise DataError(f"{self.path}:{number}: {error}") from None
             self._offsets[row.key] = offset
             offset += len(line)
-        self._file.truncate(offset)
+        self._cut(offset)
 
     def _append(self, data: bytes) -> None:
         self._file.seek(0, io.SEEK_END)
@@ -101,6 +107,37 @@ class RowLog(Generic[R]):
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)
+        self.close()
+
+
+class ReadLog(RowLog[R]):
+    """The log of a stopped run as a dry one sees it: what is added is kept in memory only."""
+
+    def __init__(
+        self, path: Path, row_type: type[R], mark: dict[str, str], *, is_new: bool
+    ) -> None:
+        """is_new: what is there would be deleted first."""
+        self._added: dict[str, R] = {}
+        self._is_new = is_new
+        super().__init__(path, row_type, mark)
+
+    def _open(self, path: Path) -> IO[bytes]:
+        return io.BytesIO() if self._is_new or not path.exists() else open(path, "rb")
+
+    def _cut(self, offset: int) -> None: ...
+
+    def _append(self, data: bytes) -> None: ...
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._added or super().__contains__(key)
+
+    def add(self, row: R) -> None:
+        self._added[row.key] = row
+
+    def get(self, key: str) -> R:
+        return self._added[key] if key in self._added else super().get(key)
+
+    def delete(self) -> None:
         self.close()
 
 

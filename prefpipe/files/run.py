@@ -1,12 +1,11 @@
 """One run of one stage: what it reads, emits and leaves out, and the ledger that must add up."""
 
-import glob
 import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from typing import Any
 from prefpipe.files.fingerprint import difference, fingerprint, input_files
 from prefpipe.files.ids import Places
 from prefpipe.files.meta import read_meta, write_meta
-from prefpipe.files.outputs import Writer, beside, open_alone, open_writer, without_ending
+from prefpipe.files.outputs import beside, json_text, without_ending, write_text
+from prefpipe.files.plan import NOT_ASKED, DryRunEnd, Plan, seconds_as_before
 from prefpipe.files.records import DataError, R, typed_rows
 from prefpipe.files.resume import RowLog
+from prefpipe.files.run_files import NoFiles, RunFiles
 from prefpipe.rows import Reject, Row
 
 
@@ -34,6 +35,8 @@ class StageFacts:
     strict: bool
     leave_out_failing: bool = False
     """Rows that a server fails on are left out (of stages that ask one)."""
+    dry_run: bool = False
+    """Nothing is written: Run.plan says what would be done."""
 
 
 class Run(AbstractContextManager["Run"]):
@@ -83,27 +86,24 @@ class Run(AbstractContextManager["Run"]):
         """Place and fault of the first row that could not be read."""
         self.written: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()
-        self._writers: dict[Path, Writer] = {}
-        self._logs: list[RowLog[Any]] = []
+        self.went_on = False
+        """From what a stopped run had done."""
         read = {path.resolve() for path in input_files(inputs)}
         for path in read.intersection(path.resolve() for path in outputs):
             raise DataError(f"{path}: is the input; choose another output")
         self._started = time.monotonic()
+        shown = [*outputs, *made] or [base.parent]
+        self.plan = Plan(self.stage, unit, inputs, shown) if facts.dry_run else None
+        """None: it is no dry run."""
         # from here on, so that the second of two runs has done nothing when it is refused
-        self._lock_path = base.with_name(f".{base.name}.lock")
-        # a run that is refused later leaves no empty folder: the next stage would take it for an output
-        self._new_folders = [path for path in self._lock_path.parents if not path.exists()]
-        self._lock = open_alone(self._lock_path)
+        self._files = (
+            NoFiles(base, self.mark, starts_anew=facts.overwrite)
+            if facts.dry_run
+            else RunFiles(base, self.mark)
+        )
         self.finished = self._is_finished()
         if facts.overwrite:
-            # some stages replace their files one by one: killed there, it is no finished run any more
-            self.meta_path.unlink(missing_ok=True)
-            self._delete_logs()
-
-    def _delete_logs(self) -> None:
-        name = glob.escape(f".{self._log_base.name}.partial")
-        for log in self._log_base.parent.glob(f"{name}*.jsonl"):
-            log.unlink()
+            self._files.delete(self.meta_path)
 
     def _is_finished(self) -> bool:
         if self.facts.overwrite or (meta := read_meta(self.meta_path)) is None:
@@ -120,7 +120,9 @@ class Run(AbstractContextManager["Run"]):
         if not all(path.exists() for path in (*self.outputs, *self._made)):
             return False
         print(f"{self.stage}: finished before: {meta['closing_line']}; --overwrite starts anew")
-        self._delete_logs()  # of a run that was killed between its last two steps
+        if self.plan:
+            self.plan.before = meta["closing_line"]
+        self._files.delete_logs()  # of a run that was killed between its last two steps
         return True
 
     # -- rows in
@@ -170,7 +172,7 @@ class Run(AbstractContextManager["Run"]):
         """What became of one row read: a Reject, or rows; to: their output, or each one's."""
         if isinstance(result, Reject):
             self.left_out[result.reason] += 1
-            self._writer(self.rejects_path, Reject).write(result)
+            self._files.writer(self.rejects_path, Reject).write(result)
             return
         rows = [result] if isinstance(result, Row) else result
         path = to or next(iter(self.outputs))
@@ -180,65 +182,49 @@ class Run(AbstractContextManager["Run"]):
         """One row read became these (output, row)."""
         self.kept_count += 1
         for path, row in rows:
-            self._writer(path, self.outputs[path]).write(row)
+            self._files.writer(path, self.outputs[path]).write(row)
             self.written[path.name] += 1
-
-    def _writer(self, path: Path, row_type: type[Row]) -> Writer:
-        if path not in self._writers:
-            temporary = self.temporary(path)
-            temporary.unlink(missing_ok=True)  # a killed run's; or a link that leads elsewhere
-            self._writers[path] = open_writer(temporary, row_type)
-        return self._writers[path]
 
     def temporary(self, path: Path) -> Path:
         """Where the stage itself writes a file of `made`; it is renamed with the outputs."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return beside(path, ".tmp")
+        return self._files.temporary(path)
+
+    def write_text(self, path: Path, text: str) -> None:
+        """A file of `made`; a dry run writes none."""
+        if not self.plan:
+            write_text(self.temporary(path), text)
+
+    def write_json(self, path: Path, value: Any) -> None:
+        """The same, of an indented JSON file."""
+        self.write_text(path, json_text(value))
 
     def open_log(self, row_type: type[R], name: str = "") -> RowLog[R]:
         """The run's resume log; deleted once the outputs are in place."""
-        base = self._log_base
-        # the name behind "partial": an output called x.judge.jsonl has a log of its own beside x.jsonl's
-        path = base.with_name(f".{base.name}.partial{'.' if name else ''}{name}.jsonl")
-        names = (f".{base.name}.{name}.partial.jsonl", f".{base.name}.partial.jsonl")
-        for old in {base.with_name(n) for n in names if name} - {log.path for log in self._logs}:
-            if old.exists():
-                raise DataError(
-                    f"{old}: a stopped run of another version of prefpipe; finish it "
-                    "with that one, or delete the file and start anew"
-                )
-        log = RowLog(path, row_type, self.mark)
-        self._logs.append(log)
+        log = self._files.open_log(row_type, name)
         if len(log):
+            self.went_on = True
             print(f"{self.stage}: going on from {len(log)} done before", file=sys.stderr)
         return log
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            if kind is None and not self.finished:
-                self._finish()
+            if kind in (None, DryRunEnd) and not self.finished:
+                self._check_rows()
+                self._finish() if self.plan is None else self._finish_dry(self.plan)
         finally:
-            for writer in self._writers.values():
-                with suppress(OSError, ValueError):  # a full disk has been told of already
-                    writer.close()
-            for path in (*self._writers, *self._made):
-                beside(path, ".tmp").unlink(missing_ok=True)
-            for log in self._logs:
-                log.close() if len(log) else log.delete()
-            self._lock_path.unlink(missing_ok=True)  # while it is held: open_alone looks for that
-            self._lock.close()
-            for folder in self._new_folders:  # the innermost first
-                with suppress(OSError):  # not empty
-                    folder.rmdir()
+            self._files.end(*self._made)
+        if self.plan and kind is None:
+            raise DryRunEnd  # what stands behind the block tells of outputs, which are not there
 
-    def _finish(self) -> None:
+    def _check_rows(self) -> None:
+        """Raise where there is no result: not one row, or not one that could be used."""
         lost = self.read_count - self.kept_count - sum(self.left_out.values())
         if lost:
             raise AssertionError(f"{self.stage}: {lost} of {self.read_count} rows unaccounted for")
         if not self.read_count:
             read = [str(path) for path in self._inputs if path.suffix not in (".jinja", ".toml")]
             raise DataError(f"{', '.join(read)}: no row to read")
-        if not self.kept_count:
+        if not self.kept_count and not self.left_out[NOT_ASKED]:
             self.keep_rejects()
             first = f"; first: {self.first_bad}" if self.first_bad else ""
             raise SystemExit(
@@ -246,10 +232,21 @@ class Run(AbstractContextManager["Run"]):
                 f"({dict(self.left_out.most_common())}){first}; each with its reason in "
                 f"{self.rejects_path}"
             )
+
+    def _finish_dry(self, plan: Plan) -> None:
+        left_out = dict(self.left_out.most_common())
+        waiting = left_out.pop(NOT_ASKED, 0)
+        counts = {"read": self.read_count, "kept": self.kept_count, "left_out": left_out}
+        plan.counts = counts | {"waiting": waiting, "written": dict(self.written)}
+        plan.logged.update({str(log.path): len(log) for log in self._files.logs if len(log)})
+        plan.read_as = self.summary.get("inputs", ())
+        plan.seconds = seconds_as_before(self.meta_path, self.mark, self.read_count)
+
+    def _finish(self) -> None:
         for path, row_type in [*self.outputs.items(), (self.rejects_path, Reject)]:
-            self._writer(path, row_type)
+            self._files.writer(path, row_type)
         self.meta_path.unlink(missing_ok=True)  # until all is in place, the run is not finished
-        self._rename(*self._writers)
+        self._files.put_in_place()
         for path in self._made:
             os.replace(beside(path, ".tmp"), path)
         if self._card:
@@ -265,26 +262,20 @@ class Run(AbstractContextManager["Run"]):
                 "written": dict(self.written),
             },
             **self.summary,
+            **({"went_on": True} if self.went_on else {}),
             "seconds": round(time.monotonic() - self._started, 3),
             "settings": self.facts.settings,
             "fingerprint": self.mark,
         }
         write_meta(self.meta_path, meta)
-        for log in self._logs:
+        for log in self._files.logs:
             log.delete()
         print(line)
 
     def keep_rejects(self) -> None:
         """Put the rejects in place, of a run that ends here without an output."""
-        self._writer(self.rejects_path, Reject)
-        self._rename(self.rejects_path)
-
-    def _rename(self, *paths: Path) -> None:
-        for path in paths:
-            self._writers[path].close()
-        for path in paths:
-            os.replace(beside(path, ".tmp"), path)
-            del self._writers[path]
+        self._files.writer(self.rejects_path, Reject)
+        self._files.put_in_place(self.rejects_path)
 
     def reasons(self) -> str:
         """Why rows were left out, with their counts, the most frequent first."""

@@ -6,12 +6,12 @@ fetched. A line of prefpipe/prices.toml goes before them.
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from prefpipe.files import read_toml
-from prefpipe.llm import Request
+from prefpipe.llm import Failure, Request
 
 PRICES = Path(__file__).parent.parent / "prices.toml"
 
@@ -156,22 +156,53 @@ class Spending:
 
 @dataclass
 class Estimate:
-    """What is left to submit, before anything is sent."""
+    """What is left to ask a model, before anything is sent or loaded."""
 
-    price: Price | None
+    model: str
+    batch: bool = False
+    tokenizer: str = ""
+    """Whose tokenizer counted; empty: estimate_tokens. A local model's texts cost nothing."""
     requests: int = 0
+    texts: int = 0
+    """Samples of all requests."""
     submitted: int = 0
     """Requests that are answered already, or under way."""
     prompt_tokens: int = 0
     """By estimate_tokens."""
     new_tokens: int = 0
     """At most: each text as long as it may be."""
+    failures: dict[str, Failure] = field(default_factory=dict)
+    """Requests of which it is known beforehand that they get no text."""
     _usd: float = 0.0
 
-    def add(self, request: Request, samples: int) -> None:
-        """One request more, for so many samples."""
-        tokens = estimate_prompt_tokens(request.messages), samples * request.max_new_tokens
+    @property
+    def price(self) -> Price | None:
+        return None if self.tokenizer else find_price(self.model, batch=self.batch)
+
+    def __add__(self, other: "Estimate") -> "Estimate":
+        """Both together, of one model."""
+        names = (
+            "requests",
+            "texts",
+            "submitted",
+            "prompt_tokens",
+            "new_tokens",
+            "failures",
+            "_usd",
+        )
+        sums = {name: getattr(self, name) for name in names}
+        for name in names:
+            own, more = sums[name], getattr(other, name)
+            sums[name] = own | more if isinstance(own, dict) else own + more
+        return replace(self, **sums)
+
+    def add(self, request: Request, samples: int, prompt_tokens: int | None = None) -> None:
+        """One request more, for so many samples. prompt_tokens: None: they are estimated."""
+        if prompt_tokens is None:
+            prompt_tokens = estimate_prompt_tokens(request.messages)
+        tokens = prompt_tokens, samples * request.max_new_tokens
         self.requests += 1
+        self.texts += samples
         self.prompt_tokens += tokens[0]
         self.new_tokens += tokens[1]
         if self.price:
@@ -182,10 +213,31 @@ class Estimate:
         """At most; None: no price of the model is known."""
         return self._usd if self.price else None
 
+    def numbers(self) -> dict[str, Any]:
+        """All of it, for a program; usd: None where no price is known, and of a local model."""
+        counts = {name: getattr(self, name) for name in ("requests", "texts", "prompt_tokens")}
+        most = {"new_tokens_at_most": self.new_tokens, "usd_at_most": self.usd}
+        return {"model": self.model, "tokenizer": self.tokenizer or None, **counts, **most}
+
+    def lines(self) -> list[str]:
+        """All of it, for a person."""
+        first = f"{self.requests:,} requests to {self.model} for {self.texts:,} texts"
+        if self.submitted:
+            first += f"; {self.submitted:,} are submitted or answered already"
+        if self.tokenizer:
+            return [
+                first,
+                f"tokens: {self.prompt_tokens:,} in the prompts, at most {self.new_tokens:,} new (by its "
+                "tokenizer)",
+            ]
+        tokens = (self.prompt_tokens, self.new_tokens)
+        how = {"batch": self.batch, "at_most": True, "usd": self.usd}
+        return [first, *describe_estimate(self.model, *tokens, **how).split("\n")]
+
 
 def estimate(requests: Iterable[Request], model: str) -> Estimate:
     """What all these requests use at most, each sent by itself."""
-    total = Estimate(find_price(model))
+    total = Estimate(model)
     for request in requests:
         total.add(request, len(request.samples))
     return total

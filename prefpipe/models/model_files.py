@@ -74,13 +74,12 @@ def base_of(name: str | Path) -> tuple[str, dict[str, Any]]:
     """What to load first, and how: an adapter's base in the revision it stands on, else the model.
     Of a GGUF file the folder that it is unpacked to."""
     if not is_adapter(name):
-        return plain_folder(str(name)), {}
+        return plain_folder(str(name))
     path = Path(name) / "adapter_config.json"
     own = read_json(path)
     base, revision = own.get("base_model_name_or_path"), own.get("revision")
     if not isinstance(base, str) or not base:
         raise SystemExit(f"{path}: base_model_name_or_path is empty; set it")
-    options = {"of": name}
-    return plain_folder(base), options | (
-        {"revision": revision} if isinstance(revision, str) else {}
-    )
+    source, options = plain_folder(base)
+    of = {"of": name} | ({"revision": revision} if isinstance(revision, str) else {})
+    return source, options | of

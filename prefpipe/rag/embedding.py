@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import io
 import itertools
 import json
 import logging
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from prefpipe import files
 from prefpipe.files import DataError
 from prefpipe.rag.documents import id_lines
 from prefpipe.rows import Document
+from prefpipe.screen import working
 
 BATCH = 512
 """Documents embedded at once; what a stopped run keeps is whole batches."""
@@ -61,6 +63,24 @@ def model_folder(name: str) -> Path | None:
     return None
 
 
+def identity_of(
+    name: str, folder: Path | None, revision: str | None, prompts: Mapping[str, str]
+) -> str:
+    """An Embedder's identity. revision: of a model from the hub."""
+    identity = files.hash_path(folder)[:32] if folder else f"{name}@{revision}"
+    return f"{identity} {json.dumps(prompts, sort_keys=True)}" if prompts else identity
+
+
+def not_loaded(name: str, folder: Path | None, error: Exception) -> DataError:
+    """The error of a model that a library could not load."""
+    said = (str(error).splitlines() or [type(error).__name__])[0][:150]
+    if folder:
+        return DataError(f"{folder}: no sentence-transformers model, or damaged: {said}")
+    return DataError(
+        f"{name}: no such folder, and the hub gave no sentence-transformers model of that name: {said}"
+    )
+
+
 class SentenceEmbedder:
     """A sentence-transformers model, on the GPU where there is one. No code of its repository runs.
 
@@ -78,24 +98,15 @@ class SentenceEmbedder:
             disable_progress_bar()
         folder = model_folder(name)
         try:
-            self._model = SentenceTransformer(str(folder or name), trust_remote_code=False)
+            with working(f"loading {name}"):
+                self._model = SentenceTransformer(str(folder or name), trust_remote_code=False)
         except Exception as error:  # of each library that reads one of the folder's files
-            said = (str(error).splitlines() or [type(error).__name__])[0][:150]
-            if folder:
-                raise DataError(
-                    f"{folder}: no sentence-transformers model, or damaged: {said}"
-                ) from None
-            raise DataError(
-                f"{name}: no such folder, and the hub gave no sentence-transformers model of that "
-                f"name: {said}"
-            ) from None
+            raise not_loaded(name, folder, error) from None
         self.name = name
         revision = self._model.model_card_data.base_model_revision
-        self.identity = files.hash_path(folder)[:32] if folder else f"{name}@{revision}"
         given = {kind: text for kind, text in (prompts or {}).items() if text is not None}
         self.prompts: Mapping[str, str] = given
-        if given:
-            self.identity += f" {json.dumps(given, sort_keys=True)}"
+        self.identity = identity_of(name, folder, revision, given)
         # The library's own search for a name stops at "document", which it sets to "" where a model
         # says "passage".
         own = self._model.prompts
@@ -153,7 +164,8 @@ class VectorCache(AbstractContextManager["VectorCache"]):
     what is embedded together. In memory is a number for each vector.
     """
 
-    def __init__(self, path: Path, embedder: Embedder) -> None:
+    def __init__(self, path: Path, embedder: Embedder, *, looks_only: bool = False) -> None:
+        """looks_only: of a dry run, which leaves the file as it is."""
         self.path = path
         fingerprint = {"embedding_model": embedder.identity, "dimension": embedder.dimension}
         header = json.dumps(fingerprint).encode() + b"\n"
@@ -161,16 +173,16 @@ class VectorCache(AbstractContextManager["VectorCache"]):
         self._record = np.dtype(
             [("left", "<i4"), ("digest", "V16"), ("vector", "<f4", (embedder.dimension,))]
         )
-        self._file = files.open_alone(path)
+        self._file: Any = files.open_alone(path) if not looks_only else _opened(path)
         self._file.seek(0)
         first = self._file.readline()
         if first not in (b"", header):
             raise DataError(
                 f"{path}: a stopped run with another embedding model; --overwrite starts anew"
             )
-        if not first:
+        if not first and not looks_only:
             self._file.write(header)
-        size = self._file.seek(0, os.SEEK_END) - self._start
+        size = max(0, self._file.seek(0, os.SEEK_END) - self._start)
         records = self._records(size // self._record.itemsize)
         whole = (
             int(max(np.flatnonzero(records["left"] == 0), default=-1)) + 1
@@ -178,7 +190,8 @@ class VectorCache(AbstractContextManager["VectorCache"]):
         digests = records["digest"][:whole].tobytes()
         self._rows = {digests[16 * row : 16 * (row + 1)]: row for row in range(whole)}
         del records  # a file that is mapped cannot be cut everywhere
-        self._file.truncate(self._start + whole * self._record.itemsize)
+        if not looks_only:
+            self._file.truncate(self._start + whole * self._record.itemsize)
 
     def _records(self, count: int) -> np.ndarray:
         """The first records, mapped: only what is looked at is read."""
@@ -191,6 +204,9 @@ class VectorCache(AbstractContextManager["VectorCache"]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def keys(self) -> set[str]:
+        return {digest.hex() for digest in self._rows}
 
     def add(self, hashes: Sequence[str], vectors: np.ndarray) -> None:
         """One batch: safe against a kill once this returns."""
@@ -212,6 +228,10 @@ class VectorCache(AbstractContextManager["VectorCache"]):
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return open(path, "rb") if path.exists() else io.BytesIO()
 
 
 class DocumentVectors:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from prefpipe import draws
 from prefpipe.rag.embedding import DocumentVectors
 from prefpipe.rows import Entry
+from prefpipe.screen import working
 
 EXACT_UP_TO = 200_000
 """Vectors up to which `auto` is exact: a search compares them all within milliseconds."""
@@ -43,11 +44,12 @@ def write_index(
 
     if kind == "auto":
         kind = "exact" if len(vectors) <= EXACT_UP_TO else "ivf"
-    index = build_index(vectors, len(vectors), vectors.dimension, kind)
-    facts = IndexFacts(kind="exact")
-    if kind == "ivf":
-        facts = tune_index(index, embed_queries(), target_recall)
-    faiss.write_index(index, str(path))
+    with working(f"{kind} index of {len(vectors):,} documents"):
+        index = build_index(vectors, len(vectors), vectors.dimension, kind)
+        facts = IndexFacts(kind="exact")
+        if kind == "ivf":
+            facts = tune_index(index, embed_queries(), target_recall)
+        faiss.write_index(index, str(path))
     return facts
 
 

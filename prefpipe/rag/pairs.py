@@ -9,11 +9,13 @@ from typing import Literal, Self
 import numpy as np
 
 from prefpipe import draws
+from prefpipe.files import NOT_ASKED
 from prefpipe.judge import Showing, both_orders, verdict
 from prefpipe.languages import detect_language
 from prefpipe.llm.replies import Replies
 from prefpipe.rag import score
 from prefpipe.rag.embedding import Embedder
+from prefpipe.rag.planned_embedder import is_planned
 from prefpipe.rag.store import VectorStore
 from prefpipe.rows import (
     Completion,
@@ -135,6 +137,12 @@ def score_block(
     rules: PairRules,
 ) -> Iterator[ScoredQuery | Reject]:
     """The queries with their candidates' scores; a Reject as it is."""
+    if is_planned(embedder):  # nothing can be said of an answer that is there, either
+        no_score = (
+            b if isinstance(b, Reject) else Reject(id=b.entry.id, reason=NOT_ASKED) for b in block
+        )
+        yield from no_score
+        return
     answered = [query for query in block if isinstance(query, AnsweredQuery)]
     cosines = iter(measure_cosines(answered, store, embedder, seed=rules.seed))
     for query in block:

@@ -1,11 +1,14 @@
-"""What build_pairwise_prefs.py says at its end: do the scores separate chosen from rejected?"""
+"""What the RAG stages say at their end: what the store holds; whether scores separate chosen from rejected."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from prefpipe.evaluation import metrics
+from prefpipe.rag.embedding import Embedder
+from prefpipe.rag.index import IndexFacts
 from prefpipe.rag.pairs import ScoredQuery
 from prefpipe.rows import RagPair, Reject
 
@@ -98,3 +101,20 @@ def judged_pairs(scored: ScoredQuery) -> list[metrics.BothOrders]:
         name = f"{scored.query.entry.id}\t{a.sample}\t{b.sample}"
         rows.append(metrics.BothOrders(name, better, *verdicts, (len(a.text), len(b.text))))
     return rows
+
+
+def store_lines(summary: dict[str, Any], known: int, embedder: Embedder) -> Iterator[str]:
+    """What a user should know of the store; known: vectors that were there before."""
+    yield f"embedded {summary['embedded']} documents; {known} were known before"
+    if chunks := summary["duplicate_chunks"]:
+        yield f"{chunks} chunks are like others and were left out of their rows"
+    if cut := summary["cut_by_the_model"]:
+        yield (
+            f"{embedder.name} reads the first {embedder.max_tokens} tokens: {cut} documents are "
+            "longer (--chunk-characters cuts them into several)"
+        )
+    if (facts := IndexFacts(**summary["index"])).kind == "ivf":
+        yield (
+            f"approximate index: {facts.lists} lists, {facts.probed_lists} probed; recall@1 against "
+            f"exact search {facts.recall_at_1} on {facts.recall_queries} queries"
+        )

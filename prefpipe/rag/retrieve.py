@@ -7,6 +7,7 @@ from prefpipe.questions import in_blocks
 from prefpipe.rag.embedding import Embedder
 from prefpipe.rag.store import VectorStore
 from prefpipe.rows import Entry, Retrieved
+from prefpipe.screen import progress
 from prefpipe.templates import escape_markers, load_template
 
 BLOCK = 128
@@ -23,7 +24,7 @@ def retrieve(
     characters: int,
 ) -> None:
     """Search the contexts that the log lacks, each of so many documents and characters at most."""
-    for block in in_blocks(entries, BLOCK):
+    for block in in_blocks(progress(entries, None, "contexts"), BLOCK):
         if all(entry.id in log for entry in block):
             continue
         # a block that a kill hit is embedded whole again: another batch gives other last digits

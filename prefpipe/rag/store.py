@@ -199,6 +199,13 @@ def write_manifest(
     write_text(path, manifest.model_dump_json(indent=2) + "\n")
 
 
+def known_hashes(folder: Path, embedder: Embedder) -> set[str]:
+    """The content hashes of what an earlier build of this model embedded."""
+    with suppress(DataError):
+        return {known for block in VectorStore.open(folder, embedder).hashes() for known in block}
+    return set()
+
+
 def copy_vectors(folder: Path, embedder: Embedder, cache: VectorCache) -> None:
     """Take over what an earlier build embedded; nothing where there is no store of this model."""
     with suppress(DataError):

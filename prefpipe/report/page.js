@@ -123,12 +123,12 @@
     return figure(block, h("div", { class: "barchart" }, list, svg));
   }
 
-  const W = 420, H = 230, LEFT = 48, BOTTOM = 34;
+  const W = 420, H = 230, LEFT = 60, BOTTOM = 34;
   function axes(svg, x, y, [x0, x1], [y0, y1], names) {
     for (const v of ticks(x0, x1)) svg.append(s("line", { x1: x(v), x2: x(v), y1: 8, y2: H - BOTTOM, class: "grid" }), s("text", { x: x(v), y: H - BOTTOM + 14, class: "tick middle" }, tick(v)));
     for (const v of ticks(y0, y1)) svg.append(s("line", { x1: LEFT, x2: W - 8, y1: y(v), y2: y(v), class: "grid" }), s("text", { x: LEFT - 5, y: y(v) + 4, class: "tick end" }, tick(v)));
     if (names.x) svg.append(s("text", { x: (LEFT + W) / 2, y: H - 3, class: "tick middle" }, names.x));
-    if (names.y) svg.append(s("text", { x: 12, y: (H - BOTTOM) / 2, class: "tick middle", transform: `rotate(-90 12 ${(H - BOTTOM) / 2})` }, names.y));
+    if (names.y) svg.append(s("text", { x: 10, y: (H - BOTTOM) / 2, class: "tick middle", transform: `rotate(-90 10 ${(H - BOTTOM) / 2})` }, names.y));
   }
   const canvas = (block) => s("svg", { viewBox: `0 0 ${W} ${H}`, class: "chart", role: "img", "aria-label": visible(block.caption) });
   const legend = (names) => names.length < 2 ? null

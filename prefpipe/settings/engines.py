@@ -160,6 +160,10 @@ class EngineStage(ChatStage, ServerStage):
                 return self.open_server(model, structured_output=self.structured_output)
             case "batch":
                 return self.open_batches(model, structured_output=self.structured_output)
+            case "local" if self.dry_run:
+                from prefpipe.llm.local.prompt_reader import PlannedEngine
+
+                return PlannedEngine(model)
             case "local":
                 from prefpipe.llm.local.local_engine import open_local
 

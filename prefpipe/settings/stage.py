@@ -27,7 +27,8 @@ from pydantic_settings import (
 import config
 from prefpipe.files import DataError, Run, StageFacts
 from prefpipe.ranges import Positive
-from prefpipe.screen import short_sentence, visible
+from prefpipe.screen import short_sentence, visible, working
+from prefpipe.settings.command_line import formatter, shortcuts
 from prefpipe.settings.profiles import ProfileSource, profile_name
 from prefpipe.settings.secrets import without_passwords, without_secrets
 from prefpipe.settings.spoken import spoken
@@ -102,8 +103,8 @@ class Script(BaseSettings):
                 cli_hide_none_type=True,
                 cli_avoid_json=True,
                 cli_exit_on_error=False,
-                cli_shortcuts=cls.model_config.get("cli_shortcuts"),
-                formatter_class=_formatter(description),
+                cli_shortcuts=shortcuts(cls),
+                formatter_class=formatter(description),
             )
         except SettingsError as error:
             _refuse(cls.stage_name(), error)
@@ -132,7 +133,7 @@ class Script(BaseSettings):
             settings = cls.from_command_line()
             debug = settings.debug
             gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
-            with settings.spoken():
+            with settings.spoken(), working(cls.stage_name(), settings.rows_read):
                 main(settings)
         except DataError as error:
             raise SystemExit(short_sentence(f"{cls.stage_name()}: {error}")) from None
@@ -164,6 +165,10 @@ class Script(BaseSettings):
     def spoken(self) -> AbstractContextManager[None]:
         """How the script speaks while it runs; a stage may be told to be quiet."""
         return nullcontext()
+
+    def rows_read(self) -> int:
+        """So far, for a person who waits."""
+        return 0
 
     @classmethod
     def _prefix(cls) -> str:
@@ -216,10 +221,16 @@ class Stage(Script):
     """Nothing on standard output; errors and progress stay on standard error."""
     as_json: NoEffectOnRows[bool] = False
     """Only a summary on standard output, a JSON object a line for each run; --json for short."""
-    _metas: list[Path] = PrivateAttr(default_factory=list)
+    dry_run: NoEffectOnRows[bool] = False
+    """Say what would be read, asked, trained and written: nothing is written, sent or loaded."""
+    _runs: list[Run] = PrivateAttr(default_factory=list)
 
     def spoken(self) -> AbstractContextManager[None]:
-        return spoken(self._metas, quiet=self.quiet, as_json=self.as_json)
+        how = {"quiet": self.quiet, "as_json": self.as_json, "dry_run": self.dry_run}
+        return spoken(self._runs, **how)
+
+    def rows_read(self) -> int:
+        return sum(run.read_count for run in self._runs)
 
     def rows_depend_on(self) -> dict[str, Any]:
         """The settings that change rows, for the fingerprint: paths by content, not by name."""
@@ -240,10 +251,10 @@ class Stage(Script):
             overwrite=self.overwrite,
             strict=self.strict,
             leave_out_failing=getattr(self, "leave_out_failing", False),
+            dry_run=self.dry_run,
         )
-        run = Run(facts, **options)
-        self._metas.append(run.meta_path)
-        return run
+        self._runs.append(Run(facts, **options))
+        return self._runs[-1]
 
 
 def _stopped(stage: str) -> NoReturn:
@@ -280,18 +291,3 @@ def _unexpected(stage: str, error: Exception, debug: bool) -> str:
         where = "no log of it could be written"
     words = " ".join(visible(without_secrets(str(error))).split())[:200]
     return f"{stage}: unexpected {type(error).__name__}: {words}; {where}; --debug shows it"
-
-
-def _formatter(description: str) -> Any:
-    """Help with the script's own docstring on top, its lines left as they are."""
-    import argparse
-
-    class Formatter(argparse.RawDescriptionHelpFormatter):
-        def __init__(self, prog: str) -> None:
-            super().__init__(prog, max_help_position=30, width=100)
-
-        def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-            super().add_usage(f"uv run {self._prog} [--option value ...]", actions, groups, prefix)
-            self.add_text(description.replace("%", "%%"))
-
-    return Formatter

@@ -136,6 +136,7 @@ class TrainingStage(ReportingStage, ChatStage):
         is_frozen = self.method == "lora"
         options: dict[str, Any] = {
             "for_training": True,
+            "without_weights": self.dry_run,
             "dtype": "bfloat16" if self.uses_bf16() and is_frozen else "float32",
             "load_in_4bit": self.load_in_4bit if is_frozen else False,
         }
@@ -147,13 +148,26 @@ class TrainingStage(ReportingStage, ChatStage):
         """Those of a stopped run of these settings, to go on from."""
         from prefpipe.training.checkpoints import Checkpoints
 
-        return Checkpoints(
-            self.output,
-            run.mark,
-            keep=self.keep_checkpoints,
-            wants_best=self.wants_best,
-            overwrite=self.overwrite,
-        )
+        kept = {"keep": self.keep_checkpoints, "wants_best": self.wants_best}
+        how = {"overwrite": self.overwrite, "looks_only": self.dry_run}
+        checkpoints = Checkpoints(self.output, run.mark, **kept, **how)
+        run.went_on = checkpoints.stopped_at is not None
+        return checkpoints
+
+    def end_dry_run(
+        self,
+        run: Run,
+        checkpoints: "Checkpoints",
+        train: "Sequence[TokenizedPair]",
+        validation: "Sequence[TokenizedPair]",
+    ) -> None:
+        """A dry run ends here, before there is a trainer; another goes on."""
+        from prefpipe.training import planned_training
+
+        if run.plan:
+            names = ("batch_pairs", "gradient_accumulation_steps", "epochs", "early_stopping")
+            how = planned_training.How(**self.model_dump(include={*names}))
+            planned_training.end(run.plan, how, train, validation, checkpoints.stopped_at)
 
     def trainer_arguments(self, *, has_validation: bool = True) -> dict[str, Any]:
         """What TRL's configurations take, whichever trainer's it is."""

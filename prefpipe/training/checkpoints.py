@@ -48,13 +48,16 @@ class Checkpoints:
         keep: int,
         wants_best: bool,
         overwrite: bool,
+        looks_only: bool = False,
     ) -> None:
+        """looks_only: of a dry run, which takes nothing away."""
+        self._looks_only = looks_only
         self.folder, self.model_folder = model_folder / "checkpoints", model_folder
         self.mark, self.keep, self.wants_best = dict(mark), keep, wants_best
-        if overwrite:
+        if overwrite and not looks_only:
             for _, path in self._by_step():
                 remove(path)
-        self.stopped_at = self._newest()
+        self.stopped_at = None if overwrite and looks_only else self._newest()
         """The newest whole checkpoint, to go on from; None: from the start."""
 
     def _by_step(self) -> list[tuple[int, Path]]:
@@ -76,7 +79,7 @@ class Checkpoints:
         whole = [step for step in bests if step not in problems]
         newest = max(whole, default=None)
         for step, path in self._by_step():
-            if step not in problems:
+            if step not in problems or self._looks_only:
                 continue
             if (path / _WHOLE).exists():  # else a kill left it
                 from_where = "the start" if newest is None else f"step {newest}"

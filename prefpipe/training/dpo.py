@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from prefpipe.models.loading import bare_model
+from prefpipe.screen import progress
 from prefpipe.training.collator import PackCollator, run_packed
 from prefpipe.training.trainer import PairTrainer, Weight, padding_id
 
@@ -106,7 +107,8 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
         mine = work[self.accelerator.process_index :: self.accelerator.num_processes]
         several = self.accelerator.num_processes > 1
         values: list[tuple[str, float]] = []
-        for start in range(0, len(mine), batch_size):
+        starts = range(0, len(mine), batch_size)
+        for start in progress(starts, len(starts), "reference, by batches"):
             part = mine[start : start + batch_size]
             batch = self._prepare_inputs(self.data_collator([example(two) for two in part]))
             batch.pop("id")

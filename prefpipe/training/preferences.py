@@ -17,6 +17,7 @@ from prefpipe.formats.opening import NO_IDS, HowRead, OpenFile, say
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import in_blocks, splits
 from prefpipe.rows import Preference, Reject, Split, flatten_turns
+from prefpipe.screen import working
 
 if TYPE_CHECKING:
     from prefpipe.training.tokenized_pairs import TokenizedPair
@@ -75,7 +76,8 @@ class RawPreferences:
         is_held_out = bytearray()
         # the validation file, or all of the input where a share of it is held out
         asked = self._held_out_questions(files[-1], is_held_out, all_of_it=own_file is not None)
-        held_out = NearDuplicates(asked, self.near_duplicate)
+        with working("held-out questions, for near-duplicates"):
+            held_out = NearDuplicates(asked, self.near_duplicate)
         seen = Overlap(benchmark_questions(self.not_in, self.how)) if self.not_in else None
         order = files if first == "train" else files[::-1]
         # in blocks: for one question at a time, calling numpy costs more than what it does

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefpipe.files import write_json
 from prefpipe.models.loading import load_model
+from prefpipe.screen import working
 from prefpipe.training.tokenized_pairs import TokenizedPair
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -82,7 +83,8 @@ def save_and_reload(
     expected = score(model)
     if merge:
         model = model.merge_and_unload()
-    save_model(model, tokenizer, folder)
+    with working(f"saving to {folder}"):
+        save_model(model, tokenizer, folder)
     dtype = weight_dtype(model)
     del model  # memory may not hold both the trained one and the loaded one
     trainer.release()

@@ -14,7 +14,7 @@ from prefpipe.llm.batch_api.batch_http import BatchApi, answered
 from prefpipe.llm.batch_api.batch_record import ENDED, Batch, BatchRecord
 from prefpipe.llm.batch_api.batch_session import BatchSession
 from prefpipe.llm.batch_api.batch_submission import BatchOptions
-from prefpipe.llm.costs import Estimate, Spending, find_price
+from prefpipe.llm.costs import Estimate, Spending
 from prefpipe.llm.wire import ServedModel, Stop
 
 
@@ -70,7 +70,7 @@ class BatchEngine:
 
     def estimate(self, requests: Iterable[Request]) -> Estimate:
         """What is left to submit. Asks and writes nothing."""
-        total = Estimate(find_price(self.served.model, batch=True))
+        total = Estimate(self.served.model, batch=True)
         with _stopping():
             answers = Answers(BatchRecord(self.options.folder), self.served, self.options.tries)
             for request in requests:

@@ -17,6 +17,7 @@ from prefpipe import chat
 from prefpipe.llm import Completion, Failure, Request, Result, TokenScores
 from prefpipe.llm.local import plain
 from prefpipe.llm.local.decode_rows import Job
+from prefpipe.llm.local.prompt_reader import PromptReader
 from prefpipe.llm.local.runner import Runner, decodes, shared_tokens
 from prefpipe.llm.local.scheduler import OUT_OF_MEMORY, Limits, Scheduler
 from prefpipe.llm.local.schema_masks import SchemaMasks
@@ -60,7 +61,7 @@ class LocalEngine:
             raise SystemExit(
                 f"{tokenizer.name_or_path}: its tokens see later ones: it writes no text"
             )
-        self.positions = max_positions(bare)
+        self.reader = PromptReader(tokenizer, max_positions(bare))
         self.end_ids = end_token_ids(model, tokenizer)
         self.masks = SchemaMasks(tokenizer, sorted(self.end_ids)) if structured_output else None
         self.is_plain = not (sharing.shares(model) and decodes(model))
@@ -125,15 +126,10 @@ class LocalEngine:
     def _pack(
         self, index: int, messages: Sequence[Message], answers: Sequence[str]
     ) -> Pack | Failure:
-        try:
-            ids = chat.prompt_ids(self.tokenizer, messages)
-        except chat.TurnsRefused as error:
-            return Failure(str(index), error.reason, str(error))
-        completions = [chat.completion_ids(self.tokenizer, answer) for answer in answers]
+        completions = self.reader.completions(answers)
         new = max(map(len, completions), default=0)
-        if why := self._too_long(len(ids), new):
-            return Failure(str(index), "prompt_too_long", why)
-        return pack(ids, completions)
+        ids = self.reader.read(str(index), messages, new)
+        return ids if isinstance(ids, Failure) else pack(ids, completions)
 
     def _logps(self, packs: Iterable[Pack | Failure]) -> Iterator[list[Tensor] | Failure]:
         """completion_logps of each pack, in order; a Failure is passed on."""
@@ -191,13 +187,8 @@ class LocalEngine:
 
     def _job(self, index: int, request: Request) -> Job | Failure:
         _check(request)
-        try:
-            ids = chat.prompt_ids(self.tokenizer, request.messages)
-        except chat.TurnsRefused as error:
-            return Failure(request.id, error.reason, str(error))
-        if why := self._too_long(len(ids), request.max_new_tokens):
-            return Failure(request.id, "prompt_too_long", why)
-        return Job(index, request, ids)
+        ids = self.reader.read(request.id, request.messages, request.max_new_tokens)
+        return ids if isinstance(ids, Failure) else Job(index, request, ids)
 
     def _completion(self, job: Job, sample: int) -> Completion:
         tokens = job.done[sample]
@@ -213,15 +204,6 @@ class LocalEngine:
             finish_reason="stop" if at_end else "length",
             prompt_tokens=len(job.ids),
             new_tokens=len(tokens),
-        )
-
-    def _too_long(self, prompt_tokens: int, new_tokens: int) -> str:
-        """Why that much does not fit; empty where it does."""
-        if prompt_tokens + new_tokens <= self.positions:
-            return ""
-        return (
-            f"the prompt has {prompt_tokens} tokens, the answer up to {new_tokens}: more than "
-            f"the model's {self.positions} positions"
         )
 
 

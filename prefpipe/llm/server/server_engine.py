@@ -26,7 +26,7 @@ import openai
 
 from prefpipe.foreign_json import read_json
 from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, wire
-from prefpipe.llm.costs import Spending, estimate_prompt_tokens
+from prefpipe.llm.costs import Estimate, Spending, estimate, estimate_prompt_tokens
 from prefpipe.llm.error_replies import read_error, read_status
 from prefpipe.llm.http_clients import BadReply, Elsewhere
 from prefpipe.llm.server.dialect import Dialect
@@ -85,6 +85,10 @@ class ServerEngine:
         self.options = options or ServerOptions()
         self._spending = Spending(served.model)
         self.usage, self.spent = self._spending.usage, self._spending.describe
+
+    def estimate(self, requests: Iterable[Request]) -> Estimate:
+        """What they would use at most. Asks nobody."""
+        return estimate(requests, self.served.model)
 
     def generate(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Results as they come, at most 4 x requests_in_flight requests read ahead. The requests
