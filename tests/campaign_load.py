@@ -27,7 +27,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "load.json"
 MARK = "tests/campaign_load.py"
 SERVED = [name for name in STAGES if name.endswith("_server")]
 SHARE = 0.7
-IN_FLIGHT = 128
+IN_FLIGHT = 512
 IN_A_ROW = 3
 """Failures of one request, at most: the pauses between its tries double, and a load is no test of patience."""
 KILLS = 2
@@ -142,6 +142,8 @@ def load(name: str, work: Path, rows: int, runner: Runner) -> dict[str, Any]:
         one["again"] = (faults.delivered - expected).total()
         if one["again"] > kills * IN_FLIGHT:
             problems.append(f"{what}: {one['again']} replies arrived twice")
+        if lost := [p.name for p in (home / "data").rglob("*.rejects.jsonl") if p.stat().st_size]:
+            problems.append(f"{what}: rows in {', '.join(lost)}")
         differing = [n for n in {*whole, *outputs} if whole.get(n) != outputs.get(n)]
         if differing:
             problems.append(f"{what}: not the same: {', '.join(sorted(differing)[:4])}")
