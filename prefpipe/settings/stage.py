@@ -127,10 +127,10 @@ class Script(BaseSettings):
     @classmethod
     def run(cls, main: Callable[[Self], None]) -> NoReturn:
         """Run main on the command line's settings; a person's mistake ends in a sentence."""
-        debug = "--debug" in sys.argv
+        debug, output = "--debug" in sys.argv, ""
         try:
             settings = cls.from_command_line()
-            debug = settings.debug
+            debug, output = settings.debug, getattr(settings, "output", "")
             gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
             with settings.spoken():
                 main(settings)
@@ -144,14 +144,15 @@ class Script(BaseSettings):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         except OSError as error:
-            if error.filename is None and error.errno not in _FULL:
+            is_full = error.errno in _FULL
+            if error.filename is None and not is_full:
                 raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
             # of a renaming, what it was to be called: the hidden name before says nothing to anybody
-            place = _HIDDEN.sub(r"\1\2", str(error.filename2 or error.filename or ""))
-            where = f"{place}: " if place else ""
-            raise SystemExit(
-                short_sentence(f"{cls.stage_name()}: {where}{error.strerror}")
-            ) from None
+            place = error.filename2 or error.filename or f"writing {output}"
+            where = _HIDDEN.sub(r"\1\2", str(place))
+            then = "; make room, and run the same command again" if is_full else ""
+            words = f"{cls.stage_name()}: {where}: {error.strerror}{then}"
+            raise SystemExit(short_sentence(words)) from None
         except KeyboardInterrupt:
             _stopped(cls.stage_name())
         except Exception as error:
