@@ -20,7 +20,18 @@ from typing import Any
 
 from embedded.server import Fault, last_message
 from tests.campaign import (
-    ITEMS, PAGE, ROOT, STAGES, Faults, Killed, Runner, facts, kill, make_page, said, serving, snapshot
+    ITEMS,
+    ROOT,
+    STAGES,
+    Faults,
+    Killed,
+    Runner,
+    facts,
+    kill,
+    make_page,
+    said,
+    serving,
+    snapshot,
 )  # fmt: skip
 
 RESULTS = ROOT / "benchmarks" / "results" / "load.json"

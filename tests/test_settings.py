@@ -1,6 +1,5 @@
 """Where a setting comes from, and what a wrong one, or an error that nobody foresaw, says."""
 
-import errno
 import importlib
 import json
 from pathlib import Path
@@ -256,17 +255,3 @@ def test_quiet_says_nothing_and_an_error_is_said_all_the_same(tmp_path):
     for how in ("--quiet", "--json"):
         failed = run_stage("preprocess_dataset", *options, how, cwd=tmp_path)
         assert failed.stdout == "" and "other.jsonl" in sentence(failed)
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
-def test_where_a_disk_is_full_the_output_is_named_that_python_does_not_name(monkeypatch, number):
-    class Settings(Stage, env_prefix="NOBODY_"):
-        output: Path = Path("somewhere/out.jsonl")
-
-    def main(s: Settings) -> None:
-        raise OSError(number, "full")
-
-    monkeypatch.setattr("sys.argv", ["x.py"])
-    with pytest.raises(SystemExit) as end:
-        Settings.run(main)
-    assert "writing somewhere/out.jsonl: full; make room" in str(end.value)
