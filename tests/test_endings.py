@@ -32,7 +32,7 @@ def test_where_a_disk_is_full_the_output_is_named_that_python_does_not_name(monk
 
 def test_a_library_tells_of_a_full_disk_by_the_systems_number(monkeypatch):
     words = "Error while serializing: I/O error: File too large (os error 27)"
-    assert "out.jsonl: no room" in ended_with(RuntimeError(words), monkeypatch)
+    assert "out.jsonl: the disk is full" in ended_with(RuntimeError(words), monkeypatch)
 
 
 @pytest.mark.parametrize(("free", "is_full"), [(4096, True), (10**9, False)])

@@ -25,7 +25,7 @@ def last_sentence(stage: str, error: Exception, output: str, debug: bool) -> str
     """What to say of an error. output: the stage's, for errors that name no file; "": it has none."""
     is_full = _is_full(error, output)
     if is_full and not (isinstance(error, OSError) and error.strerror):
-        words = "no room for what is written there"
+        words = "the disk is full, or a file larger than may be"
     elif isinstance(error, OSError) and (is_full or error.filename is not None):
         words = str(error.strerror)
     else:
