@@ -28,6 +28,7 @@ import os
 import pkgutil
 import random
 import re
+import resource
 import runpy
 import shutil
 import signal
@@ -247,6 +248,7 @@ def _run_stage(
     sys.stdout.flush()
     sys.stderr.flush()
     (home / "operations").write_text(str(count))
+    (home / "peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
     (home / "exit_code").write_text(str(code))
     os._exit(code)
 
@@ -566,14 +568,17 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def make_page(maker: str, made: str) -> None:
+    """docs/reliability.md with that between the marks of the module that made it."""
+    begin, end = f"<!-- made by {maker} -->\n", f"<!-- end of {maker} -->"
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    _, _, tail = rest.partition(end)
+    PAGE.write_text(f"{head}{begin}{made}{end}{tail}", encoding="utf-8")
+
+
 def write_page(results: dict[str, Any]) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    head, _, rest = page.partition("<!-- made by tests/campaign.py -->\n")
-    _, mark, tail = rest.partition("<!-- end -->")
-    made = f"Commit {results['commit']}, {results['date']}, {results['machine']['processor']}.\n\n{table(results)}\n"
-    PAGE.write_text(
-        f"{head}<!-- made by tests/campaign.py -->\n{made}{mark}{tail}", encoding="utf-8"
-    )
+    source = f"Commit {results['commit']}, {results['date']}, {results['machine']['processor']}."
+    make_page("tests/campaign.py", f"{source}\n\n{table(results)}\n")
 
 
 def main() -> None:

@@ -319,6 +319,21 @@ def test_what_a_batch_is_called_gives_no_orders_to_the_terminal(capsys):
     assert "red" in said and "\x1b" not in said
 
 
+@pytest.mark.parametrize("name", ["x" * 1_000_000, "a b", "é", "a\nb"])
+@pytest.mark.parametrize("kind", ["output", "error"])
+def test_a_file_of_a_name_that_no_file_has_costs_its_own_batch_only(kind, name, capsys):
+    named = {"output_file_id": "file-out-0", f"{kind}_file_id": name}
+    shown = json.dumps({"id": "batch_0", "status": "completed", **named}).encode()
+    with Server(numbered, api_fault=only("/batches/batch_0", Fault(body=shown))) as server:
+        used = engine(server, requests=2)
+        used.submit(map(request, range(4)))
+        server.batches.files["file-out-0"] = b'{"custom_id": "nobody"}\n'
+        found = texts(engine(server, requests=2).generate(map(request, range(4))))
+    assert {id: found[id] for id in "23"} == {id: right(4)[id] for id in "23"}
+    said = capsys.readouterr().err
+    assert "which is no id" in said and len(said) < 3000
+
+
 def test_a_batch_that_names_no_file_yet_and_one_whose_file_comes_late_are_looked_at_again():
     unnamed = {"id": "batch_0", "status": "completed", "request_counts": {"completed": 3}}
     late = Fault(body=json.dumps(unnamed).encode())

@@ -88,6 +88,15 @@ def test_who_only_looks_passes_over_a_damaged_one_and_takes_none_away(tmp_path, 
     assert capfd.readouterr().err == ""
 
 
+def test_a_file_of_a_checkpoints_name_is_in_nobodys_way(tmp_path):
+    save(tmp_path, 2)
+    file = tmp_path / "checkpoints" / "checkpoint-4"
+    file.write_text("x")
+    found = opened(tmp_path)
+    assert found.stopped_at is not None and found.stopped_at.name == "checkpoint-2"
+    assert not file.exists()
+
+
 def test_one_whose_best_is_gone_is_not_gone_on_from_where_the_best_is_wanted(tmp_path):
     for step, best in ((2, 2), (4, 4), (6, 4)):
         save(tmp_path, step, best)

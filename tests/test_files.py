@@ -743,3 +743,9 @@ def test_a_folder_in_the_place_of_a_meta_file_is_none(tmp_path):
     """As a damaged model's folder may have it: what reads it for a card goes on without."""
     (tmp_path / "x.meta.json").mkdir()
     assert read_meta(tmp_path / "x.meta.json") is None
+
+
+def test_a_text_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(tmp_path / "x.md", "half of a pair: \ud800")
+    assert not list(tmp_path.iterdir())

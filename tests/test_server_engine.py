@@ -713,6 +713,15 @@ def test_a_reply_that_is_paid_and_of_no_use_is_asked_for_three_times_and_a_page_
         assert len(server.requests) == tries + 1
 
 
+def test_tries_that_were_not_paid_do_not_count_as_paid_ones_of_no_use():
+    abort = Fault(body=b'{"choices": [{"message": {"content": "x"}, "finish_reason": "abort"}]}')
+    faults = [Fault(status=500), Fault(status=500), abort, Fault(status=500), abort]
+    with Server(numbered, fault=lambda call: dict(enumerate(faults)).get(call.attempt)) as server:
+        (result,) = engine(server, max_retries=5).generate([request("a")])
+    assert not isinstance(result, Failure)
+    assert len(server.requests) == 6
+
+
 def test_where_rows_in_a_row_have_used_up_their_tries_the_next_ones_get_one_until_one_passes():
     dead = Fault(status=500)
     with Server(numbered, fault=lambda call: dead if call.number < 20 else None) as server:

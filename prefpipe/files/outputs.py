@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import IO, Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
@@ -115,23 +115,33 @@ def open_writer(path: Path, row_type: type[Row]) -> Writer:
     return _ParquetWriter(path, row_type) if path.suffix == ".parquet" else _JsonlWriter(path)
 
 
-def write_rows(path: Path, rows: Iterable[R], row_type: type[R]) -> None:
-    """Write a temporary file beside path, then rename it: a reader never sees half a file."""
+@contextmanager
+def _in_place(path: Path) -> Iterator[Path]:
+    """A temporary file beside path, which gets its name when it is whole: nobody sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path, ".tmp")
-    writer = open_writer(temporary, row_type)
-    for row in rows:
-        writer.write(row)
-    writer.close()
+    try:
+        yield temporary
+    except BaseException:
+        with suppress(OSError):  # Windows takes none away that is open
+            temporary.unlink()
+        raise
     os.replace(temporary, path)
+
+
+def write_rows(path: Path, rows: Iterable[R], row_type: type[R]) -> None:
+    """Rows as JSONL or Parquet, by the name: whole or absent."""
+    with _in_place(path) as temporary:
+        writer = open_writer(temporary, row_type)
+        for row in rows:
+            writer.write(row)
+        writer.close()
 
 
 def write_text(path: Path, text: str) -> None:
     """The same for a text: whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = beside(path, ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with _in_place(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,13 +1,11 @@
 """What every stage takes, how its settings are read, and how a run of it begins and ends."""
 
 import difflib
-import errno
 import gc
 import inspect
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -27,10 +25,11 @@ from pydantic_settings import (
 import config
 from prefpipe.files import DataError, Run, StageFacts
 from prefpipe.ranges import Positive
-from prefpipe.screen import short_sentence, visible, working
+from prefpipe.screen import short_sentence, working
 from prefpipe.settings.command_line import formatter, shortcuts
+from prefpipe.settings.endings import last_sentence
 from prefpipe.settings.profiles import ProfileSource, profile_name
-from prefpipe.settings.secrets import without_passwords, without_secrets
+from prefpipe.settings.secrets import without_passwords
 from prefpipe.settings.spoken import spoken
 
 T = TypeVar("T")
@@ -39,9 +38,6 @@ _NO_EFFECT = "no effect on rows"
 NoEffectOnRows = Annotated[T, _NO_EFFECT]
 """Type of a setting that changes speed or place, never a row: it is in no fingerprint."""
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_HIDDEN = re.compile(r"\.([^/\\]+?)\.tmp(\.\w+)?$")
-"""The name under which a file is written before it is put in place."""
 _SHORT = re.compile(r"^--([a-z])(=.*)?$")
 """--n 8 as well as -n 8: one-letter settings are options with one dash to the parser."""
 
@@ -128,10 +124,10 @@ class Script(BaseSettings):
     @classmethod
     def run(cls, main: Callable[[Self], None]) -> NoReturn:
         """Run main on the command line's settings; a person's mistake ends in a sentence."""
-        debug = "--debug" in sys.argv
+        debug, output = "--debug" in sys.argv, ""
         try:
             settings = cls.from_command_line()
-            debug = settings.debug
+            debug, output = settings.debug, str(getattr(settings, "output", ""))
             gc.freeze()  # what was imported stays: a collection that looks at it takes 7 us a row
             with settings.spoken(), working(cls.stage_name(), settings.rows_read):
                 main(settings)
@@ -144,22 +140,13 @@ class Script(BaseSettings):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
-        except OSError as error:
-            if error.filename is None and error.errno not in _FULL:
-                raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
-            # of a renaming, what it was to be called: the hidden name before says nothing to anybody
-            place = _HIDDEN.sub(r"\1\2", str(error.filename2 or error.filename or ""))
-            where = f"{place}: " if place else ""
-            raise SystemExit(
-                short_sentence(f"{cls.stage_name()}: {where}{error.strerror}")
-            ) from None
         except KeyboardInterrupt:
             _stopped(cls.stage_name())
         except Exception as error:
             # pydantic makes an error of its own of Ctrl-C while it calls one of its serializers
             if isinstance(error, PydanticSerializationError) and "KeyboardInterrupt" in str(error):
                 _stopped(cls.stage_name())
-            raise SystemExit(_unexpected(cls.stage_name(), error, debug)) from None
+            raise SystemExit(last_sentence(cls.stage_name(), error, output, debug)) from None
         raise SystemExit(0)
 
     def spoken(self) -> AbstractContextManager[None]:
@@ -275,19 +262,3 @@ def check_dotenv(path: Path) -> None:
         return
     except UnicodeDecodeError as error:
         raise SystemExit(f"{path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
-
-
-def _unexpected(stage: str, error: Exception, debug: bool) -> str:
-    """A sentence for an error that nobody foresaw; its traceback goes into a log file."""
-    lines = without_secrets("".join(traceback.format_exception(error)))
-    if debug:
-        print(lines, file=sys.stderr)
-    path = config.DATA / "errors" / f"{stage}.{os.getpid()}.log"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(lines, encoding="utf-8", errors="replace")
-        where = f"the traceback stands in {path}"
-    except OSError:
-        where = "no log of it could be written"
-    words = " ".join(visible(without_secrets(str(error))).split())[:200]
-    return f"{stage}: unexpected {type(error).__name__}: {words}; {where}; --debug shows it"

@@ -152,7 +152,7 @@ class Checkpoints:
 
 def remove(checkpoint: Path) -> None:
     """Take a checkpoint away, so that at no moment half of it looks whole."""
-    if checkpoint.is_symlink():
+    if checkpoint.is_symlink() or not checkpoint.is_dir():
         checkpoint.unlink()
         return
     (checkpoint / _WHOLE).unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from prefpipe.llm.wire import ServedModel, Stop
 T = TypeVar("T")
 ENDPOINT = "/v1/chat/completions"
 _LONGEST_SECRET = 2000
-_NAME = re.compile(r"[!-~]+")  # an id or a state: shown to a person, part of a path
+_NAME = re.compile(r"[!-~]{1,500}")  # an id or a state: shown to a person, part of a path
 
 
 class FileGone(Stop):
@@ -128,6 +128,9 @@ class BatchApi:
         """Write the file to path, whole or not at all, the key that a server echoes replaced. Raises
         FileGone where it is not there, is none, or has more than most_bytes."""
         temporary = path.with_suffix(".tmp")
+        if not _NAME.fullmatch(file_id):
+            said = wire.brief(self._served.printable(file_id))
+            raise FileGone(f"{self._name}: it calls a file {said!r}, which is no id")
 
         def call() -> None:
             with (
@@ -189,7 +192,7 @@ class BatchApi:
                 if isinstance(error, BadReply) and of_file:
                     raise FileGone(f"{self._name}: {wire.brief(detail)}") from None
             except (openai.APIConnectionError, httpx2.HTTPError, ValueError, LookupError) as error:
-                # the last two: an id that no path can have, a charset that is none
+                # the last two: a path that is none, a charset that is none
                 cause = error.__cause__ or error
                 detail = served.printable(f"{type(cause).__name__}: {cause}")
             if tries > served.max_retries or (after or 0) > wire.LONGEST_RETRY_AFTER_SECONDS:

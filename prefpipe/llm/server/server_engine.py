@@ -222,7 +222,7 @@ class ServerSession:
         if self._options.tokens_per_minute:
             tokens = len(samples) * request.max_new_tokens
             tokens += estimate_prompt_tokens(request.messages)
-        endpoint, tries = None, 0
+        endpoint, tries, paid = None, 0, 0
         while True:
             # 1) Wait for our turn, then for a server.
             await self._requests_budget.take(1)
@@ -252,9 +252,9 @@ class ServerSession:
             if reply.reason not in (*SERVER_FAILURES, "garbled_reply"):
                 self._dialect.failed(whole, body)
                 return Failure(request.id, reply.reason, reply.detail)
-            tries += 1
+            tries, paid = tries + 1, paid + reply.paid
             most = self._served.max_retries + 1 if self._lost_rows < _LOST_ROWS else 1
-            if tries >= (min(most, _PAID_TRIES) if reply.paid else most):
+            if tries >= most or paid >= _PAID_TRIES:
                 self._lost_rows += 1
                 return Failure(request.id, reply.reason, f"{tries} tries; the last: {reply.detail}")
             self._spending.usage.retries += 1
