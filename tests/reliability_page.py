@@ -31,7 +31,7 @@ def of_runs(results: Mapping[str, Any]) -> str:
     """When and of which commits the bad inputs were, and what they found."""
     commits = ", ".join(dict.fromkeys(run["commit"] for run in results["runs"]))
     mended = len(results["mended"])
-    found = f" {mended} failures were found and mended; the table has what the same cases end in now." if mended else ""  # fmt: skip
+    found = f" {mended} failures were found, and mended or (one) the check was wrong; the table has what the same cases end in now." if mended else ""  # fmt: skip
     return f"Commits {commits}, {results['date']}, {results['machine']['processor']}.{found}"
 
 

@@ -721,7 +721,20 @@ def test_a_log_holds_offsets_and_no_rows(tmp_path):
     assert used < 2000 * 250, used  # bytes; the texts alone are 2,000,000
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "null", "{}", '{"closing_line": 1}', "[" * 9999])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"closing_line": 1}',
+        "[" * 9999,
+        '{"closing_line": "", "fingerprint": {"stage": ["x"]}}',
+        '{"closing_line": "", "fingerprint": 1}',
+    ],
+)
 def test_a_damaged_meta_file_is_a_sentence_until_overwritten(tmp_path, damage):
     facts = files.StageFacts("s", {}, {}, limit=None, overwrite=False, strict=False)
     (tmp_path / "x.meta.json").write_text(damage)

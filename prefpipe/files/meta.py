@@ -20,9 +20,10 @@ def read_meta(path: Path) -> dict[str, Any] | None:
         return None
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(meta["closing_line"], str) and isinstance(meta["fingerprint"], dict):
+        values = [meta["closing_line"], *meta["fingerprint"].values()]
+        if all(isinstance(value, str) for value in values):
             return meta
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         pass
     raise DataError(
         f"{path}: is damaged, so that nobody knows of which settings the outputs beside it are; "
