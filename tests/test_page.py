@@ -799,7 +799,9 @@ def test_no_tick_of_a_chart_stands_on_the_name_of_its_axis(browser, tmp_path):
                 return [svg.textContent, names.length, names.flatMap((n) => ticks.filter((t) => touch(n, t))).length];
             })"""
         )
-    assert any(re.search(r"0\.69\d\d", text) for text, _, _ in found), "the ticks are not those that were meant"
+    assert any(re.search(r"0\.69\d\d", text) for text, _, _ in found), (
+        "the ticks are not those that were meant"
+    )
     assert sum(names for _, names, _ in found) >= 3
     assert not [text for text, _, touching in found if touching]
 

@@ -148,6 +148,11 @@ class Spending:
         if self._price:
             self._usd += self._price.money(prompt_tokens, new_tokens)
 
+    @property
+    def usd(self) -> float | None:
+        """None: no price of the model is known."""
+        return self._usd if self._price else None
+
     def describe(self) -> str:
         """Tokens and money so far, for a person."""
         used = (self.usage.prompt_tokens, self.usage.new_tokens)

@@ -38,6 +38,11 @@ class BatchEngine:
         # of the batches whose answers this engine has fetched
         self.usage, self.spent = self._spending.usage, self._spending.describe
 
+    @property
+    def usd(self) -> float | None:
+        """Spent so far; None: no price of the model is known."""
+        return self._spending.usd
+
     def generate(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Submit what is not submitted, wait for every batch that has one of these, give results."""
         with self._session() as session:

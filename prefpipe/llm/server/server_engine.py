@@ -90,6 +90,11 @@ class ServerEngine:
         """What they would use at most. Asks nobody."""
         return estimate(requests, self.served.model)
 
+    @property
+    def usd(self) -> float | None:
+        """Spent so far; None: no price of the model is known."""
+        return self._spending.usd
+
     def generate(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Results as they come, at most 4 x requests_in_flight requests read ahead. The requests
         run on while the caller works on a result."""
