@@ -159,6 +159,17 @@ class Spending:
         return describe_tokens(self._model, *used, batch=self._batch, usd=self._usd)
 
 
+class Spends:
+    """What an engine has that counts its spending."""
+
+    _spending: Spending
+
+    @property
+    def usd(self) -> float | None:
+        """Spent so far; None: no price of the model is known."""
+        return self._spending.usd
+
+
 @dataclass
 class Estimate:
     """What is left to ask a model, before anything is sent or loaded."""

@@ -14,11 +14,11 @@ from prefpipe.llm.batch_api.batch_http import BatchApi, answered
 from prefpipe.llm.batch_api.batch_record import ENDED, Batch, BatchRecord
 from prefpipe.llm.batch_api.batch_session import BatchSession
 from prefpipe.llm.batch_api.batch_submission import BatchOptions
-from prefpipe.llm.costs import Estimate, Spending
+from prefpipe.llm.costs import Estimate, Spending, Spends
 from prefpipe.llm.wire import ServedModel, Stop
 
 
-class BatchEngine:
+class BatchEngine(Spends):
     """Answers from the record where it has them; the rest is submitted, waited for and read.
 
     A kill at any moment costs nothing: what may have been created is looked for at the server
@@ -37,11 +37,6 @@ class BatchEngine:
         self._spending = Spending(served.model, batch=True)
         # of the batches whose answers this engine has fetched
         self.usage, self.spent = self._spending.usage, self._spending.describe
-
-    @property
-    def usd(self) -> float | None:
-        """Spent so far; None: no price of the model is known."""
-        return self._spending.usd
 
     def generate(self, requests: Iterable[Request]) -> Generator[Result, None, None]:
         """Submit what is not submitted, wait for every batch that has one of these, give results."""
