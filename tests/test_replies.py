@@ -236,6 +236,30 @@ def test_what_a_paid_engine_has_spent_is_shown_behind_the_bar(output, monkeypatc
     assert notes == ["1 paid", "2 paid"]
 
 
+def test_what_texts_took_stands_in_the_summary_and_money_where_it_is_known(output):
+    """A prompt counts once for all of its samples; of an engine that has worked before, what is new."""
+
+    class Priced(ScriptedEngine):
+        usd = 5.0
+
+        def generate(self, requests):
+            for result in super().generate(requests):
+                self.usd += 0.25
+                assert isinstance(result, list)
+                yield [c.model_copy(update={"prompt_tokens": 7, "new_tokens": 3}) for c in result]
+
+    with a_run(output) as run:
+        Replies(run, lambda: [request("a", (0, 1)), request("b", (0, 1))], "x").ask(
+            lambda: Priced(numbered)
+        )
+        assert run.summary["tokens"] == {"prompt": 14, "new": 12} and run.summary["usd"] == 0.5
+        Replies(run, lambda: [request("c")], "y").ask(lambda: Priced(numbered))
+        assert run.summary["tokens"] == {"prompt": 21, "new": 15} and run.summary["usd"] == 0.75
+    with a_run(output.with_name("other.jsonl")) as run:
+        Replies(run, lambda: [request("a")]).ask(lambda: ScriptedEngine(numbered))
+        assert "usd" not in run.summary
+
+
 @pytest.mark.parametrize(
     ("prompts", "samples", "varied", "is_said"),
     [

@@ -148,10 +148,26 @@ class Spending:
         if self._price:
             self._usd += self._price.money(prompt_tokens, new_tokens)
 
+    @property
+    def usd(self) -> float | None:
+        """None: no price of the model is known."""
+        return self._usd if self._price else None
+
     def describe(self) -> str:
         """Tokens and money so far, for a person."""
         used = (self.usage.prompt_tokens, self.usage.new_tokens)
         return describe_tokens(self._model, *used, batch=self._batch, usd=self._usd)
+
+
+class Spends:
+    """What an engine has that counts its spending."""
+
+    _spending: Spending
+
+    @property
+    def usd(self) -> float | None:
+        """Spent so far; None: no price of the model is known."""
+        return self._spending.usd
 
 
 @dataclass

@@ -14,11 +14,11 @@ from prefpipe.llm.batch_api.batch_http import BatchApi, answered
 from prefpipe.llm.batch_api.batch_record import ENDED, Batch, BatchRecord
 from prefpipe.llm.batch_api.batch_session import BatchSession
 from prefpipe.llm.batch_api.batch_submission import BatchOptions
-from prefpipe.llm.costs import Estimate, Spending
+from prefpipe.llm.costs import Estimate, Spending, Spends
 from prefpipe.llm.wire import ServedModel, Stop
 
 
-class BatchEngine:
+class BatchEngine(Spends):
     """Answers from the record where it has them; the rest is submitted, waited for and read.
 
     A kill at any moment costs nothing: what may have been created is looked for at the server

@@ -26,7 +26,7 @@ import openai
 
 from prefpipe.foreign_json import read_json
 from prefpipe.llm import SERVER_FAILURES, Completion, Failure, Request, Result, wire
-from prefpipe.llm.costs import Estimate, Spending, estimate, estimate_prompt_tokens
+from prefpipe.llm.costs import Estimate, Spending, Spends, estimate, estimate_prompt_tokens
 from prefpipe.llm.error_replies import read_error, read_status
 from prefpipe.llm.http_clients import BadReply, Elsewhere
 from prefpipe.llm.server.dialect import Dialect
@@ -64,7 +64,7 @@ class _Trouble(NamedTuple):
     paid: bool = False
 
 
-class ServerEngine:
+class ServerEngine(Spends):
     """Many requests in flight at once; memory is bounded by requests_in_flight.
 
     A request is sent again only on 408, 409, 429, 5xx, a garbled reply (twice, if paid), a timeout or a lost
