@@ -53,12 +53,7 @@ def direction(word: str) -> np.ndarray:
 
 ROWS = [
     ("add", "add two numbers", "def add(a, b):\n    return a + b", "The sum of two numbers."),
-    (
-        "cut",
-        "cut a text into lines",
-        "def cut(text):\n    return text.split()",
-        "Lines of a text as a list.",
-    ),
+    ("cut", "cut a text into lines", "def cut(text):\n    return text.split()", "Lines of a text."),
     ("max", "find the largest", "def largest(xs):\n    return max(xs)", "The largest item of all."),
     (
         "rev",
@@ -66,12 +61,7 @@ ROWS = [
         "def turn(xs):\n    return xs[::-1]",
         "The list, last one first.",
     ),
-    (
-        "low",
-        "write in small letters",
-        "def low(s):\n    return s.lower()",
-        "Small letters, capitals lowered.",
-    ),
+    ("low", "write in small letters", "def low(s):\n    return s.lower()", "Small letters only."),
 ]
 COLUMNS = ("id", "query", "code", "description")
 
