@@ -166,12 +166,7 @@ def ask_models(
 
 
 def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | None = None) -> None:
-    for less, more in (
-        ("free_characters", "full_characters"),
-        ("answer_threshold", "sure_threshold"),
-    ):
-        if getattr(s, less) >= getattr(s, more):
-            raise SystemExit(f"build_pairwise_prefs: {more} must be more than {less}")
+    rules = PairRules(**{field.name: getattr(s, field.name) for field in fields(PairRules)})
     templates.load_template(s.template, frozenset({"context", "question"}))
     manifest = read_manifest(s.store)
     inputs = [s.input, s.store / MANIFEST, *templates.template_files(s.template, "rag")]
@@ -189,7 +184,6 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
         limits = {"documents": s.documents_per_query, "characters": s.max_context_characters}
         retrieve(entries_of(s), store, embedder, contexts, **limits)
         queries = ask_models(s, run, contexts, engine)
-        rules = PairRules(**{field.name: getattr(s, field.name) for field in fields(PairRules)})
         report = RagReport()
         # in blocks: an embedding model takes several texts in about the time of one
         for block in in_blocks(queries, BLOCK):

@@ -3,8 +3,8 @@
 Strict where a wrong reading would poison data: two different verdicts, another number than 1 or 2,
 a cut-off, broken or quoted object, one without a reason are unreadable. Tolerant where a model is
 only untidy: code fences, text around the object, full-width digits and quotes, "2" for 2, a raw
-newline, LaTeX or quotes in the reason, an object as Python writes it. One parser serves post-processing, evaluation and ranking. What a
-text says without an object: prefpipe/opinions.py. (Ratings are read in prefpipe/ratings.py.)
+newline, LaTeX or quotes in the reason, an object as Python writes it. One parser serves all stages.
+What a text says without an object: prefpipe/opinions.py. (Ratings are read in prefpipe/ratings.py.)
 """
 
 import json
@@ -95,11 +95,8 @@ def parse_verdict(text: str, *, finish_reason: FinishReason = "stop") -> Verdict
     result = _read_verdict(answer)
     if isinstance(result, Unreadable) and result.reason in _BROKEN:
         plain = answer.translate(_FULL_WIDTH)
-        texts = (
-            plain,
-            *(with_json_quotes(x, _REASON_KEYS, _VERDICT_KEYS) for x in (answer, plain)),
-        )
-        again = (_read_verdict(text) for text in texts if text and text != answer)
+        quoted = (with_json_quotes(x, _REASON_KEYS, _VERDICT_KEYS) for x in (answer, plain))
+        again = (_read_verdict(text) for text in (plain, *quoted) if text and text != answer)
         return next((found for found in again if isinstance(found, Verdict)), result)
     return result
 

@@ -67,7 +67,7 @@ def options_of(stage: str) -> set[str]:
 # ---- who imports whom
 
 FLOORS = [  # a module imports from its own room and from rooms above it in this list, from none below
-    "rows words ranges reasons draws screen foreign_json rated_pairs thoughts opinions",
+    "rows words ranges reasons draws screen foreign_json untidy_json rated_pairs thoughts opinions",
     "files languages questions",
     "templates shingles verdicts formats",
     "near_duplicates publish",

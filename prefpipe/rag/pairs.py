@@ -9,7 +9,7 @@ from typing import Literal, Self
 import numpy as np
 
 from prefpipe import draws
-from prefpipe.files import NOT_ASKED
+from prefpipe.files import NOT_ASKED, DataError
 from prefpipe.judge import Showing, both_orders, verdict
 from prefpipe.languages import detect_language
 from prefpipe.llm.replies import Replies
@@ -95,6 +95,12 @@ class PairRules(score.ScoreRules):
     seed: int
     num_candidates: int
     write_candidates: bool
+
+    def __post_init__(self) -> None:
+        if self.free_characters >= self.full_characters:
+            raise DataError("full_characters must be more than free_characters")
+        if self.answer_threshold >= self.sure_threshold:
+            raise DataError("sure_threshold must be more than answer_threshold")
 
 
 def keywords_of(query: AnsweredQuery, rules: PairRules) -> list[str]:
