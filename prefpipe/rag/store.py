@@ -43,6 +43,10 @@ class Manifest(BaseModel):
     index: IndexFacts
 
 
+FEWEST = 100
+"""Documents of which it is said what two have in common."""
+
+
 class VectorStore:
     """A store opened for searching. Vectors are in memory, documents stay on disk."""
 
@@ -121,9 +125,10 @@ class VectorStore:
 
     @cached_property
     def typical_cosine(self) -> float:
-        """The mean cosine of two documents, of up to a thousand that lie evenly spread; 0 of one."""
+        """The mean cosine of two documents, of up to a thousand that lie evenly spread. 0 of fewer than
+        FEWEST, which may all be about one thing."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(len(self), 1000)).astype(int))
-        if (count := len(rows)) < 2:
+        if (count := len(rows)) < FEWEST:
             return 0.0
         # the square of the sum has each two twice, and each with itself
         total = float(np.square(self.vectors(rows.tolist()).astype(np.float64).sum(0)).sum())
