@@ -21,6 +21,7 @@ from typing import Any
 
 import bm25s
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 import build_vector_store
 from benchmarks import machine, write_results
@@ -29,6 +30,7 @@ from prefpipe.rag.embedding import SentenceEmbedder, model_folder
 from prefpipe.rag.score import split_names, stop_words
 from prefpipe.rag.store import VectorStore, read_manifest
 from prefpipe.rag.table import Columns, read_entries
+from prefpipe.rows import Entry
 
 DEFAULT = Path(os.environ.get("PREFPIPE_REAL_DATA", "../shared/data")) / "cosqa_dev.csv"
 DEEP = 10
@@ -111,6 +113,32 @@ def hybrid(
     }
 
 
+BINS = (0.0, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 1.0)
+"""Of cosines of a query and its own function."""
+
+
+def answered_by_score(
+    entries: Sequence[Entry], labels: dict[str, str], embedder: SentenceEmbedder, store: VectorStore
+) -> dict[str, Any]:
+    """How often people say that a query's own function answers it, by their cosine: what an
+    abstention's worth goes by (rag.pairs.abstention_worth)."""
+    asked = embedder.embed([entry.query for entry in entries], "query")
+    own = embedder.embed([to_text(entry) for entry in entries], "document")
+    cosines = (asked * own).sum(1)
+    is_answer = np.array([labels[entry.id] == "1" for entry in entries])
+    places = np.clip(np.digitize(cosines, BINS) - 1, 0, len(BINS) - 2)
+    by_bin = [
+        {"from": BINS[k], "queries": int((places == k).sum()), "answered": round(float(is_answer[places == k].mean()), 3)}
+        for k in range(len(BINS) - 1)
+        if (places == k).any()
+    ]  # fmt: skip
+    return {
+        "typical_cosine": store.typical_cosine,
+        "auc": round(float(roc_auc_score(is_answer, cosines)), 3),
+        "by_cosine": by_bin,
+    }
+
+
 def main() -> None:
     table = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT
     if not table.is_file():
@@ -136,6 +164,9 @@ def main() -> None:
                 input=table, output=Path(folder) / kind, index=kind, near_duplicate=None
             )
             build_vector_store.main(s, embedder)
+            if kind == "exact":
+                made = VectorStore.open(s.output, embedder)
+                results["answered"] = answered_by_score(entries, labels, embedder, made)
             hits = search_store(s.output, queries, embedder)
             shares = measure(hits, wanted)
             differences[kind] = max(abs(shares[name] - peer_shares[name]) for name in shares)

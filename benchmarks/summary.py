@@ -221,6 +221,44 @@ def _range(interval: list[float]) -> str:
     return " to ".join(f"{value:.3f}" for value in interval)
 
 
+GPU = [
+    ("32 prompts of 512 tokens, 4 samples of 256 each, 7B", "`generate`", "sampling_bf16", "beside", "num_return_sequences"),
+    ("DPO step, 5 pairs of one prompt, 800 + 10 x 150, 7B, LoRA", "`trl.DPOTrainer`", "dpo", "sdpa", "trl_one_batch"),
+    ("reward step, 2 pairs, 800 + 2 x 150 each, 7B, LoRA", "`trl.RewardTrainer`", "reward", "sdpa", "trl_one_batch"),
+]  # fmt: skip
+"""What, its peer, the part of gpu.json, what of it, and the peer's name there."""
+
+
+def gpu_table(results: Path) -> str:
+    found = load(results, "gpu") or {}
+    rows = [
+        [
+            "on a GPU",
+            "peer",
+            "ours, s",
+            "peer, s",
+            "ratio",
+            "GiB beyond weights, ours / peer",
+            "of the peak",
+        ]
+    ]
+    for what, peer, part, key, name in GPU:
+        one = found.get(part, {}).get(key, {})
+        if name not in one.get("median_seconds", {}):
+            continue
+        seconds, gib = one["median_seconds"], one["peak_gib"]
+        share = one.get("model_flops_utilisation")
+        rows.append(
+            [what, peer, f"{seconds['ours']:.3f}", f"{seconds[name]:.3f}", f"{one['ratio']:.2f}x",
+             f"{gib['ours']:.1f} / {gib[name]:.1f}", "" if share is None else f"{share:.2f}"]
+        )  # fmt: skip
+    if len(rows) == 1:
+        return "Not measured.\n"
+    parts = {name: one.get("status", "") for name, one in found.items() if isinstance(one, dict)}
+    missing = [f"{name} ({words})" for name, words in parts.items() if words not in ("", "done")]
+    return table(rows) + (f"\nNot whole: {'; '.join(missing)}.\n" if missing else "")
+
+
 def conditions(results: Path) -> str:
     """Where and with what each file was measured."""
     lines = []
@@ -247,6 +285,8 @@ def render(results: Path = RESULTS) -> str:
             reach_table(results),
             "### Each shape\n",
             "\n".join(filter(None, (shapes_table(results), equal_texts(results)))),
+            "### 7B shapes on a GPU\n",
+            gpu_table(results),
             "### Row stages\n",
             row_stage_table(results),
             "### Real pairs: Auto-J, the MiniLM encoder, 5-fold by prompt\n",

@@ -23,6 +23,7 @@ from benchmarks import (
     dpo_step,
     gpu,
     ratios,
+    real_rag,
     retrieval,
     reward_step,
     row_stage,
@@ -30,7 +31,7 @@ from benchmarks import (
     summary,
 )
 from prefpipe.ratings import read_ratings
-from prefpipe.rows import Item, Judgment, Preference
+from prefpipe.rows import Item, Judgment, Preference, RagPair
 from tests.examples import ROOT, read_jsonl
 
 torch.set_num_threads(1)
@@ -366,8 +367,12 @@ def made_up(tmp_path: Path) -> Path:
                                             "batched": {"microseconds_a_row": 65.0}}}},
             "memory": {"megabytes": {"a": {"100000": 90.0, "1000000": 301.0}}},
         },
-        "gpu": {"date": "2026-01-01", **on, "device": "H", "dpo": {"sdpa": {"ratio": 3.0},
-                "flex": {"ratio": 3.5}}, "sampling_bf16": {"all": {"seconds": 119.6}}},
+        "gpu": {"date": "2026-01-01", **on, "device": "H",
+                "dpo": {"status": "stopped early", "flex": {"ratio": 3.5}, "sdpa": {
+                    "ratio": 3.0, "median_seconds": {"ours": 0.5, "trl_one_batch": 1.5},
+                    "peak_gib": {"ours": 10.0, "trl_one_batch": 40.0},
+                    "model_flops_utilisation": 0.25}},
+                "sampling_bf16": {"status": "done", "all": {"seconds": 119.6}}},
         "autoj_reward": {
             "date": "2026-01-01", **on, "pairs": 1000, "ties": 100, "folds": 5,
             "differences": {f"{way} - trl": {"value": -0.01, "interval": [-0.03, 0.02]}
@@ -394,6 +399,8 @@ def test_a_number_is_shown_with_whether_it_was_reached(tmp_path):
     assert "| a | 59 | 50 | 65 | 90 | 301 |" in text
     assert "not measured" in lines["| reward-model step, 800 + 2 x 150 (limit by tokens: 1.7x)"]
     assert "| dpo_step | 30m_800_150 | 2.000 | 5.000 | 2.50x | 2.50x | 4.00x |" in text
+    assert "`trl.DPOTrainer` | 0.500 | 1.500 | 3.00x | 10.0 / 40.0 | 0.25 |" in text
+    assert "Not whole: dpo (stopped early)." in text
     assert "pairs_5" not in text, "a point of a curve"
     assert (
         "| ours, ties as halves | 0.600 | 0.500 to 0.700 | -0.010 (-0.030 to 0.020) | "
@@ -435,3 +442,38 @@ def test_recall_and_reciprocal_rank_by_hand():
         "recall_at_5": 3 / 4,
         "mrr_at_10": round((1 + 1 / 2 + 1 / 3 + 0) / 4, 4),
     }
+
+
+def rag_pair(id: str) -> RagPair:
+    parts: Any = {
+        "score": 0.5, "grounding": 0.5, "keyword_coverage": 0.0, "length_penalty": 0.0,
+        "is_abstention": False, "judge_score": None,
+    }  # fmt: skip
+    return RagPair(
+        id=id, prompt="[Context]\nIt is so.\n\n[Question]\nIs it?", chosen="good", rejected="bad",
+        margin=0.1, question="Is it?", document_ids=["d"], retrieval_scores=[0.5],
+        abstention_worth=0.2, is_answerable=True, keywords=[], scorer="heuristic",
+        chosen_parts=parts, rejected_parts=parts, chosen_sample=0, rejected_sample=1,
+        candidate_seeds=[], candidates=None,
+    )  # fmt: skip
+
+
+def test_a_readers_marks_are_counted_by_which_side_was_chosen():
+    rows = [rag_pair(f"q{k}") for k in range(20)]
+    a, b = ([p for p in rows if real_rag.chosen_side(p) == side] for side in "AB")
+    assert a and b
+    assert real_rag.sides(a[0]) == {"A": "good", "B": "bad"}
+    assert real_rag.sides(b[0]) == {"A": "bad", "B": "good"}
+    marks = {a[0].id: "A", b[0].id: "B", a[1].id: "B", b[1].id: "T"}
+    found = real_rag.result(rows, marks)
+    assert [found[k] for k in ("pairs", "marked", "agrees", "disagrees", "neither")] == [
+        20,
+        4,
+        2,
+        1,
+        1,
+    ]
+    assert found["agreement_of_decided"] == pytest.approx(2 / 3)
+    assert found["agreement_of_all"] == 0.5
+    shown = real_rag.blind(rows[:1])
+    assert "chosen" not in shown and shown.index("A:") < shown.index("B:")

@@ -44,7 +44,6 @@ def test_texts_of_recorded_steps_are_those_of_launched_ones(shape, replays, monk
     """Samples end at different steps, prompts come in while others run: sizes go up and down."""
     model, tokenizer, asked = make_model(shape), make_tokenizer(), requests(12, **MANY)
     monkeypatch.setattr("prefpipe.models.decode_graphs.STEPS_BEFORE", 0)
-    # wider than a CPU's, where all of a small store would be one size
     found = texts(LocalEngine(model, tokenizer, max_samples=24), asked)
     assert replays[0] > 50
     monkeypatch.setattr(DecodeGraphs, "step", lambda self, *numbers: None)

@@ -6,7 +6,6 @@ its dry run is made, and the whole folder is compared byte for byte.
 
 import importlib
 import json
-import re
 import shutil
 import socket
 import sys
@@ -19,11 +18,12 @@ import pytest
 import sentence_transformers
 import transformers
 
-from embedded.server import Server, last_message
+from embedded.server import Server
 from prefpipe.files import write_rows
 from prefpipe.files.plan import Plan, rows_of, seconds_as_before
 from prefpipe.rows import Item, Responses
 from tests.examples import ROOT, item, read_jsonl, write_jsonl
+from tests.test_connected_chain import answer
 from tests.test_layout import STAGES
 
 ITEMS = "data/pairwise_critic_inference2_get_answer/Sky"
@@ -92,14 +92,6 @@ def without_weights_and_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", refused)
         patch.setattr(socket.socket, "connect_ex", refused)
         yield
-
-
-def answer(body: dict[str, Any], sample: int) -> str:
-    text = last_message(body)
-    if body["model"] != "judge":
-        return f"{body['model']} answer to {text}"
-    shown = re.findall(r"^\[Text (\d+)\]\n(\w+) answer", text, re.M)
-    return "\n\n".join(f"Text {n}\nRating: {5 if name == 'good' else 2}" for n, name in shown)
 
 
 class Step(NamedTuple):

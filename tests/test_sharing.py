@@ -1,6 +1,7 @@
 """prefpipe.models.sharing: whose texts can stand in one row, and whose must stand alone."""
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from prefpipe.llm.local.runner import decodes
 from prefpipe.models import sharing
+from prefpipe.models.decode import Decode
 from prefpipe.models.sharing import self_check_tokens, shares, why_not_shared
 from tests.engine_models import make_model
 
@@ -112,3 +115,30 @@ def test_the_weights_in_the_cpus_order_are_given_back_after_the_trial():
     model = make_model()
     assert shares(model) and model not in reordered_weights._of_model
     assert sharing.shares(model)
+
+
+def test_rounding_is_allowed_for_by_how_far_the_models_own_two_ways_are_apart():
+    half = SimpleNamespace(dtype=torch.bfloat16)
+    allowed = [sharing.tolerance(half, spread) for spread in (0.0, 0.01, 0.04, 0.5)]  # pyright: ignore[reportArgumentType]
+    assert allowed == pytest.approx([0.05, 0.05, 0.12, 0.3])
+    assert sharing.tolerance(SimpleNamespace(dtype=torch.float32), 0.5) == 1e-3  # pyright: ignore[reportArgumentType]
+
+
+def test_a_models_own_spread_is_rounding_alone():
+    ids = torch.arange(5, 45)[None]
+    wide: Any = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8}
+    model = make_model(**wide, initializer_range=0.05)
+    assert sharing.own_spread(model, ids, 32) < 1e-5
+    assert 1e-3 < sharing.own_spread(model.bfloat16(), ids, 32) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wrong_attention_of_a_step_is_seen_in_half_precision_too(dtype, monkeypatch, capfd):
+    """A step that attends to its prompt alone, and one that scales its scores otherwise."""
+    model = make_model().to(dtype)
+    assert decodes(model)
+    attend = Decode.attend
+    wrong = lambda self, *a, scale, window: attend(self, *a, scale=1.5 * scale, window=window)  # noqa: E731
+    monkeypatch.setattr(Decode, "attend", wrong)
+    assert not decodes(model)
+    assert "continues texts in a way of its own (off by" in capfd.readouterr().err

@@ -116,8 +116,9 @@ def abstention_worth(score: float, typical: float, rules: PairRules) -> float:
     what counts is how far of the way from typical to 1 the score is: up to answer_threshold the
     worth is 1, from sure_threshold on 0, between a straight line.
 
-    On 604 queries of CoSQA (MiniLM) people held the document to answer in 0.23 of those at up to 0.4
-    of the way, 0.35 up to 0.5, 0.48 and 0.59 up to 0.63, 0.74 up to 0.69, 0.83 and 0.94 beyond."""
+    On 604 queries of CoSQA (MiniLM; benchmarks/retrieval.py) people held the document to answer in
+    0.23 of those at up to 0.4 of the way, 0.35 up to 0.5, 0.48 and 0.59 up to 0.63, 0.74 up to 0.69,
+    0.83 and 0.94 beyond."""
     way = (score - typical) / (1 - typical) if typical < 1 else 0.0
     over = (way - rules.answer_threshold) / (rules.sure_threshold - rules.answer_threshold)
     return round(1 - min(max(over, 0.0), 1.0), 4)
