@@ -24,6 +24,7 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import pkgutil
 import random
@@ -264,6 +265,10 @@ class Runner:
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
         }
+        # A process has one forkserver. Where another runner's is up, the stages that it imported have
+        # its data folder: it ends here, and starts anew with what this runner asks for.
+        forkserver: Any = multiprocessing.forkserver
+        forkserver._forkserver._stop()
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([*libraries, *preloaded])
         first: Any = self._context.Process(target=int)  # the libraries are imported for it
