@@ -62,8 +62,12 @@ class _JsonlWriter:
         self._file.close()
 
 
+ROW_GROUP = 1000
+"""Rows of a Parquet file that are written together."""
+
+
 class _ParquetWriter:
-    """Row groups of 1,000 rows; the columns' types come from the row class, not from the values."""
+    """The columns' types come from the row class, not from the values."""
 
     def __init__(self, path: Path, row_type: type[Row]) -> None:
         import pyarrow
@@ -78,7 +82,7 @@ class _ParquetWriter:
 
     def write(self, row: Row) -> None:
         self._rows.append(row.model_dump())
-        if len(self._rows) == 1000:
+        if len(self._rows) == ROW_GROUP:
             self._flush()
 
     def _flush(self) -> None:

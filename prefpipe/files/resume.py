@@ -98,6 +98,18 @@ class RowLog(Generic[R]):
         self._offsets[row.key] = self._file.tell()
         self._append(row.model_dump_json().encode() + b"\n")
 
+    def take(self, path: Path) -> None:
+        """Add what the log of a shard has and this one lacks. Raises DataError where it is another run's."""
+        with suppress(FileNotFoundError), open(path, "rb") as file:
+            header = file.readline()
+            self._file.seek(0)
+            if header != self._file.readline():
+                raise DataError(f"{path}:1: of other settings or input than {self.path}")
+            for line in file:
+                row = self._type.model_validate_json(line)
+                if row.key not in self:
+                    self.add(row)
+
     def get(self, key: str) -> R:
         self._file.seek(self._offsets[key])
         return self._type.model_validate_json(self._file.readline())

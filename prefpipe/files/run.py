@@ -1,45 +1,29 @@
 """One run of one stage: what it reads, emits and leaves out, and the ledger that must add up."""
 
-import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefpipe.files.fingerprint import difference, fingerprint, input_files
-from prefpipe.files.ids import Places
-from prefpipe.files.meta import read_meta, write_meta
-from prefpipe.files.outputs import beside, json_text, without_ending, write_text
+from prefpipe.files.fingerprint import fingerprint, input_files
+from prefpipe.files.ids import Aligned, Places
+from prefpipe.files.ledger import Ledger, by_number
+from prefpipe.files.meta import is_of_another_run, read_meta, write_meta
+from prefpipe.files.outputs import json_text, without_ending, write_text
 from prefpipe.files.plan import NOT_ASKED, DryRunEnd, Plan, seconds_as_before
 from prefpipe.files.records import DataError, R, typed_rows
 from prefpipe.files.resume import RowLog
 from prefpipe.files.run_files import NoFiles, RunFiles
+from prefpipe.files.shards import Shards, write_places
+from prefpipe.files.stage_facts import StageFacts
 from prefpipe.rows import Reject, Row
 
 
-@dataclass(frozen=True)
-class StageFacts:
-    """What a Run needs to know of the stage and its settings (Stage.open_run fills it in)."""
-
-    stage: str
-    depends_on: dict[str, Any]
-    """The settings that change rows."""
-    settings: dict[str, Any]
-    """All settings, for .meta.json."""
-    limit: int | None
-    overwrite: bool
-    strict: bool
-    leave_out_failing: bool = False
-    """Rows that a server fails on are left out (of stages that ask one)."""
-    dry_run: bool = False
-    """Nothing is written: Run.plan says what would be done."""
-
-
-class Run(AbstractContextManager["Run"]):
+class Run(Ledger, AbstractContextManager["Run"]):
     """One run of one stage.
 
         with s.open_run(inputs=[s.input], outputs={s.output: Item}) as run:
@@ -49,6 +33,9 @@ class Run(AbstractContextManager["Run"]):
 
     Every row read gets exactly one emit: a row, several rows, or a Reject. Leaving the block
     renames the outputs into place and prints the closing line; an exception leaves them absent.
+
+    A run may be one shard of several: it then reads the rows that it owns, and writes in a folder of
+    its own. The run that puts the shards together reads no row; it begins with what they counted.
     """
 
     def __init__(
@@ -62,6 +49,7 @@ class Run(AbstractContextManager["Run"]):
         made: Sequence[Path] = (),
         follows_input: bool = False,
         card: Callable[["Run"], None] | None = None,
+        by_logs: bool = False,
     ) -> None:
         """Check, before any work, that the run may be made: inputs are there, outputs not another's.
         `.meta.json` and `.rejects.jsonl` stand beside the output, under its name; for several outputs
@@ -69,63 +57,83 @@ class Run(AbstractContextManager["Run"]):
         closing line calls the rows read. made: files that the stage itself writes, to
         run.temporary(path). follows_input: outputs of another input are no reason to stop; they are
         replaced. card: writes the card of the outputs, once they are in place and all is counted.
+        by_logs: what becomes of a row hangs on the others (a table), so that of shards their logs are
+        put together, and the rows are made of these as one run makes them.
         """
+        super().__init__([*outputs])
         self.facts, self.outputs, self._unit = facts, outputs, unit
         self._inputs, self._made, self._card = inputs, made, card
         self._follows_input = follows_input
         self.stage = facts.stage
         base = home / self.stage if home else without_ending(next(iter(outputs)))
+        self.shards = Shards(facts.shard, base, by_logs=by_logs)
+        base = self.shards.at(base)
         self.meta_path = base.with_name(base.name + ".meta.json")
         self.rejects_path = base.with_name(base.name + ".rejects.jsonl")
-        self._log_base = base
         self.mark = fingerprint(self.stage, facts.depends_on, inputs)
         self.summary: dict[str, Any] = {}
         """What else goes into .meta.json."""
-        self.read_count = self.kept_count = 0
+        self.position = -1
+        """Of the row read last, among all rows of the input, other shards' too."""
+        self._types: dict[Path, type[Row]] = {**outputs, self.rejects_path: Reject}
+        self._places: dict[Path, array[int]] = defaultdict(lambda: array("q"))
         self.first_bad = ""
         """Place and fault of the first row that could not be read."""
-        self.written: Counter[str] = Counter()
-        self.left_out: Counter[str] = Counter()
         self.went_on = False
         """From what a stopped run had done."""
         read = {path.resolve() for path in input_files(inputs)}
         for path in read.intersection(path.resolve() for path in outputs):
             raise DataError(f"{path}: is the input; choose another output")
         self._started = time.monotonic()
-        shown = [*outputs, *made] or [base.parent]
+        shown = [self.shards.at(path) for path in (*outputs, *made)] or [base.parent]
         self.plan = Plan(self.stage, unit, inputs, shown) if facts.dry_run else None
         """None: it is no dry run."""
         # from here on, so that the second of two runs has done nothing when it is refused
         self._files = (
             NoFiles(base, self.mark, starts_anew=facts.overwrite)
             if facts.dry_run
-            else RunFiles(base, self.mark)
+            else RunFiles(base, self.mark, self.shards.at)
         )
-        self.finished = self._is_finished()
-        if facts.overwrite:
-            self._files.delete(self.meta_path)
+        try:
+            self.finished = self._is_finished()
+            if facts.overwrite:
+                self._files.delete(self.meta_path)
+            if facts.shard.puts_together and not self.finished:
+                self._begin_with_shards()
+        except BaseException:
+            self._files.end()
+            raise
+
+    def _begin_with_shards(self) -> None:
+        for meta in self.shards.read_metas(self.mark):
+            if not self.shards.reads:
+                self.add(meta)
+                self.summary |= {name: meta[name] for name in ["inputs"] if name in meta}
 
     def _is_finished(self) -> bool:
-        if self.facts.overwrite or (meta := read_meta(self.meta_path)) is None:
+        meta = None if self.facts.overwrite else read_meta(self.meta_path)
+        if meta is None:
+            return self.shards.is_put_together(self.mark) and not self.facts.overwrite
+        if is_of_another_run(meta, self.meta_path, self.mark, follows_input=self._follows_input):
             return False
-        if (was := meta["fingerprint"]) != self.mark:
-            changes = {name for name, _ in was.items() ^ self.mark.items()}
-            if self._follows_input and all(name.startswith("input ") for name in changes):
-                return False
-            changed = difference(was, self.mark)
-            raise SystemExit(
-                f"{self.meta_path}: made with other settings or input ({changed}); "
-                "--overwrite replaces it, or choose another --output"
-            )
-        if not all(path.exists() for path in (*self.outputs, *self._made)):
+        if not all(self.shards.at(path).exists() for path in (*self.outputs, *self._made)):
             return False
         print(f"{self.stage}: finished before: {meta['closing_line']}; --overwrite starts anew")
         if self.plan:
             self.plan.before = meta["closing_line"]
-        self._files.delete_logs()  # of a run that was killed between its last two steps
+        if not self.shards.keeps_logs:
+            self._files.delete_logs()  # of a run that was killed between its last two steps
         return True
 
     # -- rows in
+
+    def aligned(
+        self, path: Path, row_type: type[R], only: Container[str] | None = None
+    ) -> Aligned[R]:
+        """The file's rows beside those that this run reads; only: of these ids."""
+        if not self.shards.reads:
+            return Aligned(None, row_type)
+        return Aligned(path, row_type, only, self.shards.owns_some)
 
     def read(self, path: Path, row_type: type[R], limit: int | None = None) -> Iterator[R]:
         """Rows of a file or folder; a bad line becomes a Reject (with --strict: DataError).
@@ -148,20 +156,27 @@ class Run(AbstractContextManager["Run"]):
     def _checked(
         self, path: Path, row_type: type[R], limit: int | None
     ) -> Iterator[tuple[str, R | ValueError]]:
-        places = Places()
-        for place, row in typed_rows(path, row_type, limit or self.facts.limit):
+        if not self.shards.reads:
+            return
+        places, self.position = Places(), -1
+        limit = limit or self.facts.limit
+        for place, row in typed_rows(path, row_type, limit, self.shards.owns_some):
+            self.position += 1
+            if row is None:
+                continue
             if not isinstance(row, ValueError):
                 places.check(row.key, place)
             elif self.facts.strict:
                 raise DataError(f"{place}: {row}")
             yield place, row
 
-    def bad_row(self, place: str, error: ValueError) -> None:
-        """A row that could not be read: rejected, or with --strict the end of the run."""
+    def bad_row(self, place: str, error: ValueError, hint: str = "") -> None:
+        """A row that could not be read: rejected, or with --strict the end of the run. hint: what a
+        person may do about it."""
         if self.facts.strict:
-            raise DataError(f"{place}: {error}")
+            raise DataError(f"{place}: {error}{hint}")
         reason = getattr(error, "reason", "bad_row")  # of one that says why in a word
-        self.first_bad = self.first_bad or f"{place}: {error}"[:300]
+        self.first_bad = self.first_bad or f"{place}: {error}{hint}"[:300]
         self.emit(Reject(id=place, reason=reason, detail=str(error)))
 
     # -- rows out
@@ -172,7 +187,7 @@ class Run(AbstractContextManager["Run"]):
         """What became of one row read: a Reject, or rows; to: their output, or each one's."""
         if isinstance(result, Reject):
             self.left_out[result.reason] += 1
-            self._files.writer(self.rejects_path, Reject).write(result)
+            self._write(self.rejects_path, result)
             return
         rows = [result] if isinstance(result, Row) else result
         path = to or next(iter(self.outputs))
@@ -182,8 +197,13 @@ class Run(AbstractContextManager["Run"]):
         """One row read became these (output, row)."""
         self.kept_count += 1
         for path, row in rows:
-            self._files.writer(path, self.outputs[path]).write(row)
+            self._write(path, row)
             self.written[path.name] += 1
+
+    def _write(self, path: Path, row: Row) -> None:
+        self._files.writer(path, self._types[path]).write(row)
+        if self.facts.shard.is_part:
+            self._places[path].append(self.position)
 
     def temporary(self, path: Path) -> Path:
         """Where the stage itself writes a file of `made`; it is renamed with the outputs."""
@@ -201,7 +221,10 @@ class Run(AbstractContextManager["Run"]):
     def open_log(self, row_type: type[R], name: str = "") -> RowLog[R]:
         """The run's resume log; deleted once the outputs are in place."""
         log = self._files.open_log(row_type, name)
-        if len(log):
+        if self.facts.shard.puts_together and self.shards.reads:
+            for path in self.shards.at_each(log.path):
+                log.take(path)
+        elif len(log):
             self.went_on = True
             print(f"{self.stage}: going on from {len(log)} done before", file=sys.stderr)
         return log
@@ -212,7 +235,7 @@ class Run(AbstractContextManager["Run"]):
                 self._check_rows()
                 self._finish() if self.plan is None else self._finish_dry(self.plan)
         finally:
-            self._files.end(*self._made)
+            self._files.end(*self._types, *self._made)
         if self.plan and kind is None:
             raise DryRunEnd  # what stands behind the block tells of outputs, which are not there
 
@@ -221,6 +244,8 @@ class Run(AbstractContextManager["Run"]):
         lost = self.read_count - self.kept_count - sum(self.left_out.values())
         if lost:
             raise AssertionError(f"{self.stage}: {lost} of {self.read_count} rows unaccounted for")
+        if self.facts.shard.is_part:  # what one shard has not, another may have
+            return
         if not self.read_count:
             read = [str(path) for path in self._inputs if path.suffix not in (".jinja", ".toml")]
             raise DataError(f"{', '.join(read)}: no row to read")
@@ -229,63 +254,53 @@ class Run(AbstractContextManager["Run"]):
             first = f"; first: {self.first_bad}" if self.first_bad else ""
             raise SystemExit(
                 f"{self.stage}: not one of {self.read_count} {self._unit} could be used "
-                f"({dict(self.left_out.most_common())}){first}; each with its reason in "
+                f"({by_number(self.left_out)}){first}; each with its reason in "
                 f"{self.rejects_path}"
             )
 
     def _finish_dry(self, plan: Plan) -> None:
-        left_out = dict(self.left_out.most_common())
-        waiting = left_out.pop(NOT_ASKED, 0)
-        counts = {"read": self.read_count, "kept": self.kept_count, "left_out": left_out}
-        plan.counts = counts | {"waiting": waiting, "written": dict(self.written)}
+        counts = self.counts()
+        plan.counts = counts | {"waiting": counts["left_out"].pop(NOT_ASKED, 0)}
         plan.logged.update({str(log.path): len(log) for log in self._files.logs if len(log)})
         plan.read_as = self.summary.get("inputs", ())
         plan.seconds = seconds_as_before(self.meta_path, self.mark, self.read_count)
 
     def _finish(self) -> None:
-        for path, row_type in [*self.outputs.items(), (self.rejects_path, Reject)]:
-            self._files.writer(path, row_type)
+        shard, woven = self.facts.shard, [] if self.shards.reads else [*self._types]
+        for path, row_type in self._types.items():
+            if path in woven:
+                self.shards.weave(path, self._files.temporary(path))
+            else:
+                self._files.writer(path, row_type)
         self.meta_path.unlink(missing_ok=True)  # until all is in place, the run is not finished
         self._files.put_in_place()
-        for path in self._made:
-            os.replace(beside(path, ".tmp"), path)
-        if self._card:
+        for path in (*woven, *self._made):
+            self._files.rename(path)
+        if shard.is_part:
+            for path in self._types:
+                write_places(self.shards.at(path), self._places[path])
+        elif self._card:
             self._card(self)
-        line = self.closing_line()
+        line = self.closing_line(self.meta_path.parent, self._unit)
         meta = {
             "stage": self.stage,
             "closing_line": line,
-            "counts": {
-                "read": self.read_count,
-                "kept": self.kept_count,
-                "left_out": dict(self.left_out.most_common()),
-                "written": dict(self.written),
-            },
+            "counts": self.counts(),
+            **self.spent(),
             **self.summary,
             **({"went_on": True} if self.went_on else {}),
+            **({"shard": self.as_shard(self.position + 1)} if shard.is_part else {}),
             "seconds": round(time.monotonic() - self._started, 3),
             "settings": self.facts.settings,
             "fingerprint": self.mark,
         }
         write_meta(self.meta_path, meta)
         for log in self._files.logs:
-            log.delete()
+            log.close() if self.shards.keeps_logs else log.delete()
+        self.shards.delete()
         print(line)
 
     def keep_rejects(self) -> None:
         """Put the rejects in place, of a run that ends here without an output."""
         self._files.writer(self.rejects_path, Reject)
         self._files.put_in_place(self.rejects_path)
-
-    def reasons(self) -> str:
-        """Why rows were left out, with their counts, the most frequent first."""
-        return ", ".join(f"{n} {reason}" for reason, n in self.left_out.most_common())
-
-    def closing_line(self) -> str:
-        """read = kept + left out by reason."""
-        written = ", ".join(f"{n} in {name}" for name, n in self.written.items())
-        return (
-            f"{self.meta_path.parent}: {self.read_count} {self._unit} read = {self.kept_count} kept + "
-            f"{sum(self.left_out.values())} left out ({self.reasons() or 'none'}); "
-            f"written: {written or 'nothing'}"
-        )

@@ -103,8 +103,10 @@ class ServerStage(Stage):
     def batch_options(self) -> "BatchOptions":
         from prefpipe.llm.batch_api.batch_engine import BatchOptions
 
+        folder = self.batch_folder or config.BATCHES / self.stage_name()
         return BatchOptions(
-            folder=self.batch_folder or config.BATCHES / self.stage_name(),
+            # a shard's batches are its own: which were submitted stands in the folder
+            folder=folder / self.shard.replace("/", "-of-") if self.shard else folder,
             requests=self.batch_requests,
             bytes=self.batch_bytes,
             tries=self.batch_tries,
