@@ -85,13 +85,11 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
         s.output / "pair_scores.jsonl": PairScore,
         **({s.output / "scores.jsonl": ScoredQuestion} if scored else {}),
     }
-    inputs, made = (
-        inputs_of(s, measured, pairs),
-        [s.output / "accuracy.json", s.output / "table.txt"],
-    )
-    with s.open_run(inputs=inputs, outputs=outputs, made=made, home=s.output) as run:
+    inputs = inputs_of(s, measured, pairs)
+    made = [s.output / "accuracy.json", s.output / "table.txt"]
+    with s.open_run(inputs=inputs, outputs=outputs, made=made, home=s.output, by_logs=True) as run:
         if run.finished:
-            print(made[1].read_text(encoding="utf-8"), end="")
+            print(made[1].read_text(encoding="utf-8") if made[1].exists() else "", end="")
             return
         report: dict[str, Any] = measure_judges(s, run, judged, pairs, engines)
         if scored:
@@ -99,6 +97,7 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
             open_scorer = lru_cache(maxsize=1)(partial(open_model, s, engines))
             open_ranker = partial(ranker_of, s, run, open_scorer)
             report["scored"] = scoring.measure(run, scored, open_ranker, s.output / "scores.jsonl")
+        run.end_shard()
         if s.trained_on:
             report["overlap"] = overlap.overlaps(run, measured, [Path(p) for p in s.trained_on])
         run.write_json(made[0], report)
@@ -161,6 +160,8 @@ def measure_judges(
         replies[judge].ask(open_engine, judge)
         if pairs:
             left_out |= judging.score_pairs(run, pairs, judge, scores, open_engine)
+    if run.shards.keeps_logs:
+        return {}
     to_judgments, to_scores = s.output / "judgments.jsonl", s.output / "pair_scores.jsonl"
     return {
         "judging": judging.report(run, judged, replies, to_judgments, **items),

@@ -139,10 +139,12 @@ def ask_models(
     """Sample the answers, and have a judge compare every two; the queries, in the table's order."""
 
     def requests() -> Iterator[llm.Request]:
-        return (to_request(entry, contexts.get(entry.id), s) for entry in entries_of(s))
+        return (
+            to_request(e, contexts.get(e.id), s) for e in filter(run.shards.owns_row, entries_of(s))
+        )
 
     def queries() -> Iterator[AnsweredQuery | Reject]:
-        for row in read_queries(s):
+        for row in filter(run.shards.owns_row, read_queries(s)):
             is_query = isinstance(row, Entry)
             yield to_query(row, contexts.get(row.id), answers, s) if is_query else row
 
@@ -172,9 +174,8 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
     inputs = [s.input, s.store / MANIFEST, *templates.template_files(s.template, "rag")]
     inputs += [] if s.scorer == "heuristic" else templates.template_files(None, "judge")
     inputs += local_folders(s.model, s.judge_model or s.model)
-    with s.open_run(
-        inputs=inputs, outputs={s.output: RagPair}, unit="queries", card=write_data_card
-    ) as run:
+    about = {"inputs": inputs, "unit": "queries", "card": write_data_card, "by_logs": True}
+    with s.open_run(outputs={s.output: RagPair}, **about) as run:
         if run.finished:
             return
         made_with = (s.embedding_model, manifest.prompts, manifest.dimension)
@@ -184,6 +185,7 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
         limits = {"documents": s.documents_per_query, "characters": s.max_context_characters}
         retrieve(entries_of(s), store, embedder, contexts, **limits)
         queries = ask_models(s, run, contexts, engine)
+        run.end_shard()
         report = RagReport()
         # in blocks: an embedding model takes several texts in about the time of one
         for block in in_blocks(queries, BLOCK):

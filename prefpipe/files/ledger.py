@@ -36,6 +36,10 @@ class Ledger:
         for name, pairs in meta["shard"]["counters"].items():
             self.counter(name).update(counter_of_json(pairs))
 
+    def add_spent(self, meta: Mapping[str, Any]) -> None:
+        """Add what a shard's models took, and nothing else."""
+        self.counter("tokens").update(counter_of_json(meta["shard"]["counters"].get("tokens", [])))
+
     def counts(self) -> dict[str, Any]:
         """For .meta.json."""
         return {
@@ -51,10 +55,10 @@ class Ledger:
         money = {"usd": used.pop("usd")} if "usd" in used else {}
         return {**({"tokens": used} if used else {}), **money}
 
-    def as_shard(self, rows: int) -> dict[str, Any]:
+    def as_shard(self, rows: int, failures: Mapping[str, Any]) -> dict[str, Any]:
         """What add() takes beside the counts. rows: of the whole input."""
         counters = {name: counter_to_json(counter) for name, counter in self._counters.items()}
-        return {"rows": rows, "counters": counters}
+        return {"rows": rows, "counters": counters, "failures": failures}
 
     def reasons(self) -> str:
         """Why rows were left out, with their counts, the most frequent first."""

@@ -73,9 +73,7 @@ class _ParquetWriter:
         import pyarrow
         import pyarrow.parquet
 
-        self._schema = pyarrow.schema(
-            [(name, _arrow_type(f.annotation)) for name, f in row_type.model_fields.items()]
-        )
+        self._schema = arrow_schema(row_type)
         self._table = pyarrow.Table
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
@@ -93,6 +91,14 @@ class _ParquetWriter:
         if self._rows:
             self._flush()
         self._writer.close()
+
+
+def arrow_schema(row_type: type[Row]) -> Any:
+    """A Parquet file's columns."""
+    import pyarrow
+
+    fields = row_type.model_fields.items()
+    return pyarrow.schema([(name, _arrow_type(field.annotation)) for name, field in fields])
 
 
 def _arrow_type(annotation: Any) -> Any:

@@ -4,26 +4,30 @@ import sys
 import time
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from prefpipe.files.fingerprint import fingerprint, input_files
-from prefpipe.files.ids import Aligned, Places
-from prefpipe.files.ledger import Ledger, by_number
+from prefpipe.files.ledger import by_number
 from prefpipe.files.meta import is_of_another_run, read_meta, write_meta
 from prefpipe.files.outputs import json_text, without_ending, write_text
 from prefpipe.files.plan import NOT_ASKED, DryRunEnd, Plan, seconds_as_before
-from prefpipe.files.records import DataError, R, typed_rows
+from prefpipe.files.records import DataError, R
 from prefpipe.files.resume import RowLog
+from prefpipe.files.rows_in import RowsIn
 from prefpipe.files.run_files import NoFiles, RunFiles
 from prefpipe.files.shards import Shards, write_places
 from prefpipe.files.stage_facts import StageFacts
 from prefpipe.rows import Reject, Row
 
 
-class Run(Ledger, AbstractContextManager["Run"]):
+class ShardEnd(SystemExit):
+    """A shard that keeps logs has come as far as it goes; no error."""
+
+
+class Run(RowsIn, AbstractContextManager["Run"]):
     """One run of one stage.
 
         with s.open_run(inputs=[s.input], outputs={s.output: Item}) as run:
@@ -60,25 +64,21 @@ class Run(Ledger, AbstractContextManager["Run"]):
         by_logs: what becomes of a row hangs on the others (a table), so that of shards their logs are
         put together, and the rows are made of these as one run makes them.
         """
-        super().__init__([*outputs])
-        self.facts, self.outputs, self._unit = facts, outputs, unit
+        base = home / facts.stage if home else without_ending(next(iter(outputs)))
+        super().__init__(facts, Shards(facts.shard, base, by_logs=by_logs), [*outputs])
+        self.outputs, self._unit = outputs, unit
         self._inputs, self._made, self._card = inputs, made, card
         self._follows_input = follows_input
         self.stage = facts.stage
-        base = home / self.stage if home else without_ending(next(iter(outputs)))
-        self.shards = Shards(facts.shard, base, by_logs=by_logs)
         base = self.shards.at(base)
         self.meta_path = base.with_name(base.name + ".meta.json")
         self.rejects_path = base.with_name(base.name + ".rejects.jsonl")
         self.mark = fingerprint(self.stage, facts.depends_on, inputs)
         self.summary: dict[str, Any] = {}
         """What else goes into .meta.json."""
-        self.position = -1
-        """Of the row read last, among all rows of the input, other shards' too."""
         self._types: dict[Path, type[Row]] = {**outputs, self.rejects_path: Reject}
         self._places: dict[Path, array[int]] = defaultdict(lambda: array("q"))
-        self.first_bad = ""
-        """Place and fault of the first row that could not be read."""
+        self._failures: dict[str, dict[str, Any]] = {}
         self.went_on = False
         """From what a stopped run had done."""
         read = {path.resolve() for path in input_files(inputs)}
@@ -104,9 +104,17 @@ class Run(Ledger, AbstractContextManager["Run"]):
             self._files.end()
             raise
 
+    def failures(self, log: str) -> dict[str, Any]:
+        """What could not be asked, by its id: [reason, detail]; kept by shards that keep logs."""
+        return self._failures.setdefault(log, {})
+
     def _begin_with_shards(self) -> None:
         for meta in self.shards.read_metas(self.mark):
-            if not self.shards.reads:
+            for log, failures in meta["shard"]["failures"].items():
+                self.failures(log).update(failures)
+            if self.shards.reads:
+                self.add_spent(meta)
+            else:
                 self.add(meta)
                 self.summary |= {name: meta[name] for name in ["inputs"] if name in meta}
 
@@ -116,7 +124,8 @@ class Run(Ledger, AbstractContextManager["Run"]):
             return self.shards.is_put_together(self.mark) and not self.facts.overwrite
         if is_of_another_run(meta, self.meta_path, self.mark, follows_input=self._follows_input):
             return False
-        if not all(self.shards.at(path).exists() for path in (*self.outputs, *self._made)):
+        paths = () if self.shards.keeps_logs else (*self.outputs, *self._made)
+        if not all(self.shards.at(path).exists() for path in paths):
             return False
         print(f"{self.stage}: finished before: {meta['closing_line']}; --overwrite starts anew")
         if self.plan:
@@ -125,66 +134,14 @@ class Run(Ledger, AbstractContextManager["Run"]):
             self._files.delete_logs()  # of a run that was killed between its last two steps
         return True
 
-    # -- rows in
-
-    def aligned(
-        self, path: Path, row_type: type[R], only: Container[str] | None = None
-    ) -> Aligned[R]:
-        """The file's rows beside those that this run reads; only: of these ids."""
-        if not self.shards.reads:
-            return Aligned(None, row_type)
-        return Aligned(path, row_type, only, self.shards.owns_some)
-
-    def read(self, path: Path, row_type: type[R], limit: int | None = None) -> Iterator[R]:
-        """Rows of a file or folder; a bad line becomes a Reject (with --strict: DataError).
-
-        Raises DataError, with both places, where two rows have the same key.
-        """
-        for place, row in self._checked(path, row_type, limit):
-            self.read_count += 1
-            if isinstance(row, ValueError):
-                self.bad_row(place, row)
-            else:
-                yield row
-
-    def peek(self, path: Path, row_type: type[R], limit: int | None = None) -> Iterator[R]:
-        """The rows that read() will give, without counting them: for a pass before the last."""
-        for _, row in self._checked(path, row_type, limit):
-            if not isinstance(row, ValueError):
-                yield row
-
-    def _checked(
-        self, path: Path, row_type: type[R], limit: int | None
-    ) -> Iterator[tuple[str, R | ValueError]]:
-        if not self.shards.reads:
-            return
-        places, self.position = Places(), -1
-        limit = limit or self.facts.limit
-        for place, row in typed_rows(path, row_type, limit, self.shards.owns_some):
-            self.position += 1
-            if row is None:
-                continue
-            if not isinstance(row, ValueError):
-                places.check(row.key, place)
-            elif self.facts.strict:
-                raise DataError(f"{place}: {row}")
-            yield place, row
-
-    def bad_row(self, place: str, error: ValueError, hint: str = "") -> None:
-        """A row that could not be read: rejected, or with --strict the end of the run. hint: what a
-        person may do about it."""
-        if self.facts.strict:
-            raise DataError(f"{place}: {error}{hint}")
-        reason = getattr(error, "reason", "bad_row")  # of one that says why in a word
-        self.first_bad = self.first_bad or f"{place}: {error}{hint}"[:300]
-        self.emit(Reject(id=place, reason=reason, detail=str(error)))
-
     # -- rows out
 
     def emit(
         self, result: Row | Sequence[Row], to: Path | Callable[[Any], Path] | None = None
     ) -> None:
         """What became of one row read: a Reject, or rows; to: their output, or each one's."""
+        if self.shards.keeps_logs:  # what becomes of it is found where the shards are put together
+            return
         if isinstance(result, Reject):
             self.left_out[result.reason] += 1
             self._write(self.rejects_path, result)
@@ -221,17 +178,21 @@ class Run(Ledger, AbstractContextManager["Run"]):
     def open_log(self, row_type: type[R], name: str = "") -> RowLog[R]:
         """The run's resume log; deleted once the outputs are in place."""
         log = self._files.open_log(row_type, name)
-        if self.facts.shard.puts_together and self.shards.reads:
-            for path in self.shards.at_each(log.path):
-                log.take(path)
-        elif len(log):
+        for path in self.shards.to_take(log.path):
+            log.take(path)
+        if len(log) and not self.facts.shard.puts_together:
             self.went_on = True
             print(f"{self.stage}: going on from {len(log)} done before", file=sys.stderr)
         return log
 
+    def end_shard(self) -> None:
+        """End the run here where it is a shard whose logs are all that it makes."""
+        if self.shards.keeps_logs:
+            raise ShardEnd(0)
+
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            if kind in (None, DryRunEnd) and not self.finished:
+            if kind in (None, DryRunEnd, ShardEnd) and not self.finished:
                 self._check_rows()
                 self._finish() if self.plan is None else self._finish_dry(self.plan)
         finally:
@@ -241,6 +202,8 @@ class Run(Ledger, AbstractContextManager["Run"]):
 
     def _check_rows(self) -> None:
         """Raise where there is no result: not one row, or not one that could be used."""
+        if self.shards.keeps_logs:
+            return
         lost = self.read_count - self.kept_count - sum(self.left_out.values())
         if lost:
             raise AssertionError(f"{self.stage}: {lost} of {self.read_count} rows unaccounted for")
@@ -269,7 +232,7 @@ class Run(Ledger, AbstractContextManager["Run"]):
         shard, woven = self.facts.shard, [] if self.shards.reads else [*self._types]
         for path, row_type in self._types.items():
             if path in woven:
-                self.shards.weave(path, self._files.temporary(path))
+                self.shards.weave(path, self._files.temporary(path), row_type)
             else:
                 self._files.writer(path, row_type)
         self.meta_path.unlink(missing_ok=True)  # until all is in place, the run is not finished
@@ -282,6 +245,9 @@ class Run(Ledger, AbstractContextManager["Run"]):
         elif self._card:
             self._card(self)
         line = self.closing_line(self.meta_path.parent, self._unit)
+        if self.shards.keeps_logs:
+            done = ", ".join(f"{len(log)} in {log.path.name}" for log in self._files.logs)
+            line = f"{self.meta_path.parent}: shard {shard}: {done or 'done'}"
         meta = {
             "stage": self.stage,
             "closing_line": line,
@@ -289,7 +255,9 @@ class Run(Ledger, AbstractContextManager["Run"]):
             **self.spent(),
             **self.summary,
             **({"went_on": True} if self.went_on else {}),
-            **({"shard": self.as_shard(self.position + 1)} if shard.is_part else {}),
+            **(
+                {"shard": self.as_shard(self.position + 1, self._failures)} if shard.is_part else {}
+            ),
             "seconds": round(time.monotonic() - self._started, 3),
             "settings": self.facts.settings,
             "fingerprint": self.mark,

@@ -22,7 +22,8 @@ from typing import Any, Self
 from prefpipe.files.fingerprint import difference
 from prefpipe.files.lines import BUFFER, DataError
 from prefpipe.files.meta import read_meta
-from prefpipe.files.outputs import ROW_GROUP
+from prefpipe.files.outputs import ROW_GROUP, arrow_schema
+from prefpipe.rows import Row
 
 _AT_ONCE = 1 << 20
 """Places of the input whose rows are woven at a time."""
@@ -89,6 +90,9 @@ class Shards:
         """Whether a row of that id is read by this run."""
         return self.shard.owns(id) if self.shard.is_part else self.reads
 
+    def owns_row(self, row: Row) -> bool:
+        return self.owns(row.id)
+
     @property
     def owns_some(self) -> Callable[[str], bool] | None:
         """The same as a question; None: all are, and nobody needs to ask."""
@@ -101,6 +105,11 @@ class Shards:
     def at_each(self, path: Path) -> list[Path]:
         """Where each shard has it."""
         return [self._of(part, path) for part in self.shard.parts()]
+
+    def to_take(self, log: Path) -> list[Path]:
+        """The shards' logs of which this run makes its rows; none where it does no such thing."""
+        takes = self.shard.puts_together and self.reads
+        return [path for path in self.at_each(log) if path.exists()] if takes else []
 
     def _of(self, part: Shard, path: Path) -> Path:
         if path.is_relative_to(self._home):
@@ -146,12 +155,18 @@ class Shards:
             )
         return found
 
-    def weave(self, path: Path, target: Path) -> None:
+    def weave(self, path: Path, target: Path, row_type: type[Row]) -> None:
         """Write to target what all shards have at path, in the order of the input that it was made of.
 
         Raises DataError where a file has not as many rows as places were noted.
         """
-        (_weave_parquet if path.suffix == ".parquet" else _weave_lines)(self.at_each(path), target)
+        parts = self.at_each(path)
+        if gone := [part for part in parts if not part.exists() or not _places_path(part).exists()]:
+            raise _damaged(gone[0])
+        if path.suffix == ".parquet":
+            _weave_parquet(parts, target, row_type)
+        else:
+            _weave_lines(parts, target)
 
     def delete(self) -> None:
         """Take the shards away, which are put together now."""
@@ -201,13 +216,13 @@ def _weave_lines(parts: Sequence[Path], target: Path) -> None:
         os.fsync(out.fileno())
 
 
-def _weave_parquet(parts: Sequence[Path], target: Path) -> None:
+def _weave_parquet(parts: Sequence[Path], target: Path, row_type: type[Row]) -> None:
     import pyarrow
     import pyarrow.parquet
 
     with ExitStack() as stack:
         files = [stack.enter_context(pyarrow.parquet.ParquetFile(path)) for path in parts]
-        schema = files[0].schema_arrow
+        schema = arrow_schema(row_type)
         out = stack.enter_context(pyarrow.parquet.ParquetWriter(target, schema, compression="zstd"))
         rows = [_rows(file) for file in files]
         done = [0] * len(files)

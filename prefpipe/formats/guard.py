@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import Any
 
 from prefpipe.formats.turns import is_empty, not_text
@@ -22,6 +23,9 @@ MEANINGFUL = {
 """Columns that change what a pair means, by the setting that has them read."""
 _SETTING_OF = {name: setting for setting, names in MEANINGFUL.items() for name in names}
 _SCORE_OF_CHOSEN = re.compile(r"(?=.*chosen).*(?:score|rating|reward|rank)")
+
+
+_MET = ("unread", "contradictions", "_first", "repeats", "margins", "ties")
 
 
 class Guard:
@@ -70,6 +74,14 @@ class Guard:
         self.contradictions[both] += 1
         shown = " and ".join(f"{score:g}" for score in scores)
         self._first.setdefault(both, (self.at, shown))
+
+    def state(self) -> dict[str, Any]:
+        """What was met so far, for restore()."""
+        return {name: copy(value) for name, value in vars(self).items() if name in _MET}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Forget what was met since: in a row that turned out to be another shard's."""
+        vars(self).update(state)
 
     def counts(self) -> Counter[tuple[Any, ...]]:
         """What was met, as counts that those of other shards can be added to."""

@@ -147,10 +147,15 @@ class OpenFile:
             id = None if isinstance(record, ValueError) else self.reader.own_id(record)
         if id is not None and not owns(id):
             return None
+        met = self.reader.guard.state() if id is None else None
         rows = self.pairs(record)
         if id is None:
             id = place if isinstance(rows, ValueError) else rows[0].id
-        return rows if owns(id) else None
+        if owns(id):
+            return rows
+        if met:
+            self.reader.guard.restore(met)
+        return None
 
     def hint(self, record: Any, error: ValueError) -> str:
         """What a person may do about what is wrong with one of its records."""
@@ -177,6 +182,7 @@ def say_counts(run: Run, files: Sequence[OpenFile]) -> None:
             counts.update(file.reader.guard.counts())
         else:
             next(file.records(), None)  # so that its format is known
+            run.summary.pop("inputs", None)  # one shard's
         lines += file.lines(counts)
     say(run, lines)
 
