@@ -4,10 +4,8 @@ Reads   data/rag/stdlib.csv              Entry rows: their id and query
         data/rag/store/                  the vector store that build_vector_store.py made
 Writes  data/rag/pairwise_prefs.jsonl    RagPair rows, in the order of the table; they are
                                          preferences: preprocess_dataset.py and TRL take them
-        data/rag/pairwise_prefs.rejects.jsonl   Reject rows
-        data/rag/README.md              the card: how the rows were made
-        data/rag/.pairwise_prefs.partial.*.jsonl   Retrieved and Completion rows: what is
-                                         done so far; a stopped run goes on
+        data/rag/pairwise_prefs.rejects.jsonl, README.md   Reject rows; the card: how they were made
+        data/rag/.pairwise_prefs.partial.*.jsonl   what is done so far; a stopped run goes on
 
     {"id": "d7", "query": "add two numbers", "code": "", "description": "", "keywords": []}
  -> {"id": "d7", "prompt": [{"role": "user", "content": "[Context]..."}], "chosen": [{"role": "assistant", "content": "Call add(a, b)."}], "rejected": [{"role": "assistant", "content": "I don't know."}], "margin": 0.73, "tie": false, "source": "rag", "question": "add two numbers", "document_ids": ["d7"], "retrieval_scores": [0.62], "abstention_worth": 0.3, "is_answerable": true, "keywords": ["add"], "scorer": "heuristic", "chosen_parts": {"score": 0.68, "grounding": 0.54, "keyword_coverage": 1.0, "length_penalty": 0.0, "is_abstention": false, "judge_score": null}, "rejected_parts": {"score": -0.05, "grounding": 0.0, "keyword_coverage": 0.0, "length_penalty": 1.0, "is_abstention": true, "judge_score": null}, "chosen_sample": 2, "rejected_sample": 0, "candidate_seeds": ["2021:d7:0", "2021:d7:1", "2021:d7:2", "2021:d7:3"], "candidates": null}

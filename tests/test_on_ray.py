@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -151,3 +152,24 @@ def test_what_cannot_be_is_a_sentence(home, options, said):
     assert code and said in err and "Traceback" not in err
     code, _, err = run(home, stage="nothing.py")
     assert (code, err) == (1, "on_ray: nothing.py: no such script\n")
+
+
+def test_the_slurm_script_of_the_docs_does_the_same_without_ray(home):
+    """Run with a stand-in for srun and uv, its tasks in any order."""
+    text = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```bash\n(#!/bin/bash\n#SBATCH --array.*?)^```", text, re.M | re.S)
+    options = f"--limit 60 --output {home / 'items'}"
+    script = script.replace("inference_best_of_n.py --n 8", f"preprocess_dataset.py {options}")
+    bin = home / "bin"
+    bin.mkdir()
+    (bin / "srun").write_text('#!/bin/bash\nexec "$@"\n')
+    (bin / "uv").write_text(f'#!/bin/bash\nshift\nexec {sys.executable} "$@"\n')
+    for path in bin.iterdir():
+        path.chmod(0o755)
+    env = os.environ | {"PATH": f"{bin}:{os.environ['PATH']}", "PREFPIPE_DATA": str(home)}
+    for task in ("3", "1", "2"):
+        array = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "3"}
+        subprocess.run(["bash", "-c", script], cwd=ROOT, env=env | array, check=True)
+    together = f"{sys.executable} preprocess_dataset.py {options} --shard all/3"
+    subprocess.run(together.split(), cwd=ROOT, env=env, check=True)
+    assert len((home / "items/train.jsonl").read_text().splitlines()) == 60

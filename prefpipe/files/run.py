@@ -237,7 +237,7 @@ class Run(RowsIn, AbstractContextManager["Run"]):
                 self._files.writer(path, row_type)
         self.meta_path.unlink(missing_ok=True)  # until all is in place, the run is not finished
         self._files.put_in_place()
-        for path in (*woven, *self._made):
+        for path in (*woven, *(() if self.shards.keeps_logs else self._made)):
             self._files.rename(path)
         if shard.is_part:
             for path in self._types:
