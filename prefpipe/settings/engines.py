@@ -112,6 +112,7 @@ class ServerStage(Stage):
             tries=self.batch_tries,
             max_cost=self.max_cost,
             poll_seconds=self.poll_seconds,
+            as_files=getattr(self, "engine", "") == "files",
         )
 
     def _served(self, model: str, **options: Any) -> "ServedModel":
@@ -142,7 +143,8 @@ class EngineStage(ChatStage, ServerStage):
 
     engine: EngineKind = "local"
     """local: in this process; server: an OpenAI-compatible endpoint at base_urls; batch: the
-    OpenAI Batch API there, at half the price, within a day."""
+    OpenAI Batch API there, at half the price, within a day; files: requests are written to
+    batch_folder for vllm run-batch, and its results are read there."""
     load_in_4bit: bool | None = None
     """4-bit NF4 weights. None: decided by memory: 4-bit if bfloat16 weights would fill more than
     half of what the GPU has free."""
@@ -160,7 +162,7 @@ class EngineStage(ChatStage, ServerStage):
         match self.engine:
             case "server":
                 return self.open_server(model, structured_output=self.structured_output)
-            case "batch":
+            case "batch" | "files":
                 return self.open_batches(model, structured_output=self.structured_output)
             case "local" if self.dry_run:
                 from prefpipe.llm.local.prompt_reader import PlannedEngine
