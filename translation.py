@@ -67,7 +67,9 @@ class Settings(ServerStage, env_prefix="TRANSLATION_"):
     """Without a server, stop where there is anything to translate."""
 
     def servers(self) -> list[str]:
-        """Base URLs to ask; none: every item passes as it is."""
+        """Who is asked; nobody: every item passes as it is."""
+        if self.serve and not self.offline:
+            return [self.serve]
         return [] if self.offline else self.base_urls or Account().base_urls()
 
     def open_translator(self) -> "ServerEngine | BatchEngine":

@@ -1,10 +1,12 @@
 """What stages take that ask a model for texts: which model, where it runs, how texts are drawn."""
 
+import re
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import config
@@ -63,6 +65,11 @@ class ServerStage(Stage):
     base_urls: NoEffectOnRows[list[str]] = []
     """Servers that serve the model (server); requests go to all of them (batch: to one). Empty:
     OPENAI_BASE_URL, or with OPENAI_API_KEY alone OpenAI itself."""
+    serve: NoEffectOnRows[str | None] = None
+    """A server that the stage starts for its model and ends with itself (server): vllm, sglang,
+    llama.cpp or transformers, then options of its own; or a command with {model} and {port} in it."""
+    serve_seconds: NoEffectOnRows[AboveZero] = 1800.0
+    """Seconds that it may take until it answers; its log stands beside the output."""
     requests_in_flight: NoEffectOnRows[Positive] = 128
     """Requests under way at once (server)."""
     requests_per_minute: NoEffectOnRows[Positive | None] = None
@@ -94,6 +101,20 @@ class ServerStage(Stage):
     poll_seconds: NoEffectOnRows[AboveZero] = 60.0
     """Longest pause between two looks at the batches under way (batch)."""
 
+    @field_validator("serve")
+    @classmethod
+    def _is_the_only_place(cls, serve: str | None, known: ValidationInfo) -> str | None:
+        if serve and known.data.get("base_urls"):
+            raise ValueError("base URLs are set, too: set one of both")
+        return serve
+
+    @field_validator("engine", check_fields=False)
+    @classmethod
+    def _asks_what_it_serves(cls, engine: str, known: ValidationInfo) -> str:
+        if known.data.get("serve") and engine != "server":
+            raise ValueError("--serve starts a server: set --engine server")
+        return engine
+
     def rows_depend_on(self) -> dict[str, Any]:
         values = super().rows_depend_on()
         if not self.leave_out_options:
@@ -112,21 +133,41 @@ class ServerStage(Stage):
             poll_seconds=self.poll_seconds,
         )
 
-    def _served(self, model: str, **options: Any) -> "ServedModel":
+    def _served(self, model: str, urls: Sequence[str] = (), **options: Any) -> "ServedModel":
         from prefpipe.llm.wire import ServedModel
 
         account, tries = Account(), (self.max_retries, self.timeout_seconds)
-        urls = self.base_urls or account.base_urls()
+        urls = urls or self.base_urls or account.base_urls()
         options["unsent"] = tuple(self.leave_out_options)
         return ServedModel(urls, model, account.api_key, *tries, **options)
 
     def open_server(self, model: str, **options: Any) -> "ServerEngine":
-        """Nothing is asked yet. options: structured_output, extra_body, dispensable."""
-        from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+        """Nothing is asked yet. options: structured_output, extra_body, dispensable.
 
+        A server that is started here (serve) ends with the engine: at the latest with the process.
+        """
+        from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+        from prefpipe.llm.server.started_server import NOWHERE, StartedServer, check_command
+
+        started = None
+        if self.serve and self.dry_run:
+            check_command(self.serve)
+            options["urls"] = [NOWHERE]
+        elif self.serve:
+            started = StartedServer(self.serve, model, self._server_log(model), self.serve_seconds)
+            options |= {"urls": [started.url], "why_down": started.why_down}
         limits = (self.requests_per_minute, self.tokens_per_minute)
         pace = ServerOptions(self.requests_in_flight, *limits)
-        return ServerEngine(self._served(model, **options), pace)
+        engine = ServerEngine(self._served(model, **options), pace)
+        if started:
+            weakref.finalize(engine, started.stop)
+        return engine
+
+    def _server_log(self, model: str) -> Path:
+        output = Path(getattr(self, "output", config.DATA))
+        called = re.sub(r"[^\w.-]+", "-", model).strip("-.")[-60:]
+        folder = output.parent if output.suffix else output
+        return folder / f"{self.stage_name()}.{called}.server.log"
 
     def open_batches(self, model: str, **options: Any) -> "BatchEngine":
         """The Batch API, also for a stage that takes it step by step. Nothing is asked yet."""

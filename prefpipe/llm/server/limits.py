@@ -77,6 +77,8 @@ class Endpoints:
 
         No fault of the request, so none of its tries. Few times do where no server has ever been.
         """
+        if self._served.why_down and (why := self._served.why_down()):
+            raise Stop(why)
         now = time.monotonic()
         if endpoint.rests_until > now:
             return  # another request of the same burst has seen it
