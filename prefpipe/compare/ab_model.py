@@ -110,12 +110,16 @@ class PairwiseModel:
             if isinstance(logps, Unscorable):
                 yield logps
                 continue
-            preferred = [*map(self._preferred, logps[::2], logps[1::2])]
-            self.outside += [each.outside for each in preferred]
-            yield preferred
-        self._check_outside()
+            yield self.preferences_of(logps)
+        self.check_outside()
 
-    def _check_outside(self) -> None:
+    def preferences_of(self, logps: Sequence[tuple[float, float]]) -> list[Preferred]:
+        """Comparisons out of the label_logps of both orders of each, one behind the other."""
+        preferred = [*map(self._preferred, logps[::2], logps[1::2])]
+        self.outside += [each.outside for each in preferred]
+        return preferred
+
+    def check_outside(self) -> None:
         """SystemExit for a model that answers neither A nor B: what is left would say nothing."""
         mean = sum(self.outside) / max(1, len(self.outside))
         if mean > MOST_OUTSIDE and not self.is_trusted:

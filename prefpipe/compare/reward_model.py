@@ -103,15 +103,31 @@ class RewardTokenizer:
         prompt_ids = chat.prompt_ids(self.tokenizer, turns)
         if self.format.read_at == "end_of_turn":
             return prompt_ids, [chat.completion_ids(self.tokenizer, text) for text in responses]
-        rows = [chat.conversation_ids(self.tokenizer, turns, text) for text in responses]
-        for row in rows:
-            while len(row) > 1 and row[-1] == self.pad_id:
-                row.pop()
+        rows = [
+            self.without_padding(chat.conversation_ids(self.tokenizer, turns, text))
+            for text in responses
+        ]
         # every pair of a prompt gets the same part of it, so that they are run behind one copy
         if prompt_ids[:1] != rows[0][:1]:
             prompt_ids = prompt_ids[1:]  # a BOS that the template has not
         shared = min(min(common_tokens(prompt_ids, row), len(row) - 1) for row in rows)
         return prompt_ids[:shared], [row[shared:] for row in rows]
+
+    def rendered(self, text: str) -> list[int]:
+        """The row of a conversation that somebody has rendered with this model's chat template."""
+        if self.format.read_at == "template_end":
+            return self.without_padding(chat.rendered_ids(self.tokenizer, text, bos=False))
+        row, end = (
+            chat.rendered_ids(self.tokenizer, text, bos=True),
+            chat.end_of_turn_id(self.tokenizer),
+        )
+        return row[: len(row) - row[::-1].index(end)] if end in row else [*row, end]
+
+    def without_padding(self, row: list[int]) -> list[int]:
+        """The row without the tokens at its end that transformers passes over."""
+        while len(row) > 1 and row[-1] == self.pad_id:
+            row.pop()
+        return row
 
     def _cut(self, turns: list[Message], over: int) -> list[Message]:
         """The turns without the oldest ones, or the last turn without its first `over` tokens.

@@ -52,7 +52,7 @@ def keep(words: list[str], grace_seconds: float) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _end_group(server: "subprocess.Popen[bytes]", grace_seconds: float) -> None:
+def _end_group(server: "subprocess.Popen[Any]", grace_seconds: float) -> None:
     """SIGTERM to the server and all that it started; SIGKILL to what is there after grace_seconds."""
     until = time.monotonic() + grace_seconds
     number = signal.SIGTERM
@@ -68,7 +68,7 @@ def _end_group(server: "subprocess.Popen[bytes]", grace_seconds: float) -> None:
         number = 0 if time.monotonic() < until else signal.SIGKILL
 
 
-def _end_tree(server: "subprocess.Popen[bytes]", grace_seconds: float) -> None:
+def _end_tree(server: "subprocess.Popen[Any]", grace_seconds: float) -> None:
     """The same on Windows, which knows trees of processes instead."""
     try:
         server.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
