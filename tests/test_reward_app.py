@@ -26,6 +26,7 @@ from tests.training_models import scorable, tokenizer
 
 torch.set_num_threads(1)
 CLOSE = pytest.approx
+PROMPT: Any
 PROMPT, RESPONSES = QUESTIONS[0]
 TURNS = [{"role": "user", "content": PROMPT}]
 
@@ -149,6 +150,12 @@ def test_classify_answers_as_sglang_does_where_it_is_asked_so(client, model, loc
     found = client.right("/classify", {"input_ids": rows})
     assert [each["embedding"] for each in found] == [[CLOSE(x, abs=1e-4)] for x in local[0][:2]]
     assert [each["meta_info"]["prompt_tokens"] for each in found] == [*map(len, rows)]
+    mixed = [f"Human: {PROMPT}\n\nAssistant: {RESPONSES[1]}", rendered(PROMPT, RESPONSES[0])]
+    found = client.right("/classify", {"text": mixed})
+    assert [each["embedding"] for each in found] == [[CLOSE(local[0][k], abs=1e-4)] for k in (1, 0)]
+    assert [x["meta_info"]["prompt_tokens"] for x in found] == [len(rows[1]), len(rows[0])]
+    (value,) = client.right("/classify", {"input_ids": rows[0]})["embedding"]
+    assert value == CLOSE(local[0][0], abs=1e-4)
     (value,) = client.right("/classify", {"text": rendered(PROMPT, "4")})["embedding"]
     assert value == CLOSE(local[0][0], abs=1e-4)
 

@@ -87,7 +87,7 @@ def test_a_grpo_run_of_trl_gets_its_rewards_from_the_server(tmp_path):
     server = StartedServer(COMMAND, str(folder), tmp_path / "server.log", 120.0)
     rewarded: list[tuple[str, str, float]] = []
 
-    def served_reward(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+    def served_reward(prompts: list[Any], completions: list[Any], **_: Any) -> Any:
         asked = [prompt[-1]["content"] for prompt in prompts]
         texts = [completion[0]["content"] for completion in completions]
         reply = post(server.url.removesuffix("/v1") + "/score", {"text_1": asked, "text_2": texts})
