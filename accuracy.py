@@ -85,10 +85,8 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
         s.output / "pair_scores.jsonl": PairScore,
         **({s.output / "scores.jsonl": ScoredQuestion} if scored else {}),
     }
-    inputs, made = (
-        inputs_of(s, measured, pairs),
-        [s.output / "accuracy.json", s.output / "table.txt"],
-    )
+    inputs = inputs_of(s, measured, pairs)
+    made = [s.output / "accuracy.json", s.output / "table.txt"]
     with s.open_run(inputs=inputs, outputs=outputs, made=made, home=s.output) as run:
         if run.finished:
             print(made[1].read_text(encoding="utf-8"), end="")
@@ -119,6 +117,8 @@ def what_is_measured(s: Settings) -> list[Measured]:
         raise SystemExit("accuracy: nothing to measure on: set --items or --benchmark")
     if "dpo" in s.kind and s.engine != "local":
         raise SystemExit("--kind dpo needs log-probabilities of responses: set --engine local")
+    if {"reward", "pairwise"} & {*s.kind}:
+        s.open_rows()  # a dry run, too, refuses an engine that gives no scores
     how = s.how_read()
     return [Measured(kind, name, path, how) for kind in s.kind for name, path in sets.items()]
 
@@ -185,10 +185,11 @@ def ranker_of(
 
 def open_model(s: Settings, engines: Mapping[Judge, Any] | None, kind: Kind) -> Any:
     """A ranker, or of a judge its engine: the slow part, so only once there is work to do."""
-    if kind == "reward":
-        return openers.open_reward(s.reward_model, load_in_4bit=s.load_in_4bit)
-    if kind == "pairwise":
-        return openers.open_pairwise(s.pairwise_model, seed=s.seed, load_in_4bit=s.load_in_4bit)
+    if kind in ("reward", "pairwise"):
+        where: Any = {"load_in_4bit": s.load_in_4bit, "open_rows": s.open_rows()}
+        if kind == "reward":
+            return openers.open_reward(s.reward_model, **where)
+        return openers.open_pairwise(s.pairwise_model, seed=s.seed, **where)
     tuned = open_judge(s, "tuned", s.tuned, engines)
     if kind == "judge":
         return tuned

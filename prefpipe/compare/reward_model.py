@@ -7,6 +7,7 @@ and use get their token ids from RewardTokenizer, with the same limit; a respons
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -165,21 +166,25 @@ class RewardModel:
     def __post_init__(self) -> None:
         self.model.eval()
         self.tokenize = RewardTokenizer(self.tokenizer, self.format, self.is_causal, self.pad_id)
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether it is asked to, and can: tried out on first use."""
         bare = bare_model(self.model)
         has_head = isinstance(getattr(bare, "score", None), torch.nn.Module)
-        asked = self.share_prompts and self.is_causal and has_head
-        self.shares_prompts = asked and sharing.shares(bare)
+        return self.share_prompts and self.is_causal and has_head and sharing.shares(bare)
 
     @classmethod
     def load(
-        cls, name: str | Path, *, max_length: int | None = None, load_in_4bit: bool | None = None
+        cls, name: str | Path, *, max_length: int | None = None, **options: Any
     ) -> "RewardModel":
         """From a folder that this pipeline wrote, or any published one-label classifier.
 
         max_length: for a model that brings no format of its own; longer prompts are cut then.
+        options: load_in_4bit; without_weights, for one that is served elsewhere.
         """
         own = RewardFormat.load(Path(name))
-        model, tokenizer, causal, pad_id = load_classifier(name, load_in_4bit=load_in_4bit)
+        model, tokenizer, causal, pad_id = load_classifier(name, **options)
         limit = max_positions(bare_model(model))
         if own:
             return cls(model, tokenizer, own, causal)
@@ -192,13 +197,14 @@ class RewardModel:
         self, questions: Iterable[tuple[str | list[Message], Sequence[str]]]
     ) -> Iterator[list[float] | Unscorable]:
         """For each prompt and its responses their rewards, in order; streams."""
-        rows = (self._rows(prompt, responses) for prompt, responses in questions)
+        rows = (self.rows_of(prompt, responses) for prompt, responses in questions)
         while window := [*islice(rows, _WINDOW)]:
             yield from run_window(window, self.score_rows)
 
-    def _rows(
+    def rows_of(
         self, prompt: str | list[Message], responses: Sequence[str]
     ) -> list[list[int]] | Unscorable:
+        """What the model reads of each response."""
         tokens = self.tokenize(prompt, responses)
         if isinstance(tokens, Unscorable):
             return tokens

@@ -2,9 +2,10 @@
 
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,10 +22,13 @@ from prefpipe.settings.stage import NoEffectOnRows, Stage, check_dotenv
 if TYPE_CHECKING:
     from prefpipe.llm import Engine
     from prefpipe.llm.batch_api.batch_engine import BatchEngine, BatchOptions
+    from prefpipe.llm.server.score_dialect import Wanted
+    from prefpipe.llm.server.score_engine import ScoreEngine
     from prefpipe.llm.server.server_engine import ServerEngine
     from prefpipe.llm.wire import ServedModel
 
 
+E = TypeVar("E")
 gguf_files.cache = config.DATA / "cache/gguf"
 
 Option = Literal["temperature", "top_p", "top_k", "seed", "n", "response_format"]
@@ -146,7 +150,12 @@ class ServerStage(Stage):
 
         A server that is started here (serve) ends with the engine: at the latest with the process.
         """
-        from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+        from prefpipe.llm.server.server_engine import ServerEngine
+
+        return self._at_server(model, ServerEngine, **options)
+
+    def _at_server(self, model: str, engine_class: Callable[..., E], **options: Any) -> E:
+        from prefpipe.llm.server.server_session import ServerOptions
         from prefpipe.llm.server.started_server import NOWHERE, StartedServer, check_command
 
         started = None
@@ -158,7 +167,7 @@ class ServerStage(Stage):
             options |= {"urls": [started.url], "why_down": started.why_down}
         limits = (self.requests_per_minute, self.tokens_per_minute)
         pace = ServerOptions(self.requests_in_flight, *limits)
-        engine = ServerEngine(self._served(model, **options), pace)
+        engine = engine_class(self._served(model, **options), pace)
         if started:
             weakref.finalize(engine, started.stop)
         return engine
@@ -214,6 +223,28 @@ class EngineStage(ChatStage, ServerStage):
                     max_batch_tokens=self.max_batch_tokens,
                     structured_output=self.structured_output,
                 )
+
+    def open_rows(self) -> "Callable[[str, Wanted], ScoreEngine] | None":
+        """Who opens a server for a preference model's rows, by the model's name; None: it is loaded here."""
+        from prefpipe.llm.server.started_server import check_command
+
+        match self.engine:
+            case "local":
+                return None
+            case "batch":
+                raise SystemExit(
+                    "--engine batch asks for texts, and these models give scores: set local or server"
+                )
+            case "server":
+                if self.serve and self.dry_run:
+                    check_command(self.serve)
+                return self._rows_engine
+
+    def _rows_engine(self, model: str, wanted: "Wanted") -> "ScoreEngine":
+        from prefpipe.llm.server.score_engine import ScoreEngine
+
+        made = partial(ScoreEngine, wanted=wanted, leaves_out=self.leave_out_failing)
+        return self._at_server(model, made)
 
     def request(
         self,

@@ -21,6 +21,8 @@ class Endpoint:
     def __init__(self, url: str, served: ServedModel, connections: int) -> None:
         route = route_to(url)
         self.name = route.name
+        self.root = route.base_url.rstrip("/").removesuffix("/v1")
+        """Where a server has what is none of OpenAI's."""
         limits = httpx2.Limits(
             max_connections=connections,
             max_keepalive_connections=connections,
