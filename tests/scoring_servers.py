@@ -37,7 +37,7 @@ def serving(answer: Answer) -> Iterator[Running]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             pass
 
         def do_POST(self) -> None:

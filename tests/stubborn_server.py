@@ -44,7 +44,7 @@ time.sleep(options.slow)
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
     def answer(self, status: int, body: object) -> None:

@@ -60,12 +60,11 @@ class Client:
 def serving(scorer: Any, name: str = "org/model") -> Iterator[Client]:
     app = make_app(scorer, name)
     server = RewardServer(app, "127.0.0.1", 0, "")
-    port = server._socket.getsockname()[1]
     thread = threading.Thread(target=server.serve_until_ctrl_c)
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield Client(app, port)
+    yield Client(app, server.port)
     server.should_exit = True
     thread.join()
 

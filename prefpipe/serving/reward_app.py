@@ -59,6 +59,11 @@ class RewardServer(uvicorn.Server):
                 f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port"
             ) from None
 
+    @property
+    def port(self) -> int:
+        """Where it listens, also where 0 asked for a free one."""
+        return self._socket.getsockname()[1]
+
     def serve_until_ctrl_c(self) -> None:
         with contextlib.suppress(KeyboardInterrupt):  # its regular end
             self.run(sockets=[self._socket])
