@@ -11,11 +11,10 @@ Writes  data/accuracy/accuracy.json       every number (schema in data/README.md
     {"id": "p8", "source": "sums", "split": "validation", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
  -> {"id": "p8", "judge": "tuned", "benchmark": "validation", "order": "swapped", "better": 2, "verdict": 2, "unreadable": null, "text": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 1}", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 17}
 
-Judging is greedy, in both orders of the answers; a text without a strict verdict counts as wrong.
-A pair is preferred where its chosen judgment has the higher log-probability; the implicit reward
-is log p(tuned) - log p(base), Rafailov et al. 2023, eq. 5. With --kind judge (the default) both
-judges are asked; dpo takes the same two models as an implicit reward on responses; reward and
-pairwise take the preference models. Several kinds stand side by side in the table.
+Judging is greedy, in both orders of the answers; a text without a strict verdict counts as wrong. A pair is
+preferred where its chosen judgment has the higher log-probability; the implicit reward is log p(tuned) -
+log p(base), Rafailov et al. 2023, eq. 5. With --kind judge (the default) both judges are asked; dpo takes the
+same two models as an implicit reward on responses; reward and pairwise take the preference models.
 
     uv run accuracy.py --benchmark llmbar=llmbar.jsonl
     uv run accuracy.py --kind reward --kind pairwise --benchmark rewardbench=filtered.parquet
@@ -87,9 +86,9 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
     }
     inputs = inputs_of(s, measured, pairs)
     made = [s.output / "accuracy.json", s.output / "table.txt"]
-    with s.open_run(inputs=inputs, outputs=outputs, made=made, home=s.output) as run:
+    with s.open_run(inputs=inputs, outputs=outputs, made=made, home=s.output, by_logs=True) as run:
         if run.finished:
-            print(made[1].read_text(encoding="utf-8"), end="")
+            print(made[1].read_text(encoding="utf-8") if made[1].exists() else "", end="")
             return
         report: dict[str, Any] = measure_judges(s, run, judged, pairs, engines)
         if scored:
@@ -97,6 +96,7 @@ def main(s: Settings, engines: Mapping[Judge, Any] | None = None) -> None:
             open_scorer = lru_cache(maxsize=1)(partial(open_model, s, engines))
             open_ranker = partial(ranker_of, s, run, open_scorer)
             report["scored"] = scoring.measure(run, scored, open_ranker, s.output / "scores.jsonl")
+        run.end_shard()
         if s.trained_on:
             report["overlap"] = overlap.overlaps(run, measured, [Path(p) for p in s.trained_on])
         run.write_json(made[0], report)
@@ -118,7 +118,7 @@ def what_is_measured(s: Settings) -> list[Measured]:
     if "dpo" in s.kind and s.engine != "local":
         raise SystemExit("--kind dpo needs log-probabilities of responses: set --engine local")
     if {"reward", "pairwise"} & {*s.kind}:
-        s.open_rows()  # a dry run, too, refuses an engine that gives no scores
+        s.where_scored()  # a dry run, too, refuses an engine that gives no scores
     how = s.how_read()
     return [Measured(kind, name, path, how) for kind in s.kind for name, path in sets.items()]
 
@@ -161,6 +161,8 @@ def measure_judges(
         replies[judge].ask(open_engine, judge)
         if pairs:
             left_out |= judging.score_pairs(run, pairs, judge, scores, open_engine)
+    if run.shards.keeps_logs:
+        return {}
     to_judgments, to_scores = s.output / "judgments.jsonl", s.output / "pair_scores.jsonl"
     return {
         "judging": judging.report(run, judged, replies, to_judgments, **items),
@@ -178,18 +180,16 @@ def ranker_of(
     """Who scores or compares the responses of the set of that name."""
     if kind == "judge":
         options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
-        engine = partial(open_scorer, kind)
-        return openers.open_judge(run, engine, name=f"judge.{name}", **options)
+        return openers.open_judge(run, partial(open_scorer, kind), name=f"judge.{name}", **options)
     return openers.when_asked(run, lambda: open_scorer(kind), models_of(s, kind))
 
 
 def open_model(s: Settings, engines: Mapping[Judge, Any] | None, kind: Kind) -> Any:
     """A ranker, or of a judge its engine: the slow part, so only once there is work to do."""
-    if kind in ("reward", "pairwise"):
-        where: Any = {"load_in_4bit": s.load_in_4bit, "open_rows": s.open_rows()}
-        if kind == "reward":
-            return openers.open_reward(s.reward_model, **where)
-        return openers.open_pairwise(s.pairwise_model, seed=s.seed, **where)
+    if kind == "reward":
+        return openers.open_reward(s.reward_model, **s.where_scored())
+    if kind == "pairwise":
+        return openers.open_pairwise(s.pairwise_model, seed=s.seed, **s.where_scored())
     tuned = open_judge(s, "tuned", s.tuned, engines)
     if kind == "judge":
         return tuned

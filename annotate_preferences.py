@@ -18,7 +18,6 @@ The steps of --engine batch, each of them safe to stop and to repeat: nothing is
     uv run annotate_preferences.py --engine batch --model gpt-4o-mini --step status    (or download)
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +101,7 @@ def main(s: Settings, engine: llm.Engine | None = None) -> None:
             lambda: engine or s.open_engine(s.model), "annotations", fault_of=fault_of_ratings
         )
         # as the server counted them, beside print_estimate's guess
-        used: Counter[str] = Counter()
+        used = run.counter("answers")
         for prompt in run.read(s.input, AnnotationPrompt):
             answer = to_answer(prompt, replies, s.model)
             if isinstance(answer, AnnotationAnswer):

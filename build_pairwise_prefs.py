@@ -4,10 +4,8 @@ Reads   data/rag/stdlib.csv              Entry rows: their id and query
         data/rag/store/                  the vector store that build_vector_store.py made
 Writes  data/rag/pairwise_prefs.jsonl    RagPair rows, in the order of the table; they are
                                          preferences: preprocess_dataset.py and TRL take them
-        data/rag/pairwise_prefs.rejects.jsonl   Reject rows
-        data/rag/README.md              the card: how the rows were made
-        data/rag/.pairwise_prefs.partial.*.jsonl   Retrieved and Completion rows: what is
-                                         done so far; a stopped run goes on
+        data/rag/pairwise_prefs.rejects.jsonl, README.md   Reject rows; the card: how they were made
+        data/rag/.pairwise_prefs.partial.*.jsonl   what is done so far; a stopped run goes on
 
     {"id": "d7", "query": "add two numbers", "code": "", "description": "", "keywords": []}
  -> {"id": "d7", "prompt": [{"role": "user", "content": "[Context]..."}], "chosen": [{"role": "assistant", "content": "Call add(a, b)."}], "rejected": [{"role": "assistant", "content": "I don't know."}], "margin": 0.73, "tie": false, "source": "rag", "question": "add two numbers", "document_ids": ["d7"], "retrieval_scores": [0.62], "abstention_worth": 0.3, "is_answerable": true, "keywords": ["add"], "scorer": "heuristic", "chosen_parts": {"score": 0.68, "grounding": 0.54, "keyword_coverage": 1.0, "length_penalty": 0.0, "is_abstention": false, "judge_score": null}, "rejected_parts": {"score": -0.05, "grounding": 0.0, "keyword_coverage": 0.0, "length_penalty": 1.0, "is_abstention": true, "judge_score": null}, "chosen_sample": 2, "rejected_sample": 0, "candidate_seeds": ["2021:d7:0", "2021:d7:1", "2021:d7:2", "2021:d7:3"], "candidates": null}
@@ -139,10 +137,12 @@ def ask_models(
     """Sample the answers, and have a judge compare every two; the queries, in the table's order."""
 
     def requests() -> Iterator[llm.Request]:
-        return (to_request(entry, contexts.get(entry.id), s) for entry in entries_of(s))
+        return (
+            to_request(e, contexts.get(e.id), s) for e in filter(run.shards.owns_row, entries_of(s))
+        )
 
     def queries() -> Iterator[AnsweredQuery | Reject]:
-        for row in read_queries(s):
+        for row in filter(run.shards.owns_row, read_queries(s)):
             is_query = isinstance(row, Entry)
             yield to_query(row, contexts.get(row.id), answers, s) if is_query else row
 
@@ -172,9 +172,8 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
     inputs = [s.input, s.store / MANIFEST, *templates.template_files(s.template, "rag")]
     inputs += [] if s.scorer == "heuristic" else templates.template_files(None, "judge")
     inputs += local_folders(s.model, s.judge_model or s.model)
-    with s.open_run(
-        inputs=inputs, outputs={s.output: RagPair}, unit="queries", card=write_data_card
-    ) as run:
+    about = {"inputs": inputs, "unit": "queries", "card": write_data_card, "by_logs": True}
+    with s.open_run(outputs={s.output: RagPair}, **about) as run:
         if run.finished:
             return
         made_with = (s.embedding_model, manifest.prompts, manifest.dimension)
@@ -184,6 +183,7 @@ def main(s: Settings, engine: llm.Engine | None = None, embedder: Embedder | Non
         limits = {"documents": s.documents_per_query, "characters": s.max_context_characters}
         retrieve(entries_of(s), store, embedder, contexts, **limits)
         queries = ask_models(s, run, contexts, engine)
+        run.end_shard()
         report = RagReport()
         # in blocks: an embedding model takes several texts in about the time of one
         for block in in_blocks(queries, BLOCK):

@@ -133,9 +133,11 @@ def write_store(
     s: Settings, run: files.Run, embedder: Embedder, cache: VectorCache
 ) -> dict[str, Any]:
     """Documents, index and manifest; what .meta.json says of them. No index where no row was kept."""
-    known, vectors = len(cache), DocumentVectors(embedder, cache)
+    for path in run.shards.to_take(s.output / VECTORS):
+        cache.take(path, embedder)
+    known, vectors = len(cache), DocumentVectors(embedder, cache, run.shards.owns)
     duplicate_chunks = write_documents(s, run, vectors)
-    if not vectors:
+    if not vectors or run.shards.keeps_logs:
         return {}
     queries = partial(embed_queries, s, embedder)
     path = run.temporary(s.output / store.INDEX)
@@ -161,24 +163,20 @@ def plan_documents(s: Settings, run: files.Run, plan: files.Plan) -> None:
 
 def main(s: Settings, embedder: Embedder | None = None) -> None:
     if s.chunk_characters is not None and s.chunk_overlap_characters * 2 > s.chunk_characters:
-        raise SystemExit(
-            f"build_vector_store: chunk_overlap_characters {s.chunk_overlap_characters} is more than "
-            f"half of chunk_characters {s.chunk_characters}"
-        )
+        half = f"half of chunk_characters {s.chunk_characters}"
+        overlap = f"chunk_overlap_characters {s.chunk_overlap_characters}"
+        raise SystemExit(f"build_vector_store: {overlap} is more than {half}")
     model = embedding.model_folder(s.embedding_model)
-    with s.open_run(
-        inputs=[path for path in (s.input, model) if path],
-        outputs={s.output / store.DOCUMENTS: Document},
-        home=s.output,
-        made=(s.output / store.INDEX, s.output / store.MANIFEST),
-        follows_input=True,
-    ) as run:
+    inputs, outputs = filter(None, (s.input, model)), {s.output / store.DOCUMENTS: Document}
+    made = (s.output / store.INDEX, s.output / store.MANIFEST)
+    about = {"home": s.output, "made": made, "follows_input": True, "by_logs": True}
+    with s.open_run(inputs=[*inputs], outputs=outputs, **about) as run:
         if run.finished:
             return
         if run.plan:
             return plan_documents(s, run, run.plan)
         embedder = embedder or embedding.SentenceEmbedder(s.embedding_model, s.prompts())
-        path = s.output / VECTORS
+        path = run.shards.at(s.output / VECTORS)
         if s.overwrite:
             path.unlink(missing_ok=True)
         with VectorCache(path, embedder) as cache:
@@ -188,6 +186,7 @@ def main(s: Settings, embedder: Embedder | None = None) -> None:
             known = len(cache)
             run.went_on = known > 0
             run.summary |= write_store(s, run, embedder, cache)
+        run.end_shard()
         if not run.kept_count:
             path.unlink()
             return  # leaving the block says why

@@ -12,7 +12,6 @@ Writes  data/dpo/train.parquet        JudgmentPair rows
     uv run construct_dpo_dataset.py --max-best-of-n 3 --max-hint 1
 """
 
-from collections import Counter
 from pathlib import Path
 
 import config
@@ -45,15 +44,16 @@ class Settings(Stage, env_prefix="CONSTRUCT_"):
 def main(s: Settings) -> None:
     sources = [s.input / f"{variant}.jsonl" for variant in VARIANTS]
     outputs = {s.output / f"{split}.parquet": JudgmentPair for split in files.SPLITS}
-    types, inputs = Counter[str](), [s.items, *sources]
+    inputs = [s.items, *sources]
     with s.open_run(
         inputs=inputs, outputs=outputs, home=s.output, unit="items", card=write_data_card
     ) as run:
         if run.finished:
             return
+        types = run.counter("pair_types")
         # with a limit the judgments of the other items are no leftovers to complain of
         wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None
-        readers = [files.Aligned(path, CleanJudgment, wanted) for path in sources]
+        readers = [run.aligned(path, CleanJudgment, wanted) for path in sources]
         for item in run.read(s.items, Item):
             result = judgment_pairs.build_judgment_pairs(
                 item,
@@ -69,8 +69,8 @@ def main(s: Settings) -> None:
         # a judgment of an item that is not there would be lost without a word
         for reader in readers:
             reader.check_used_up()
-        # an empty file would be an error of the training an hour later
-        if not run.written["train.parquet"]:
+        # an empty file would be an error of the training an hour later; of a shard it is none
+        if not run.written["train.parquet"] and not run.facts.shard.is_part:
             raise DataError(
                 f"{s.input}: no train pair could be made of {run.read_count} items "
                 f"({dict(run.left_out)}); sample more, or warmer, judgments"

@@ -90,8 +90,8 @@ def main(s: Settings) -> None:
         if run.finished:
             return
         # merged by id in one pass, whatever the order of each model's file
-        answers = {name: files.Aligned(path, ModelResponse) for name, path in responses.items()}
-        outcomes, sizes = Counter[tuple[str, Outcome]](), Counter[int]()
+        answers = {name: run.aligned(path, ModelResponse) for name, path in responses.items()}
+        outcomes, sizes = run.counter("outcomes"), run.counter("sizes")
         read = prompts.read_prompts(paths, s.limit, s.how_read(prompts=True), partial(say, run))
         for row in prompts.accepted(run, read):
             given = {name: response_of(answers[name], responses[name], row) for name in responses}

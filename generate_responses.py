@@ -127,7 +127,7 @@ def respond(s: Settings, paths: Sequence[Path], open_engine: Callable[[], llm.En
 
         def requests() -> Iterator[llm.Request]:
             for _, row in prompts.read_prompts(paths, s.limit, how):
-                if isinstance(row, Prompt):
+                if isinstance(row, Prompt) and run.shards.owns(row.id):
                     yield s.request(request_id(responder, row.id), row.prompt)
 
         replies = Replies(run, requests)

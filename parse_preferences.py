@@ -25,7 +25,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 import config
-from prefpipe import draws, files, rated_pairs, ratings
+from prefpipe import draws, rated_pairs, ratings
 from prefpipe.files import DataError
 from prefpipe.publish.cards import write_data_card
 from prefpipe.ranges import Positive
@@ -79,9 +79,9 @@ def main(s: Settings) -> None:
     ) as run:
         if run.finished:
             return
-        asked = files.Aligned(s.prompts, AnnotationPrompt)
-        answered = files.Aligned(s.input, AnnotationAnswer)
-        report = Report()
+        asked = run.aligned(s.prompts, AnnotationPrompt)
+        answered = run.aligned(s.input, AnnotationAnswer)
+        report = Report(run.counter("ratings"))
         for mix in run.read(s.mix, AnnotationMix):
             requests = asked.rows_of(mix.id)
             check_requests(mix, requests, s.prompts)

@@ -14,7 +14,6 @@ files lacks is left out of all of them, by reason. Files are read side by side, 
     uv run post_processing.py
 """
 
-from collections import Counter
 from pathlib import Path
 
 import config
@@ -53,14 +52,13 @@ def main(s: Settings) -> None:
     sources = {variant: s.input / f"{variant}.jsonl" for variant in VARIANTS}
     paths = {variant: s.output / f"{variant}.jsonl" for variant in VARIANTS}
     outputs, inputs = dict.fromkeys(paths.values(), CleanJudgment), [s.items, *sources.values()]
-    read: Counter[tuple[Variant, str | None]] = Counter()  # by variant, and why it is unreadable
     with s.open_run(inputs=inputs, outputs=outputs, home=s.output, unit="items") as run:
         if run.finished:
             return
+        read = run.counter("read")  # by variant, and why it is unreadable
         # with a limit the judgments of the other items are no leftovers to complain of
         wanted = {item.id for item in run.peek(s.items, Item)} if s.limit else None
-        readers = {v: files.Aligned(path, Judgment, wanted) for v, path in sources.items()}
-        index = 0
+        readers = {v: run.aligned(path, Judgment, wanted) for v, path in sources.items()}
         for item in run.read(s.items, Item):
             judgments = {variant: reader.rows_of(item.id) for variant, reader in readers.items()}
             if missing := [variant for variant, rows in judgments.items() if not rows]:
@@ -68,21 +66,20 @@ def main(s: Settings) -> None:
                 run.emit(Reject(id=item.id, reason=reason, detail=f"in {s.input}"))
                 continue
             rows = [
-                clean(row, index=index, language=item.language)
+                clean(row, index=run.position, language=item.language)
                 for variant in VARIANTS
                 for row in judgments[variant]
             ]
             read.update((row.variant, row.unreadable) for row in rows)
             run.emit(rows, to=lambda row: paths[row.variant])
-            index += 1
         # a judgment of an item that is not there would be lost without a word
         for reader in readers.values():
             reader.check_used_up()
         run.summary["readable"] = {variant: read[variant, None] for variant in VARIANTS}
-        unreadable = {f"{variant}: {why}": n for (variant, why), n in read.most_common() if why}
-        run.summary["unreadable"] = unreadable
+        unreadable = {f"{variant}: {why}": n for (variant, why), n in read.items() if why}
+        run.summary["unreadable"] = files.by_number(unreadable)
         for variant in VARIANTS:
-            reasons = {why: n for (v, why), n in read.items() if why and v == variant}
+            reasons = files.by_number({w: n for (v, w), n in read.items() if w and v == variant})
             total = read[variant, None] + sum(reasons.values())
             readable = f"{read[variant, None]} of {total} readable"
             print(f"{variant}: {readable}; unreadable: {reasons or 'none'}")

@@ -73,7 +73,12 @@ def main(
     inputs = [*files.here([s.input]), *local_folders(model), *shown]
     outputs = {rankings: Ranking, preferences: Preference}
     with s.open_run(
-        inputs=inputs, outputs=outputs, home=s.output, unit="prompts", card=write_data_card
+        inputs=inputs,
+        outputs=outputs,
+        home=s.output,
+        unit="prompts",
+        card=write_data_card,
+        by_logs=True,
     ) as run:
         if run.finished:
             return
@@ -81,6 +86,7 @@ def main(
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         log, unranked = run.open_log(Ranking), run.open_log(Reject, "unranked")
         rank_windows(s, run, log, unranked, ranker or open_ranker(s, run, judge))
+        run.end_shard()
         totals = Totals()
         read = prompts.read_responses(s.input, s.limit, s.how_read(), partial(say, run))
         for row in prompts.accepted(run, read):
@@ -108,11 +114,14 @@ def rank_windows(
     rows = [row for row in read if isinstance(row, Responses) and not why_not(row)]
     how = None if s.by == "reward" else s.tournament
     # a judge's replies are kept one by one, and a server wants all that can be asked at once
+    if s.by == "judge":
+        rows = [row for row in rows if run.shards.owns(row.id)]
     size = max(1, len(rows)) if s.by == "judge" else s.prompts_at_once
     is_done = lambda row: row.id in log or row.id in unranked  # noqa: E731
     # Cut by the input and not by what is left: in another batch a score has other last digits, and a
     # run that was stopped would end in another file.
-    windows = files.windows_left(rows, size, is_done)
+    owns = run.shards.owns if s.by != "judge" else bool
+    windows = files.windows_left(rows, size, is_done, owns)
     for window in progress(windows, len(windows), "windows"):
         standings = rank({row.id: to_contest(row) for row in window}, s.tournament)
         for row in (row for row in window if not is_done(row)):
@@ -127,8 +136,7 @@ def open_ranker(s: Settings, run: files.Run, judge: llm.Engine | None = None) ->
     if s.by == "judge":
         options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
         return openers.open_judge(run, lambda: judge or s.open_engine(s.judge), **options)
-    weights = {"load_in_4bit": s.load_in_4bit, "open_rows": s.open_rows()}
-    weights |= {"max_length": s.max_length}
+    weights = {"max_length": s.max_length, **s.where_scored()}
     if s.by == "reward":
         opened = partial(openers.open_reward, s.reward_model, **weights)
         return openers.when_asked(run, opened, [s.reward_model])

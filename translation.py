@@ -19,8 +19,9 @@ was paid is kept, one that failed too: a stopped run goes on behind it.
 """
 
 import functools
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -101,12 +102,16 @@ def to_request(item: Item, s: Settings, attempt: int) -> Request:
     )
 
 
-def first_rows(items: Iterable[Item], max_rows: int | None) -> Iterator[tuple[Item, bool]]:
-    """Each item, and whether it is among the first max_rows of its split."""
-    seen: Counter[str] = Counter()
-    for item in items:
-        seen[item.split] += 1
-        yield item, max_rows is None or seen[item.split] <= max_rows
+def ends_of_splits(s: Settings) -> dict[str, float]:
+    """Split -> how many rows of the input stand before the one behind its max_rows-th item."""
+    seen, ends = Counter[str](), dict[str, float]()
+    rows = files.typed_rows(s.input, Item, s.limit) if s.max_rows else ()
+    for number, (_, row) in enumerate(rows, start=1):
+        if isinstance(row, Item):
+            seen[row.split] += 1
+            if seen[row.split] == s.max_rows:
+                ends[row.split] = number
+    return ends
 
 
 def main(s: Settings) -> None:
@@ -120,9 +125,14 @@ def main(s: Settings) -> None:
         if run.finished:
             return
 
+        ends = ends_of_splits(s)  # counted over all rows, whichever of them are this shard's
+
+        def is_wanted(item: Item) -> bool:
+            return run.position < ends.get(item.split, math.inf)
+
         def to_translate() -> Iterator[Item]:
-            items = first_rows(run.peek(s.input, Item), s.max_rows)
-            return (item for item, is_wanted in items if is_wanted and item.language == "zh")
+            items = run.peek(s.input, Item)
+            return (item for item in items if item.language == "zh" and is_wanted(item))
 
         tries = Tries(
             run,
@@ -136,9 +146,9 @@ def main(s: Settings) -> None:
             tries.ask(engine, s.tries)
         paid = engine() if engine.cache_info().currsize else None
         # every item is written, translated or not: a judge may read Chinese
-        counts: Counter[str] = Counter()
-        for item, is_wanted in first_rows(run.read(s.input, Item), s.max_rows):
-            if not is_wanted:
+        counts = run.counter("items")
+        for item in run.read(s.input, Item):
+            if not is_wanted(item):
                 result = Reject(id=item.id, reason="beyond_max_rows")
             elif item.language == "en":
                 result, counts["english"] = item, counts["english"] + 1
@@ -164,8 +174,9 @@ def main(s: Settings) -> None:
 
 
 def print_estimate(s: Settings) -> None:
-    counts = Counter[str]()
-    for item, is_wanted in first_rows(files.read_rows(s.input, Item, s.limit), s.max_rows):
+    counts, ends = Counter[str](), ends_of_splits(s)
+    for number, item in enumerate(files.read_rows(s.input, Item, s.limit)):
+        is_wanted = number < ends.get(item.split, math.inf)
         counts[item.language if is_wanted else "left_out"] += 1
         if is_wanted and item.language == "zh":
             request = to_request(item, s, 0)

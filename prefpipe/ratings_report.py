@@ -1,9 +1,11 @@
 """What the ratings look like: histograms, how far aspects agree, places, models, ties."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import Any
 
+from prefpipe.files import by_number
 from prefpipe.rated_pairs import higher_rated
 from prefpipe.rating_prompts import SCALE
 from prefpipe.ratings import Annotation, Ratings, mean_rating, ratings_by_aspect
@@ -13,49 +15,42 @@ from prefpipe.verdicts import Unreadable
 _WHOLE = range(SCALE[0], SCALE[1] + 1)
 
 
+_MILLION = 1_000_000  # sums of ratings are whole numbers of millionths: exact in any order
+
+
 class Report:
     """Counts only: memory does not grow with the rows."""
 
-    def __init__(self) -> None:
-        self.ratings: dict[str, Counter[int]] = defaultdict(Counter)
-        """Aspect -> ratings from k to under k + 1 -> how many."""
-        self.sums: dict[str, float] = defaultdict(float)
-        """Aspect -> sum of its ratings."""
-        self.not_applicable = Counter[str]()
-        self.unreadable: dict[str, Counter[str]] = defaultdict(Counter)
-        """Aspect -> reason -> annotations."""
-        self.by_place: dict[int, list[float]] = defaultdict(lambda: [0, 0.0])
-        """Number of the text as shown -> ratings, and their sum."""
-        self.agreement: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        """Aspect -> pairs of texts that it orders as the mean of the others does, and all pairs."""
-        self.twice = Counter[str]()
-        self.models: dict[str, Counter[str]] = defaultdict(Counter)
-        self.pairs = self.ties = 0
+    def __init__(self, counts: Counter[tuple[Any, ...]]) -> None:
+        """counts: where they are kept, by what is counted and of what."""
+        self._counts = counts
 
     def add(
         self, mix: AnnotationMix, annotations: Sequence[Annotation], pairs: Sequence[SyntheticPair]
     ) -> None:
         """One prompt's annotations, and the pairs that were made of them."""
+        counts = self._counts
         for a in annotations:
             if isinstance(a.ratings, Unreadable):
-                self.unreadable[a.aspect][a.ratings.reason] += 1
+                counts["unreadable", a.aspect, a.ratings.reason] += 1
                 continue
             for place, index in enumerate(a.order, start=1):
                 if (rating := a.ratings[index]) is None:
-                    self.not_applicable[a.aspect] += 1
+                    counts["not_applicable", a.aspect] += 1
                     continue
-                self.ratings[a.aspect][int(rating)] += 1
-                self.sums[a.aspect] += rating
-                self.by_place[place][0] += 1
-                self.by_place[place][1] += rating
+                millionths = round(rating * _MILLION)
+                counts["rating", a.aspect, int(rating)] += 1
+                counts["sum", a.aspect] += millionths
+                counts["place", place] += 1
+                counts["place_sum", place] += millionths
         self._add_agreement(ratings_by_aspect(annotations, len(mix.responses)))
         self._add_self_agreement(annotations)
-        self.pairs += len(pairs)
+        counts["pairs",] += len(pairs)
         for pair in pairs:
-            self.ties += pair.tie
+            counts["ties",] += pair.tie
             if not pair.tie:
-                self.models[pair.chosen_model]["chosen"] += 1
-                self.models[pair.rejected_model]["rejected"] += 1
+                counts["model", pair.chosen_model, "chosen"] += 1
+                counts["model", pair.rejected_model, "rejected"] += 1
 
     def _add_agreement(self, by_aspect: dict[str, Ratings]) -> None:
         # An aspect against the mean of the others, not of all: it would agree with itself.
@@ -64,8 +59,8 @@ class Report:
             means = [mean_rating(column, 1) for column in zip(*rest, strict=True)]
             for here, there in orders(ratings, means):
                 if here and there:
-                    self.agreement[aspect][0] += here == there
-                    self.agreement[aspect][1] += 1
+                    self._counts["agrees", aspect] += here == there
+                    self._counts["compared", aspect] += 1
 
     def _add_self_agreement(self, annotations: Sequence[Annotation]) -> None:
         first = {a.aspect: a.ratings for a in annotations if not a.swapped}
@@ -74,42 +69,50 @@ class Report:
             if not second.swapped or not isinstance(one, list) or not isinstance(two, list):
                 continue
             for a, b in rated_by_both(one, two):
-                self.twice["ratings"] += 1
-                self.twice["equal"] += a == b
+                self._counts["twice", "ratings"] += 1
+                self._counts["twice", "equal"] += a == b
             for before, after in orders(one, two):
-                self.twice["pairs"] += 1
-                self.twice["same_order"] += before == after
-                self.twice["reversed"] += before * after < 0
+                self._counts["twice", "pairs"] += 1
+                self._counts["twice", "same_order"] += before == after
+                self._counts["twice", "reversed"] += before * after < 0
+
+    def _of(self, *what: Any) -> dict[Any, int]:
+        """The counts under these first parts of a key, by the next one, sorted."""
+        n = len(what)
+        found = Counter[Any]()
+        for key, count in self._counts.items():
+            if key[:n] == what and len(key) > n:
+                found[key[n]] += count
+        return dict(sorted(found.items()))
 
     def summary(self) -> dict[str, object]:
         """The same numbers, for .meta.json."""
         return {
-            "pairs": self.pairs,
-            "ties": self.ties,
+            "pairs": self._counts["pairs",],
+            "ties": self._counts["ties",],
             "ratings": {
                 aspect: {
-                    "histogram": {str(k): counts[k] for k in _WHOLE},
-                    "not_applicable": self.not_applicable[aspect],
-                    "unreadable": dict(self.unreadable[aspect]),
+                    "histogram": {str(k): self._counts["rating", aspect, k] for k in _WHOLE},
+                    "not_applicable": self._counts["not_applicable", aspect],
+                    "unreadable": self._of("unreadable", aspect),
                     "mean": self._mean(aspect),
-                    "agreement": share(*self.agreement[aspect]),
+                    "agreement": self._agreement(aspect),
                 }
-                for aspect, counts in self._by_aspect()
+                for aspect in self._aspects()
             },
-            "mean_rating_by_place": [
-                n and total / n for _, (n, total) in sorted(self.by_place.items())
-            ],
-            "self_agreement": dict(self.twice),
-            "models": {name: dict(counts) for name, counts in sorted(self.models.items())},
+            "mean_rating_by_place": [*self._by_place().values()],
+            "self_agreement": self._of("twice"),
+            "models": {name: self._of("model", name) for name in self._of("model")},
         }
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and rows: a histogram of the ratings, an aspect a row."""
         rows = []
-        for aspect, counts in self._by_aspect():
-            numbers = [counts[k] for k in _WHOLE]
-            numbers += [self.not_applicable[aspect], sum(self.unreadable[aspect].values())]
-            shares = [self._mean(aspect), share(*self.agreement[aspect])]
+        for aspect in self._aspects():
+            numbers = [self._counts["rating", aspect, k] for k in _WHOLE]
+            unreadable = sum(self._of("unreadable", aspect).values())
+            numbers += [self._counts["not_applicable", aspect], unreadable]
+            shares = [self._mean(aspect), self._agreement(aspect)]
             rows.append([aspect, *map(str, numbers), *map(as_text, shares)])
         return ["ratings", *map(str, _WHOLE), "N/A", "unreadable", "mean", "agrees"], rows
 
@@ -119,33 +122,45 @@ class Report:
             "agrees: pairs of texts that the aspect orders as the mean of the other aspects does, "
             "of those that neither rates alike"
         ]
-        if reasons := sum(self.unreadable.values(), Counter()):
-            shown = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        unreadable = sum((Counter(self._of("unreadable", a)) for a in self._aspects()), Counter())
+        if unreadable:
+            shown = ", ".join(f"{n} {reason}" for reason, n in by_number(unreadable).items())
             lines.append(f"unreadable annotations: {shown}")
-        places = ", ".join(
-            f"{place}: {total / n:.2f}" for place, (n, total) in sorted(self.by_place.items())
-        )
+        places = ", ".join(f"{place}: {mean:.2f}" for place, mean in self._by_place().items())
         lines.append(f"mean rating by place of the text: {places or 'none'}")
-        if self.twice["pairs"]:
-            equal = share(self.twice["equal"], self.twice["ratings"])
-            same = share(self.twice["same_order"], self.twice["pairs"])
-            against = share(self.twice["reversed"], self.twice["pairs"])
+        twice = Counter(self._of("twice"))
+        if twice["pairs"]:
+            equal = share(twice["equal"], twice["ratings"])
+            same = share(twice["same_order"], twice["pairs"])
+            against = share(twice["reversed"], twice["pairs"])
             lines.append(
                 f"asked again in swapped order: the same rating for {as_text(equal)} of "
-                f"{self.twice['ratings']} texts; of {self.twice['pairs']} pairs of texts the same "
+                f"{twice['ratings']} texts; of {twice['pairs']} pairs of texts the same "
                 f"order for {as_text(same)}, the opposite for {as_text(against)}"
             )
-        for name, counts in sorted(self.models.items()):
-            lines.append(f"{name}: chosen {counts['chosen']}, rejected {counts['rejected']} times")
-        lines.append(f"{self.pairs} pairs, {self.ties} of them ties")
+        for name in self._of("model"):
+            chosen, rejected = (
+                self._counts["model", name, side] for side in ("chosen", "rejected")
+            )
+            lines.append(f"{name}: chosen {chosen}, rejected {rejected} times")
+        lines.append(f"{self._counts['pairs',]} pairs, {self._counts['ties',]} of them ties")
         return lines
 
-    def _by_aspect(self) -> list[tuple[str, Counter[int]]]:
-        names = dict.fromkeys([*self.ratings, *self.unreadable, *self.not_applicable])
-        return [(name, self.ratings[name]) for name in names]
+    def _aspects(self) -> list[str]:
+        found = (self._of(what) for what in ("rating", "unreadable", "not_applicable"))
+        return sorted({aspect for aspects in found for aspect in aspects})
+
+    def _by_place(self) -> dict[int, float]:
+        """Mean rating by the number of the text as shown."""
+        sums = self._of("place_sum")
+        return {place: sums[place] / _MILLION / n for place, n in self._of("place").items()}
 
     def _mean(self, aspect: str) -> float | None:
-        return share(self.sums[aspect], sum(self.ratings[aspect].values()))
+        rated = sum(self._of("rating", aspect).values())
+        return share(self._counts["sum", aspect] / _MILLION, rated)
+
+    def _agreement(self, aspect: str) -> float | None:
+        return share(self._counts["agrees", aspect], self._counts["compared", aspect])
 
 
 def rated_by_both(one: Ratings, two: Ratings) -> list[tuple[float, float]]:

@@ -175,7 +175,7 @@ class CleanJudgment(Judgment):
     """A judgment that was read: exactly one of verdict and unreadable is set."""
 
     index: int
-    """0-based place of the item among those that the four files share."""
+    """0-based place of the item in the file of items: the same in all four files."""
     judgment: str | None
     """The judgment as one valid JSON object with the answer keys of its language; of a hinted
     text, re-assembled with the hinted verdict. None: unreadable."""

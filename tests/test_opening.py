@@ -107,19 +107,19 @@ def test_whole_texts_without_a_prompt_are_errors_that_name_the_way_out(tmp_path)
     assert str(error).startswith(
         "prompt: missing; found chosen, rejected; name yours with --prompt-column"
     )
-    assert str(file.with_hint(record, error)).endswith("--format trl-implicit reads it")
+    assert f"{error}{file.hint(record, error)}".endswith("--format trl-implicit reads it")
 
 
 def test_rows_of_another_set_than_the_named_one_say_which_format_reads_them(tmp_path):
     record = {"instruction": Q, "output_1": GOOD, "output_2": BAD, "label": 1}
     file, (error,) = opened(tmp_path, [record], HowRead("skywork"))
-    assert str(file.with_hint(record, error)) == (
+    assert f"{error}{file.hint(record, error)}" == (
         "chosen: missing; found instruction, output_1, output_2, label; name yours with "
         "--chosen-column; --format offsetbias or alpacafarm reads it"
     ).replace(" or alpacafarm", "")
     kto = {"prompt": Q, "completion": GOOD, "label": True}
     file, (error,) = opened(tmp_path, [kto], HowRead("skywork"))
-    assert "it is unpaired: one answer and a label a row" in str(file.with_hint(kto, error))
+    assert "it is unpaired: one answer and a label a row" in file.hint(kto, error)
 
 
 # ---- columns that a person names

@@ -135,7 +135,7 @@ def test_an_item_that_one_file_lacks_is_left_out_of_all_and_shifts_nothing(tmp_p
     for name, of_variant in found.items():
         ids = [row["id"] for row in of_variant]
         assert ids == (["a", "a", "c", "c"] if name == "best_of_n" else ["a", "c"])
-        assert {row["id"]: row["index"] for row in of_variant} == {"a": 0, "c": 1}
+        assert {row["id"]: row["index"] for row in of_variant} == {"a": 0, "c": 2}
     (reject,) = read_jsonl(s.output / REJECTS)
     assert (reject["id"], reject["reason"]) == ("b", f"no_{variant}")
 

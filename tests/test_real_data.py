@@ -23,7 +23,9 @@ import post_processing
 import preprocess_dataset
 import train_reward_model
 import translation
-from prefpipe.files import read_rows
+from prefpipe.files import WHOLE, read_rows
+from prefpipe.files.ledger import Ledger
+from prefpipe.files.shards import Shards
 from prefpipe.rows import CleanJudgment, Item, Judgment
 from prefpipe.training.preferences import why_left_out
 
@@ -180,16 +182,17 @@ def test_published_sets_are_read_with_no_option_by_preprocess_and_the_trainers(
     assert (meta["counts"]["kept"], meta["counts"]["left_out"]) == (kept, left_out)
     assert f"read as {read_as}, by its columns" in capsys.readouterr().out
 
-    class Counted:
+    class Counted(Ledger):
         """What the trainers' reader needs of a run."""
 
-        read_count, summary, reasons = 0, {}, []
+        shards = Shards(WHOLE, Path("x"), by_logs=False)
+        summary, faults = {}, []
 
-        def bad_row(self, place, error):
-            self.reasons.append(error.reason)
+        def bad_row(self, place, error, hint=""):
+            self.faults.append(error.reason)
 
-    run: Any = Counted()
+    run: Any = Counted([])
     placed = list(train_reward_model.Settings(input=str(path)).raw_preferences().read(run, "train"))
     faults = [reject.reason for p in placed if (reject := why_left_out(p, drop_ties=False))]
-    assert Counter([*run.reasons, *faults]) == left_out
+    assert Counter([*run.faults, *faults]) == left_out
     assert run.read_count == kept + sum(left_out.values())

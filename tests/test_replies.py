@@ -252,12 +252,12 @@ def test_what_texts_took_stands_in_the_summary_and_money_where_it_is_known(outpu
         Replies(run, lambda: [request("a", (0, 1)), request("b", (0, 1))], "x").ask(
             lambda: Priced(numbered)
         )
-        assert run.summary["tokens"] == {"prompt": 14, "new": 12} and run.summary["usd"] == 0.5
+        assert run.spent() == {"tokens": {"prompt": 14, "new": 12}, "usd": 0.5}
         Replies(run, lambda: [request("c")], "y").ask(lambda: Priced(numbered))
-        assert run.summary["tokens"] == {"prompt": 21, "new": 15} and run.summary["usd"] == 0.75
+        assert run.spent() == {"tokens": {"prompt": 21, "new": 15}, "usd": 0.75}
     with a_run(output.with_name("other.jsonl")) as run:
         Replies(run, lambda: [request("a")]).ask(lambda: ScriptedEngine(numbered))
-        assert "usd" not in run.summary
+        assert "usd" not in run.spent()
 
 
 @pytest.mark.parametrize(

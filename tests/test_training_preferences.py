@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from prefpipe.files import WHOLE
+from prefpipe.files.ledger import Ledger
+from prefpipe.files.shards import Shards
 from prefpipe.formats.opening import HowRead
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import splits
@@ -14,15 +17,17 @@ from prefpipe.training.preferences import Placed, RawPreferences
 from tests.examples import ROOT, write_jsonl
 
 
-class Counted:
+class Counted(Ledger):
     """What read() needs of a run."""
 
+    shards = Shards(WHOLE, Path("x"), by_logs=False)
+
     def __init__(self):
-        self.read_count = 0
+        super().__init__([])
         self.bad: list[tuple[str, str]] = []
         self.summary = {}
 
-    def bad_row(self, place, error):
+    def bad_row(self, place, error, hint=""):
         self.bad.append((place, str(error)))
 
 

@@ -45,7 +45,7 @@ def requests(
     """Two for each item of each set; seed and template make items of a benchmark's pairs."""
     for measured in judged:
         for item in held_out.items(measured, run, seed=seed, template=template):
-            if isinstance(item, Item):
+            if isinstance(item, Item) and run.shards.owns(item.id):
                 yield from map(to_request, show(item, measured, template))
 
 

@@ -44,7 +44,10 @@ def measure(
         for measured in (m for m in scored if m.kind == kind):
             questions = list(held_out.questions(measured, run))
             rank = open_ranker(kind, measured.name)
-            _score([q for q in questions if isinstance(q, Question)], measured, rank, log, unscored)
+            scorable = [q for q in questions if isinstance(q, Question)]
+            _score(scorable, measured, rank, log, unscored, run.shards.owns)
+            if run.shards.keeps_logs:
+                continue
             usable = (_usable(question, measured, unscored) for question in questions)
             kept = list(held_out.counted(run, usable))
             rows = [log.get(_key(question, measured)) for question in kept]
@@ -73,11 +76,12 @@ def _score(
     rank: Ranker,
     log: RowLog[ScoredQuestion],
     unscored: RowLog[Reject],
+    owns: Callable[[str], bool],
 ) -> None:
     """Log what the logs lack, window by window: the scores of a question, or why it has none."""
     keys = {question.id: _key(question, measured) for question in questions}
     done = lambda q: keys[q.id] in log or keys[q.id] in unscored  # noqa: E731
-    windows = windows_left(questions, WINDOW, done)
+    windows = windows_left(questions, WINDOW, done, owns)
     for window in progress(windows, len(windows), f"{measured.kind}: {measured.name}"):
         for question, scores in zip(window, scores_of(window, rank), strict=True):
             if done(question):

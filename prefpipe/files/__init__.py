@@ -9,6 +9,7 @@ RowLog, from which a killed run goes on.
 from prefpipe.files.fingerprint import difference, fingerprint, hash_path, library_versions
 from prefpipe.files.ids import Aligned, Places
 from prefpipe.files.inputs import Named, each_of, here
+from prefpipe.files.ledger import by_number
 from prefpipe.files.outputs import open_alone, write_json, write_rows, write_text
 from prefpipe.files.plan import NOT_ASKED, DryRunEnd, Plan
 from prefpipe.files.records import (
@@ -19,7 +20,10 @@ from prefpipe.files.records import (
     parse_row,
     read_records,
     read_rows,
+    typed_rows,
 )
 from prefpipe.files.resume import RowLog, windows_left
-from prefpipe.files.run import Run, StageFacts
+from prefpipe.files.run import Run
+from prefpipe.files.shards import WHOLE, Shard
+from prefpipe.files.stage_facts import StageFacts
 from prefpipe.files.toml_files import read_toml

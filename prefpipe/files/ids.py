@@ -2,7 +2,7 @@
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Generic
 
@@ -12,13 +12,20 @@ from prefpipe.files.records import DataError, R, read_rows
 class Aligned(Generic[R]):
     """The rows of one file, item by item, for a caller who walks the items in that file's order.
 
-    Joined by id: an item the file lacks gives no rows, and the file waits for the next one. only:
-    the ids of the items that the caller will ask for, where these are not all; others are skipped.
+    Joined by id: an item the file lacks gives no rows, and the file waits for the next one.
     """
 
-    def __init__(self, path: Path, row_type: type[R], only: Container[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        row_type: type[R],
+        only: Container[str] | None = None,
+        owns: Callable[[str], bool] | None = None,
+    ) -> None:
+        """only: the ids of the items that the caller will ask for, where these are not all; owns: the
+        same as a question. Other rows are skipped. path None: there are no rows."""
         self._path = path
-        rows = read_rows(path, row_type)
+        rows = read_rows(path, row_type, owns=owns) if path else iter(())
         self._rows = rows if only is None else (row for row in rows if row.id in only)
         self._next = next(self._rows, None)
         self._passed: set[int] = set()

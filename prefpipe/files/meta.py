@@ -1,10 +1,11 @@
 """The .meta.json beside an output: what a finished run says of itself, and whether it is that run."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefpipe.files.fingerprint import library_versions
+from prefpipe.files.fingerprint import difference, library_versions
 from prefpipe.files.lines import DataError
 from prefpipe.files.outputs import write_json
 
@@ -28,6 +29,22 @@ def read_meta(path: Path) -> dict[str, Any] | None:
     raise DataError(
         f"{path}: is damaged, so that nobody knows of which settings the outputs beside it are; "
         "--overwrite makes them anew"
+    )
+
+
+def is_of_another_run(
+    meta: Mapping[str, Any], path: Path, mark: Mapping[str, str], *, follows_input: bool
+) -> bool:
+    """Whether the finished run that says this of itself is to be replaced; of this mark it is the same
+    run. follows_input: what is of another input only is replaced. SystemExit where a person has to say."""
+    if (was := meta["fingerprint"]) == mark:
+        return False
+    changes = {name for name, _ in was.items() ^ mark.items()}
+    if follows_input and all(name.startswith("input ") for name in changes):
+        return True
+    raise SystemExit(
+        f"{path}: made with other settings or input ({difference(was, dict(mark))}); "
+        "--overwrite replaces it, or choose another --output"
     )
 
 

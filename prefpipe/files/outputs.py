@@ -62,23 +62,25 @@ class _JsonlWriter:
         self._file.close()
 
 
+ROW_GROUP = 1000
+"""Rows of a Parquet file that are written together."""
+
+
 class _ParquetWriter:
-    """Row groups of 1,000 rows; the columns' types come from the row class, not from the values."""
+    """The columns' types come from the row class, not from the values."""
 
     def __init__(self, path: Path, row_type: type[Row]) -> None:
         import pyarrow
         import pyarrow.parquet
 
-        self._schema = pyarrow.schema(
-            [(name, _arrow_type(f.annotation)) for name, f in row_type.model_fields.items()]
-        )
+        self._schema = arrow_schema(row_type)
         self._table = pyarrow.Table
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
 
     def write(self, row: Row) -> None:
         self._rows.append(row.model_dump())
-        if len(self._rows) == 1000:
+        if len(self._rows) == ROW_GROUP:
             self._flush()
 
     def _flush(self) -> None:
@@ -89,6 +91,14 @@ class _ParquetWriter:
         if self._rows:
             self._flush()
         self._writer.close()
+
+
+def arrow_schema(row_type: type[Row]) -> Any:
+    """A Parquet file's columns."""
+    import pyarrow
+
+    fields = row_type.model_fields.items()
+    return pyarrow.schema([(name, _arrow_type(field.annotation)) for name, field in fields])
 
 
 def _arrow_type(annotation: Any) -> Any:

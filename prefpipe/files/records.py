@@ -1,6 +1,6 @@
 """Rows in: of JSON, Parquet, CSV and Arrow files, streamed, each row with its place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,8 @@ from prefpipe.rows import Row
 R = TypeVar("R", bound=Row)
 SPLITS = ("train", "validation")
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
+_ID = '{"id":"'
+"""How a line that a stage wrote begins."""
 ENDINGS = (*JSON_ENDINGS, ".csv", ".tsv", ".parquet", ".arrow")
 
 
@@ -74,20 +76,29 @@ def parse_row(record: Any, row_type: type[R]) -> R:
         raise ValueError(message) from None
 
 
-def read_rows(path: Path, row_type: type[R], limit: int | None = None) -> Iterator[R]:
-    """Each row of a file, or of a folder's train and validation files; streams.
+def read_rows(
+    path: Path,
+    row_type: type[R],
+    limit: int | None = None,
+    owns: Callable[[str], bool] | None = None,
+) -> Iterator[R]:
+    """Each row of a file, or of a folder's train and validation files; streams. owns: of an id,
+    whether its rows are wanted; None: all are.
 
     Raises DataError, naming path, line and field, at the first line that is no row_type.
     """
-    for place, row in typed_rows(path, row_type, limit):
+    for place, row in typed_rows(path, row_type, limit, owns):
         if isinstance(row, ValueError):
             raise DataError(f"{place}: {row}")
-        yield row
+        if row is not None:
+            yield row
 
 
 def typed_rows(
-    path: Path, row_type: type[R], limit: int | None
-) -> Iterator[tuple[str, R | ValueError]]:
+    path: Path, row_type: type[R], limit: int | None, owns: Callable[[str], bool] | None = None
+) -> Iterator[tuple[str, R | ValueError | None]]:
+    """(place, row) of each; what is wrong with it, where it is none; None: it is not owned. What has
+    no id is owned by its place."""
     for file in data_files(path):
         records = (
             ((f"{file}:{n}", line) for n, line in read_lines(file))
@@ -95,10 +106,30 @@ def typed_rows(
             else read_records(file)
         )
         for place, record in islice(records, limit):
-            if isinstance(record, ValueError):
-                yield place, record
+            # a row that another shard owns is not even parsed, where its id is seen at once
+            id = id_of(record) if owns else None
+            if owns and id is not None and not owns(id):
+                yield place, None
                 continue
-            try:
-                yield place, parse_row(record, row_type)
-            except ValueError as error:
-                yield place, error
+            row = record if isinstance(record, ValueError) else _parsed(record, row_type)
+            if owns and id is None and not owns(place if isinstance(row, ValueError) else row.id):
+                row = None
+            yield place, row
+
+
+def _parsed(record: Any, row_type: type[R]) -> R | ValueError:
+    try:
+        return parse_row(record, row_type)
+    except ValueError as error:
+        return error
+
+
+def id_of(record: Any) -> str | None:
+    """The id of a record or of a line, read no further than that; None: it is not seen at once."""
+    if isinstance(record, str):
+        if not record.startswith(_ID):
+            return None
+        id = record[len(_ID) : record.find('"', len(_ID))]
+        return None if "\\" in id else id
+    id = record.get("id") if isinstance(record, dict) else None
+    return id if isinstance(id, str) else None

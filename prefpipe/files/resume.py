@@ -5,23 +5,24 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Generic, TypeVar
+from typing import IO, Generic
 
 from prefpipe.files.fingerprint import difference
 from prefpipe.files.outputs import open_alone
 from prefpipe.files.records import DataError, R, parse_row
 
-T = TypeVar("T")
 
-
-def windows_left(rows: Sequence[T], size: int, is_done: Callable[[T], bool]) -> list[Sequence[T]]:
+def windows_left(
+    rows: Sequence[R], size: int, is_done: Callable[[R], bool], owns: Callable[[str], bool]
+) -> list[Sequence[R]]:
     """Rows that are computed together, so many at a time; windows of which all are done are left out.
 
     What a model computes beside a row shows in the last digits of its score. So windows are cut by
     the input and not by what a stopped run has left, and one that was begun is computed again whole.
+    For the same reason a shard computes the windows whose first row it owns.
     """
     windows = (rows[start : start + size] for start in range(0, len(rows), size))
-    return [window for window in windows if not all(map(is_done, window))]
+    return [w for w in windows if owns(w[0].id) and not all(map(is_done, w))]
 
 
 class RowLog(Generic[R]):
@@ -97,6 +98,18 @@ class RowLog(Generic[R]):
         self._file.seek(0, io.SEEK_END)
         self._offsets[row.key] = self._file.tell()
         self._append(row.model_dump_json().encode() + b"\n")
+
+    def take(self, path: Path) -> None:
+        """Add what the log of a shard has and this one lacks. Raises DataError where it is another run's."""
+        with open(path, "rb") as file:
+            header = file.readline()
+            self._file.seek(0)
+            if header != self._file.readline():
+                raise DataError(f"{path}:1: of other settings or input than {self.path}")
+            for line in file:
+                row = self._type.model_validate_json(line)
+                if row.key not in self:
+                    self.add(row)
 
     def get(self, key: str) -> R:
         self._file.seek(self._offsets[key])

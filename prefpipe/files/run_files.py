@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from prefpipe.rows import Row
 class RunFiles:
     """Hidden files beside the outputs; base: the outputs' common beginning, `data/x`."""
 
-    def __init__(self, base: Path, mark: dict[str, str]) -> None:
-        """Raises SystemExit where another run writes there."""
-        self._base, self._mark = base, mark
+    def __init__(self, base: Path, mark: dict[str, str], at: Callable[[Path], Path]) -> None:
+        """at: where this run, which may be a shard, has what the whole one has at a path. Raises
+        SystemExit where another run writes there."""
+        self._base, self._mark, self._at = base, mark, at
         self._writers: dict[Path, Writer] = {}
         self.logs: list[RowLog[Any]] = []
         self._lock_path = base.with_name(f".{base.name}.lock")
@@ -64,6 +66,7 @@ class RunFiles:
         return self._writers[path]
 
     def temporary(self, path: Path) -> Path:
+        path = self._at(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         return beside(path, ".tmp")
 
@@ -73,8 +76,12 @@ class RunFiles:
         for path in paths:
             self._writers[path].close()
         for path in paths:
-            os.replace(beside(path, ".tmp"), path)
+            self.rename(path)
             del self._writers[path]
+
+    def rename(self, path: Path) -> None:
+        """Give its name to what stands beside path."""
+        os.replace(self.temporary(path), self._at(path))
 
     def end(self, *made: Path) -> None:
         """Leave nothing but outputs, and the logs that have rows. made: what a stage writes itself."""
@@ -82,7 +89,7 @@ class RunFiles:
             with suppress(OSError, ValueError):  # a full disk has been told of already
                 writer.close()
         for path in (*self._writers, *made):
-            beside(path, ".tmp").unlink(missing_ok=True)
+            beside(self._at(path), ".tmp").unlink(missing_ok=True)
         for log in self.logs:
             log.close() if len(log) else log.delete()
         self._lock_path.unlink(missing_ok=True)  # while it is held: open_alone looks for that
@@ -115,6 +122,8 @@ class NoFiles(RunFiles):
         raise AssertionError(f"{path}: a dry run ends before it is written")
 
     def put_in_place(self, *paths: Path) -> None: ...
+
+    def rename(self, path: Path) -> None: ...
 
     def end(self, *made: Path) -> None:
         for log in self.logs:

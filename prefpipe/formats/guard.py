@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import Any
 
 from prefpipe.formats.turns import is_empty, not_text
@@ -24,6 +25,9 @@ _SETTING_OF = {name: setting for setting, names in MEANINGFUL.items() for name i
 _SCORE_OF_CHOSEN = re.compile(r"(?=.*chosen).*(?:score|rating|reward|rank)")
 
 
+_MET = ("unread", "contradictions", "_first", "repeats", "margins", "ties")
+
+
 class Guard:
     """Watches the records of one file. A column that was looked at once costs no more."""
 
@@ -36,7 +40,9 @@ class Guard:
         """Rows in which a column holds something that changes the meaning, and is not read."""
         self.contradictions = Counter[str]()
         """Rows whose scores say that rejected is better, by what the scores are called."""
-        self._first = dict[str, str]()
+        self._first = dict[str, tuple[int, str]]()
+        self.at = 0
+        """Of the record that is read, among all."""
         self.repeats = 0
         """Rows whose answers both begin with the prompt."""
         self.margins = 0
@@ -66,26 +72,49 @@ class Guard:
         """Count a row whose scores, those of chosen and rejected, say that rejected is better."""
         both = " and ".join(names)
         self.contradictions[both] += 1
-        self._first.setdefault(both, " and ".join(f"{score:g}" for score in scores))
+        shown = " and ".join(f"{score:g}" for score in scores)
+        self._first.setdefault(both, (self.at, shown))
 
-    def lines(self) -> Iterator[str]:
-        """What a person should know, a line a fact."""
-        if self.unread:
-            found = (f"{name} (rows: {n}; {_setting(name)})" for name, n in self.unread.items())
-            yield f"not read: {', '.join(found)}"
-        for names, count in self.contradictions.items():
-            yield (
-                f"rows: {count} whose scores contradict chosen ({names}; first {self._first[names]}); "
-                "chosen stays chosen, no margin"
-            )
-        if self.repeats:
-            yield (
-                f"rows: {self.repeats} whose answers both begin with the prompt "
-                "(--format repeats-prompt cuts it off)"
-            )
-        counts = [(self.margins, "with a margin"), (self.ties, "that are ties")]
-        if shown := [f"{count} {what}" for count, what in counts if count]:
-            yield f"rows: {', '.join(shown)}"
+    def state(self) -> dict[str, Any]:
+        """What was met so far, for restore()."""
+        return {name: copy(value) for name, value in vars(self).items() if name in _MET}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Forget what was met since: in a row that turned out to be another shard's."""
+        vars(self).update(state)
+
+    def counts(self) -> Counter[tuple[Any, ...]]:
+        """What was met, as counts that those of other shards can be added to."""
+        found = Counter[tuple[Any, ...]]({("repeats",): self.repeats, ("margins",): self.margins})
+        found["ties",] = self.ties
+        for name, n in self.unread.items():
+            found["unread", name] = n
+        for names, n in self.contradictions.items():
+            found["contradictions", names] = n
+        for names, (at, shown) in self._first.items():
+            found["first", names, at, shown] = 1
+        return found
+
+
+def lines_of(counts: Counter[tuple[Any, ...]]) -> Iterator[str]:
+    """What a person should know of what guards met, a line a fact."""
+    if unread := sorted(key[1] for key in counts if key[0] == "unread"):
+        found = (f"{name} (rows: {counts['unread', name]}; {_setting(name)})" for name in unread)
+        yield f"not read: {', '.join(found)}"
+    for names in sorted(key[1] for key in counts if key[0] == "contradictions"):
+        first = min(key[2:] for key in counts if key[:2] == ("first", names))
+        yield (
+            f"rows: {counts['contradictions', names]} whose scores contradict chosen ({names}; "
+            f"first {first[1]}); chosen stays chosen, no margin"
+        )
+    if repeats := counts["repeats",]:
+        yield (
+            f"rows: {repeats} whose answers both begin with the prompt "
+            "(--format repeats-prompt cuts it off)"
+        )
+    met = [(counts["margins",], "with a margin"), (counts["ties",], "that are ties")]
+    if shown := [f"{count} {what}" for count, what in met if count]:
+        yield f"rows: {', '.join(shown)}"
 
 
 def _setting(column: str) -> str | None:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefpipe.files import DataError, Named, Run
 from prefpipe.formats import FORMATS
+from prefpipe.formats.guard import lines_of
 from prefpipe.formats.layout import Layout, root
 from prefpipe.formats.reading import Format, Reader
 from prefpipe.formats.recognise import Chosen, fitting, margin_in, reader_of, recognise, unpaired
@@ -120,12 +123,10 @@ class OpenFile:
     def records(self) -> Iterator[tuple[str, Any]]:
         """(place, record) of each; a pass with a reader of its own. Raises DataError."""
         records = self._data.records(self._limit)
-        if self.chosen is None:
-            first = list(itertools.islice(records, FIRST))
-            self.chosen = self.how.choose(self.name, [record for _, record in first])
-            records = itertools.chain(first, records)
-        self.reader = self.how.reader(self.chosen.form)
-        yield from records
+        first = list(itertools.islice(records, 0 if self.chosen else FIRST))
+        chosen = self.chosen or self.how.choose(self.name, [record for _, record in first])
+        self.chosen, self.reader = chosen, self.how.reader(chosen.form)
+        yield from itertools.chain(first, records)
 
     def pairs(self, record: Any) -> list[Preference] | ValueError:
         """The pairs of one of its records, or what is wrong with it."""
@@ -136,19 +137,54 @@ class OpenFile:
         except ValueError as error:
             return error
 
-    def with_hint(self, record: Any, error: ValueError) -> ValueError:
-        """The error of one of its records, with what a person may do about it."""
-        if isinstance(error, Unusable):
-            return error
-        return ValueError(f"{error}{self.how.hint(record)}")
+    def owned(
+        self, place: str, record: Any, owns: Callable[[str], bool]
+    ) -> list[Preference] | ValueError | None:
+        """The same; None where another shard owns the record. One that has an id is not read for that;
+        else it is its first pair's, which is made of its content."""
+        id = None
+        with suppress(ValueError):
+            id = None if isinstance(record, ValueError) else self.reader.own_id(record)
+        if id is not None and not owns(id):
+            return None
+        met = self.reader.guard.state() if id is None else None
+        rows = self.pairs(record)
+        if id is None:
+            id = place if isinstance(rows, ValueError) else rows[0].id
+        if owns(id):
+            return rows
+        if met:
+            self.reader.guard.restore(met)
+        return None
 
-    def lines(self) -> list[str]:
-        """How it was read, and what a person should know of it, once all of it is."""
+    def hint(self, record: Any, error: ValueError) -> str:
+        """What a person may do about what is wrong with one of its records."""
+        return "" if isinstance(error, Unusable) else self.how.hint(record)
+
+    def lines(self, counts: Counter[Any] | None = None) -> list[str]:
+        """How it was read, and what a person should know of it, once all of it is. counts: of its
+        guards in all shards."""
         assert self.chosen
+        counts = self.reader.guard.counts() if counts is None else counts
         return [
             f"{self.name}: read as {self.chosen.name}{self.chosen.why}",
-            *(f"{self.name}: {line}" for line in self.reader.guard.lines()),
+            *(f"{self.name}: {line}" for line in lines_of(counts)),
         ]
+
+
+def say_counts(run: Run, files: Sequence[OpenFile]) -> None:
+    """say of files of which a shard reads its own rows only, so that what was met adds up."""
+    lines = []
+    for number, file in enumerate(files):
+        counts = run.counter(f"guard {number}")
+        if run.shards.reads:
+            counts.clear()  # of an earlier pass
+            counts.update(file.reader.guard.counts())
+        else:
+            next(file.records(), None)  # so that its format is known
+            run.summary.pop("inputs", None)  # one shard's
+        lines += file.lines(counts)
+    say(run, lines)
 
 
 def say(run: Run, lines: Sequence[str]) -> None:

@@ -76,9 +76,8 @@ class PairReader:
         layout = self.layout
         if (prompt := self._plain_prompt(record)) is not None:
             good, bad = record[layout.chosen], record[layout.rejected]
-            self.guard.repeats += (
-                good.startswith(prompt) and bad.startswith(prompt) and prompt != ""
-            )
+            if prompt and good.startswith(prompt) and bad.startswith(prompt):
+                self.guard.repeats += 1
             tie, margin = own_tie(layout, record), own_margin(layout, record)
             return [self._row(record, prompt, good, bad, tie, margin)]
         return [
@@ -134,6 +133,10 @@ class PairReader:
     def has_id(self, record: Record) -> bool:
         """Whether its pairs' ids are its own, and not made of its content."""
         return self.layout.id is not None and not is_missing(value_at(record, self.layout.id))
+
+    def own_id(self, record: Any) -> str | None:
+        """The record's id where it has one. Raises ValueError."""
+        return own_id(self.layout, record)
 
     def _plain_prompt(self, record: Any) -> str | None:
         """The prompt of a record of three plain texts, beside which nothing matters; None for any
@@ -276,10 +279,8 @@ class PairReader:
         suffix: str = "",
     ) -> Preference:
         id = own_id(self.layout, record)
-        if margin is not None:
-            self.guard.margins += 1
-        if tie:
-            self.guard.ties += 1
+        self.guard.margins += margin is not None
+        self.guard.ties += tie
         return Preference(
             id=hash_of([prompt, good, bad]) if id is None else id + suffix,
             prompt=prompt,

@@ -66,6 +66,7 @@ class Reader(Protocol):
     def prompt(self, record: Any) -> Prompt: ...
     def responses(self, record: Any) -> Responses: ...
     def has_id(self, record: Mapping[str, Any]) -> bool: ...
+    def own_id(self, record: Any) -> str | None: ...
 
 
 class RecordReader:
@@ -99,6 +100,10 @@ class RecordReader:
 
     def has_id(self, record: Mapping[str, Any]) -> bool:
         return not is_missing(record.get("id"))
+
+    def own_id(self, record: Any) -> str | None:
+        """The record's id where it has one. Raises ValueError."""
+        return own_id(_OWN, record)
 
 
 def field(record: Record, name: str) -> Any:

@@ -192,11 +192,11 @@ def run_facts(run: Run) -> dict[str, str]:
 
 def ledger_table(run: Run) -> str:
     """read = kept + left out, and what each reason means."""
-    out = run.left_out.most_common()
+    out = run.counts()["left_out"]
     line = f"{run.read_count} read = {run.kept_count} kept + {sum(run.left_out.values())} left out."
     if not out:
         return line
-    rows = [(f"`{reason}`", count, REASONS[reason]) for reason, count in out]
+    rows = [(f"`{reason}`", count, REASONS[reason]) for reason, count in out.items()]
     return f"{line}\n\n{_table(('reason', 'rows', 'meaning'), rows)}"
 
 
@@ -204,7 +204,7 @@ def steps_table(run: Run) -> str:
     """A line a run, the first one first: what it read, kept and left out, and whom it asked."""
     own = {
         "stage": run.stage,
-        "counts": {"read": run.read_count, "kept": run.kept_count, "left_out": dict(run.left_out)},
+        "counts": run.counts(),
         "settings": run.facts.settings,
         "fingerprint": run.mark,
     }

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
@@ -221,6 +221,14 @@ class VectorCache(AbstractContextManager["VectorCache"]):
             map(bytes.fromhex, hashes), itertools.count(len(self._rows)), strict=False
         )
 
+    def take(self, path: Path, embedder: Embedder) -> None:
+        """Add what another cache has and this one lacks."""
+        with VectorCache(path, embedder, looks_only=True) as other:
+            new = [digest for digest in other._rows if digest not in self._rows]
+            for start in range(0, len(new), BATCH):
+                some = new[start : start + BATCH]
+                self.add([digest.hex() for digest in some], other.get(some))
+
     def get(self, digests: Sequence[bytes]) -> np.ndarray:
         """(N, dimension) float32."""
         rows = [self._rows[digest] for digest in digests]
@@ -238,8 +246,12 @@ class DocumentVectors:
     """The vectors of a store's documents, in order and in blocks; embedded are those the cache
     lacks."""
 
-    def __init__(self, embedder: Embedder, cache: VectorCache) -> None:
-        self._embedder, self._cache = embedder, cache
+    def __init__(
+        self, embedder: Embedder, cache: VectorCache, owns: Callable[[str], bool] = bool
+    ) -> None:
+        """owns: of the id of a batch's first document, whether the batch is this shard's to embed; cut
+        otherwise, it would have other last digits."""
+        self._embedder, self._cache, self._owns = embedder, cache, owns
         self.dimension = embedder.dimension
         self.content = hashlib.sha256()
         self.cut = 0
@@ -258,6 +270,8 @@ class DocumentVectors:
 
     def embed_waiting(self) -> None:
         """Embed what a full batch lacks: after the last add()."""
+        if self._waiting and not self._owns(self._waiting[0].id):
+            self._waiting.clear()
         if new := [d for d in self._waiting if d.content_hash not in self._cache]:
             vectors = self._embedder.embed([d.text for d in new], "document")
             self._cache.add([d.content_hash for d in new], vectors)

@@ -96,12 +96,12 @@ class RowFile:
         self.bad, self.bad_count = [], 0
         try:
             for place, row in typed_rows(self.path, kind, self.limit):
-                if not isinstance(row, ValueError):
-                    yield row
-                elif self.strict:
-                    raise DataError(f"{place}: {row}")
-                else:
+                if isinstance(row, ValueError):
+                    if self.strict:
+                        raise DataError(f"{place}: {row}")
                     self._count(f"{place}: {row}")
+                elif row:
+                    yield row
         except DataError as error:
             if self.strict:
                 raise

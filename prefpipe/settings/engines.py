@@ -128,8 +128,10 @@ class ServerStage(Stage):
     def batch_options(self) -> "BatchOptions":
         from prefpipe.llm.batch_api.batch_engine import BatchOptions
 
+        folder = self.batch_folder or config.BATCHES / self.stage_name()
         return BatchOptions(
-            folder=self.batch_folder or config.BATCHES / self.stage_name(),
+            # a shard's batches are its own: which were submitted stands in the folder
+            folder=folder / self.shard.replace("/", "-of-") if self.shard else folder,
             requests=self.batch_requests,
             bytes=self.batch_bytes,
             tries=self.batch_tries,
@@ -224,21 +226,19 @@ class EngineStage(ChatStage, ServerStage):
                     structured_output=self.structured_output,
                 )
 
-    def open_rows(self) -> "Callable[[str, Wanted], ScoreEngine] | None":
-        """Who opens a server for a preference model's rows, by the model's name; None: it is loaded here."""
-        from prefpipe.llm.server.started_server import check_command
+    def where_scored(self) -> dict[str, Any]:
+        """Where a model that gives scores runs: options of openers.open_reward and open_pairwise."""
+        if self.engine == "batch":
+            raise SystemExit(
+                "--engine batch asks for texts, and these models give scores: set local or server"
+            )
+        if self.serve and self.dry_run:
+            from prefpipe.llm.server.started_server import check_command
 
-        match self.engine:
-            case "local":
-                return None
-            case "batch":
-                raise SystemExit(
-                    "--engine batch asks for texts, and these models give scores: set local or server"
-                )
-            case "server":
-                if self.serve and self.dry_run:
-                    check_command(self.serve)
-                return self._rows_engine
+            check_command(self.serve)
+        is_served = self.engine == "server"
+        opener = self._rows_engine if is_served else None
+        return {"load_in_4bit": self.load_in_4bit, "open_rows": opener}
 
     def _rows_engine(self, model: str, wanted: "Wanted") -> "ScoreEngine":
         from prefpipe.llm.server.score_engine import ScoreEngine

@@ -23,7 +23,7 @@ from pydantic_settings import (
 )
 
 import config
-from prefpipe.files import DataError, Run, StageFacts
+from prefpipe.files import WHOLE, DataError, Run, Shard, StageFacts
 from prefpipe.ranges import Positive
 from prefpipe.screen import short_sentence, working
 from prefpipe.settings.command_line import formatter, shortcuts
@@ -210,7 +210,14 @@ class Stage(Script):
     """Only a summary on standard output, a JSON object a line for each run; --json for short."""
     dry_run: NoEffectOnRows[bool] = False
     """Say what would be read, asked, trained and written: nothing is written, sent or loaded."""
+    shard: NoEffectOnRows[str | None] = None
+    """3/16: only the third of sixteen shards, rows by the hash of their id; all/16: put them together."""
     _runs: list[Run] = PrivateAttr(default_factory=list)
+
+    @field_validator("shard")
+    @classmethod
+    def _is_shard(cls, shard: str | None) -> str | None:
+        return shard and str(Shard.parse(shard))
 
     def spoken(self) -> AbstractContextManager[None]:
         how = {"quiet": self.quiet, "as_json": self.as_json, "dry_run": self.dry_run}
@@ -239,6 +246,7 @@ class Stage(Script):
             strict=self.strict,
             leave_out_failing=getattr(self, "leave_out_failing", False),
             dry_run=self.dry_run,
+            shard=Shard.parse(self.shard) if self.shard else WHOLE,
         )
         self._runs.append(Run(facts, **options))
         return self._runs[-1]

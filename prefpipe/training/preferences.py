@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefpipe.evaluation.overlap import Overlap, benchmark_questions, texts_of
 from prefpipe.files import DataError, Named, Places, Run
-from prefpipe.formats.opening import NO_IDS, HowRead, OpenFile, say
+from prefpipe.formats.opening import NO_IDS, HowRead, OpenFile, say_counts
 from prefpipe.near_duplicates import NearDuplicates
 from prefpipe.questions import in_blocks, splits
 from prefpipe.rows import Preference, Reject, Split, flatten_turns
@@ -73,6 +73,8 @@ class RawPreferences:
         caller decides what becomes of the others.
         """
         files, own_file = self.files()
+        if not run.shards.reads:  # what the shards counted is said
+            return say_counts(run, files)
         is_held_out = bytearray()
         # the validation file, or all of the input where a share of it is held out
         asked = self._held_out_questions(files[-1], is_held_out, all_of_it=own_file is not None)
@@ -81,10 +83,12 @@ class RawPreferences:
         seen = Overlap(benchmark_questions(self.not_in, self.how)) if self.not_in else None
         order = files if first == "train" else files[::-1]
         # in blocks: for one question at a time, calling numpy costs more than what it does
-        for block in in_blocks(_placed(order, own_file, is_held_out)):
-            train = [p.row for p in block if isinstance(p, Placed) and p.split == "train"]
+        for block in in_blocks(_placed(order, own_file, is_held_out, run.shards.owns_some)):
+            train = [p.row for _, p in block if isinstance(p, Placed) and p.split == "train"]
             near = iter(held_out.find([flatten_turns(row.prompt) for row in train]))
-            for placed in block:
+            for run.position, placed in block:
+                if placed is None:
+                    continue
                 run.read_count += 1
                 if not isinstance(placed, Placed):
                     run.bad_row(*placed)
@@ -96,7 +100,7 @@ class RawPreferences:
                     yield placed._replace(leaks="in_benchmark", like=like)
                 else:
                     yield placed
-        say(run, [line for file in files for line in file.lines()])
+        say_counts(run, files)
 
     def files(self) -> tuple[list[OpenFile], OpenFile | None]:
         """What is read; and of it whose rows are held out, None: a share of the only one's. By the
@@ -133,23 +137,31 @@ class RawPreferences:
 
 
 def _placed(
-    files: Iterable[OpenFile], own_file: OpenFile | None, is_held_out: bytearray
-) -> Iterator[Placed | tuple[str, ValueError]]:
-    """Each record's preferences, or its place and why it has none. own_file: whose rows are held
-    out; None: those that is_held_out says."""
+    files: Iterable[OpenFile],
+    own_file: OpenFile | None,
+    is_held_out: bytearray,
+    owns: Callable[[str], bool] | None,
+) -> Iterator[tuple[int, Placed | tuple[str, ValueError, str] | None]]:
+    """Each record's number over all files, with its preferences, or its place, why it has none and a
+    hint; None: another shard owns it. own_file: whose rows are held out; None: those that is_held_out says."""
+    numbers = itertools.count()
     for file in files:
         hinted = False
-        for number, (place, record) in enumerate(file.records()):
-            rows = file.pairs(record)
-            if isinstance(rows, ValueError):
-                if not hinted:  # a person reads the first one; the others are alike
-                    hinted, rows = True, file.with_hint(record, rows)
-                yield place, rows
+        for at, (place, record) in enumerate(file.records()):
+            number = file.reader.guard.at = next(numbers)
+            rows = file.pairs(record) if owns is None else file.owned(place, record, owns)
+            if rows is None:
+                yield number, None
                 continue
-            held_out = file is own_file if own_file else is_held_out[number]
+            if isinstance(rows, ValueError):
+                # a person reads the first one; the others are alike
+                hint, hinted = "" if hinted else file.hint(record, rows), True
+                yield number, (place, rows, hint)
+                continue
+            held_out = file is own_file if own_file else is_held_out[at]
             has_id, split = file.reader.has_id(record), "validation" if held_out else "train"
             for row in rows:
-                yield Placed(row, file.name, place, has_id, split)
+                yield number, Placed(row, file.name, place, has_id, split)
 
 
 def _question(file: OpenFile, record: Any) -> str:
