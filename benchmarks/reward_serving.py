@@ -111,7 +111,7 @@ def measure(shape: Shape, pairs: list[Pair], rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=16)
     args = parser.parse_args()
     sizes = (2, 20, 10) if args.tiny else (args.prompts, 400, 150)
     results = {}

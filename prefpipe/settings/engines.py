@@ -178,7 +178,8 @@ class ServerStage(Stage):
         output = Path(getattr(self, "output", config.DATA))
         called = re.sub(r"[^\w.-]+", "-", model).strip("-.")[-60:]
         folder = output.parent if output.suffix else output
-        return folder / f"{self.stage_name()}.{called}.server.log"
+        shard = f".{self.shard.replace('/', '-of-')}" if self.shard else ""
+        return folder / f"{self.stage_name()}{shard}.{called}.server.log"
 
     def open_batches(self, model: str, **options: Any) -> "BatchEngine":
         """The Batch API, also for a stage that takes it step by step. Nothing is asked yet."""
