@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
@@ -15,12 +16,14 @@ from prefpipe.compare.ab_model import PairwiseModel
 from prefpipe.compare.context import Unscorable
 from prefpipe.compare.reward_model import RewardModel
 from prefpipe.compare.served_models import ServedPairwiseModel, ServedRewardModel
+from prefpipe.llm.server.score_dialect import label_logps
 from prefpipe.llm.server.score_engine import ScoreEngine
 from prefpipe.llm.server.server_session import ServerOptions
+from prefpipe.llm.server.started_server import StartedServer
 from prefpipe.llm.wire import ServedModel
 from prefpipe.serving.scorers import PairwiseScorer, RewardScorer
 from tests import scoring_servers
-from tests.examples import read_jsonl, write_jsonl
+from tests.examples import ROOT, read_jsonl, write_jsonl
 from tests.scoring_servers import (
     NOT_FOUND,
     llama_cpp_completer,
@@ -33,9 +36,11 @@ from tests.scoring_servers import (
     vllm_pooler,
 )
 from tests.test_ab_model import pairwise_model
+from tests.test_gguf_files import write_gguf
 from tests.test_reward_app import serving as serving_app
 from tests.test_reward_model import QUESTIONS, reward_model
 from tests.test_serve_reward import COMMAND, save
+from tests.test_started_server import MODEL, XLLAMACPP
 from tests.training_models import scorable
 
 torch.set_num_threads(1)
@@ -269,6 +274,23 @@ def test_a_model_that_says_neither_a_nor_b_is_refused_at_a_server_too(tmp_path):
         model = ServedPairwiseModel(str(folder), opener(running.url))
         with pytest.raises(SystemExit, match="on neither A nor B"):
             list(model.compare([("Q", ["a", "b"], [(0, 1)])]))
+
+
+@pytest.mark.slow
+def test_llama_cpps_own_server_gives_the_log_probabilities_of_a_and_b(tmp_path):
+    """The embedded model, in llama.cpp's arithmetic."""
+    if subprocess.run([*XLLAMACPP.split(), "-c", "import xllamacpp"]).returncode:
+        pytest.skip("xllamacpp cannot be had here")
+    here = PairwiseModel.load(MODEL)
+    rows = scorable(here.tokenize("What is 2 + 2?", ["4", "Five."], [(0, 1), (1, 0)])).rows
+    serve = f"{XLLAMACPP} {ROOT / 'tests/llama_server.py'} {{model}}"
+    model = str(write_gguf(tmp_path / "embedded.gguf"))
+    server = StartedServer(serve, model, tmp_path / "server.log", 300.0)
+    asked_for = label_logps(here.tokenize.labels, ("A", "B"))
+    found = opener(server.url)(model, asked_for).ask({str(k): [row] for k, row in enumerate(rows)})
+    server.stop()
+    for k, wanted in enumerate(here.label_logps(rows)):
+        assert found[str(k)] == [pytest.approx(wanted, abs=2e-3)]
 
 
 # ---- stages

@@ -241,6 +241,20 @@ def test_a_server_that_dies_on_the_way_is_a_sentence_and_the_same_command_goes_o
     assert [row["text"] for row in rows] == [f"answer to Question {k}?" for k in range(5)]
 
 
+def test_a_shard_has_a_server_and_a_log_of_its_own(tmp_path, inputs):
+    shards = ("1/2", "2/2", "all/2")
+    for shard in shards:
+        serve = "no-such-program" if shard == "all/2" else FAKE  # put together without a model
+        result = run_stage(
+            "generate_responses", *inputs, "--shard", shard, "--serve", serve, cwd=tmp_path
+        )
+        assert result.returncode == 0, result.stderr
+    rows = read_jsonl(tmp_path / "out/theirs/responses.jsonl")
+    assert [row["text"] for row in rows] == [f"answer to Question {k}?" for k in range(5)]
+    names = {path.name for path in (tmp_path / "out").glob("*.server.log")}
+    assert names == {f"generate_responses.{k}-of-2.org-model.server.log" for k in (1, 2)}
+
+
 def test_a_dry_run_starts_nothing_and_refuses_what_the_run_would(tmp_path, inputs):
     notes = tmp_path / "notes"
     dry = (*inputs, "--dry-run", "--serve")
