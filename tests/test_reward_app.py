@@ -299,6 +299,21 @@ def test_what_a_pairwise_model_cannot_answer_is_a_sentence(pairwise, path, body,
     assert status == 400 and said in reply["error"]["message"]
 
 
+def test_a_request_that_is_none_is_an_error_object_too(client):
+    status, reply = client.ask("/score")
+    assert (status, reply["error"]["message"]) == (405, "GET /score: Method Not Allowed")
+
+
+def test_scores_that_are_no_number_are_an_error_of_the_server():
+    broken = reward_model()
+    with torch.no_grad():
+        head: Any = broken.model.score
+        head.weight.fill_(float("inf"))
+    with serving(RewardScorer(broken)) as client:
+        status, reply = client.ask("/score", {"text_1": "Q", "text_2": "a"})
+    assert status == 500 and "no number" in reply["error"]["message"]
+
+
 def test_the_model_and_its_kind_are_named(client, pairwise):
     assert client.ask("/health")[1] == {"status": "ok", "kind": "reward", "model": "org/model"}
     assert pairwise.ask("/health")[1]["kind"] == "pairwise"

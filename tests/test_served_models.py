@@ -149,6 +149,15 @@ def test_a_question_that_is_too_long_here_is_not_sent(reward_folder, reward):
     assert len(running.bodies) == 1
 
 
+def test_an_encoder_that_is_told_of_its_two_texts_is_not_asked_at_a_server(
+    monkeypatch, reward, reward_folder
+):
+    typed = reward_model(has_types=True)
+    monkeypatch.setattr(RewardModel, "load", lambda *_, **__: typed)
+    with pytest.raises(SystemExit, match="set --engine local"):
+        asked(reward_folder, "http://127.0.0.1:9/v1")
+
+
 def test_a_server_that_says_a_row_is_too_long_costs_that_row(reward, reward_folder):
     inner = vllm_classifier(reward)
 

@@ -32,6 +32,11 @@ class ServedRewardModel:
 
     def __init__(self, name: str, open_rows: OpenRows, *, max_length: int | None) -> None:
         self._here = RewardModel.load(name, max_length=max_length, without_weights=True)
+        if self._here.has_types:
+            raise SystemExit(
+                f"{name} is told which of its two texts a token is of, which goes with no row of token ids "
+                "to a server: set --engine local"
+            )
         self._engine = open_rows(name, SCORES)
 
     def score(self, questions: Iterable[Question]) -> Iterator[list[float] | Unscorable]:

@@ -13,6 +13,7 @@ sentence in the API's error object.
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from prefpipe.screen import short_sentence
 from prefpipe.serving.api_shapes import (
@@ -41,6 +43,9 @@ from prefpipe.serving.api_shapes import (
 )
 from prefpipe.serving.scorers import Asked, PairwiseScorer, Refused, Scorer
 from prefpipe.serving.waiting_rows import WaitingRows
+
+MOST_BYTES = 256_000_000
+"""Of one request."""
 
 
 class RewardServer(uvicorn.Server):
@@ -75,7 +80,8 @@ class RewardServer(uvicorn.Server):
 
 def make_app(scorer: Scorer, name: str) -> FastAPI:
     """The server of that model, which is called by that name."""
-    app = FastAPI(title=f"prefpipe: {name}", docs_url=None, redoc_url=None)
+    options: Any = {"docs_url": None, "redoc_url": None, "max_body_size": MOST_BYTES}
+    app = FastAPI(title=f"prefpipe: {name}", **options)
     waiting = WaitingRows(scorer.run, scorer.batch_tokens)
     # tokenizers are not for two threads at once; the event loop is to take requests meanwhile
     reader = ThreadPoolExecutor(1, "prefpipe-tokenizer")
@@ -96,6 +102,10 @@ def make_app(scorer: Scorer, name: str) -> FastAPI:
                 found |= zip(part.places, part.finish(own), strict=True)
             except SystemExit as error:  # of a model that is no pairwise model
                 raise RuntimeError(str(error)) from None
+        if not all(map(math.isfinite, found.values())):
+            raise RuntimeError(
+                "the model gives scores that are no number: were its weights float16?"
+            )
         return [found[place] for place in sorted(found)]
 
     @app.post("/classify")
@@ -159,10 +169,12 @@ def make_app(scorer: Scorer, name: str) -> FastAPI:
         field = ".".join(str(part) for part in problem["loc"] if part != "body") or "the body"
         return _error(400, f"{field}: {problem['msg']}")
 
-    @app.exception_handler(404)
-    async def unknown(request: Request, _: Exception) -> JSONResponse:
+    @app.exception_handler(HTTPException)
+    async def not_taken(request: Request, error: HTTPException) -> JSONResponse:
         known = ", ".join(sorted(getattr(route, "path", "") for route in app.routes[1:]))
-        return _error(404, f"nothing at {request.url.path}; there are {known}")
+        nothing = f"nothing at {request.url.path}; there are {known}"
+        said = f"{request.method} {request.url.path}: {error.detail}"
+        return _error(error.status_code, nothing if error.status_code == 404 else said)
 
     @app.exception_handler(RuntimeError)
     async def failed(_: Request, error: RuntimeError) -> JSONResponse:
