@@ -41,9 +41,11 @@ if TYPE_CHECKING:
 class Settings(ModelStage, env_prefix="ANNOTATE_"):
     input: Path = config.ANNOTATION_PROMPTS
     output: Path = config.ANNOTATIONS
-    step: NoEffectOnRows[Literal["run", "estimate", "submit", "status", "download"]] = "run"
+    step: NoEffectOnRows[
+        Literal["run", "estimate", "submit", "status", "download", "export", "import"]
+    ] = "run"
     """run: all of it. estimate: print tokens and money to expect, then stop (server, batch). submit,
-    status, download: a single step of the batch engine."""
+    status, download: a single step of the batch engine; export, import: of --engine files."""
     temperature: Temperature = 0.0
     """0 is greedy: the same ratings in each run, as far as the server keeps to that."""
     max_new_tokens: Positive = 512
@@ -77,7 +79,10 @@ class Downloads:
 
 
 def main(s: Settings, engine: llm.Engine | None = None) -> None:
-    if s.step in ("submit", "status", "download") and s.engine != "batch":
+    if s.step in ("export", "import"):
+        alike = {"export": "submit", "import": "download"}
+        s = s.model_copy(update={"engine": "files", "step": alike[s.step]})
+    if s.step in ("submit", "status", "download") and s.engine not in ("batch", "files"):
         raise SystemExit(f"--step {s.step} is one of the batch engine's: add --engine batch")
     if s.dry_run and s.step != "run":
         raise SystemExit("--dry-run is of all steps together: leave --step out")

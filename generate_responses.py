@@ -111,7 +111,7 @@ def engine_key(s: Settings) -> tuple[object, ...]:
     """What two models' runs must have in common to share an engine."""
     (responder,) = s.models
     # in batches what each model was asked stands in a folder of its own
-    own = responder.name if s.engine == "batch" else ""
+    own = responder.name if s.engine in ("batch", "files") else ""
     return responder.model, s.engine, tuple(s.base_urls), s.load_in_4bit, own
 
 

@@ -44,8 +44,9 @@ class Settings(ServerStage, env_prefix="TRANSLATION_"):
     """Folder of train and validation items, or one file of items."""
     output: Path = config.ITEMS_ENGLISH
     """Folder of train.jsonl and validation.jsonl."""
-    engine: NoEffectOnRows[Literal["server", "batch"]] = "server"
-    """server: requests at once; batch: the OpenAI Batch API, at half the price, within a day."""
+    engine: NoEffectOnRows[Literal["server", "batch", "files"]] = "server"
+    """server: requests at once; batch: the OpenAI Batch API, at half the price, within a day; files:
+    written to batch_folder for vllm run-batch, and its results read there."""
     model: str = "gpt-4o-mini"
     """The model's name at the server."""
     max_rows: Positive | None = 5000
@@ -67,11 +68,11 @@ class Settings(ServerStage, env_prefix="TRANSLATION_"):
     require: NoEffectOnRows[bool] = False
     """Without a server, stop where there is anything to translate."""
 
-    def servers(self) -> list[str]:
-        """Who is asked; nobody: every item passes as it is."""
-        if self.serve and not self.offline:
-            return [self.serve]
-        return [] if self.offline else self.base_urls or Account().base_urls()
+    def asks(self) -> bool:
+        """Whether there is anybody to ask; else every item passes as it is."""
+        return not self.offline and (
+            self.engine == "files" or bool(self.serve or self.base_urls or Account().base_urls())
+        )
 
     def open_translator(self) -> "ServerEngine | BatchEngine":
         form = {"response_format": {"type": "json_object"}}
@@ -83,7 +84,7 @@ class Settings(ServerStage, env_prefix="TRANSLATION_"):
         )
 
     def rows_depend_on(self) -> dict[str, Any]:
-        return {**super().rows_depend_on(), "translates": bool(self.servers())}
+        return {**super().rows_depend_on(), "translates": self.asks()}
 
 
 def to_request(item: Item, s: Settings, attempt: int) -> Request:
@@ -142,7 +143,7 @@ def main(s: Settings) -> None:
             translations.ASKED_AGAIN,
         )
         engine = functools.cache(s.open_translator)
-        if s.servers():
+        if s.asks():
             tries.ask(engine, s.tries)
         paid = engine() if engine.cache_info().currsize else None
         # every item is written, translated or not: a judge may read Chinese

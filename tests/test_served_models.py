@@ -383,9 +383,9 @@ def test_a_stage_starts_serve_reward_for_itself(tmp_path, reward_folder):
 
 
 def test_engines_that_give_no_scores_are_refused(tmp_path):
-    for more in ({}, {"dry_run": True}):
+    for more in ({"engine": "batch"}, {"engine": "batch", "dry_run": True}, {"engine": "files"}):
         with pytest.raises(SystemExit, match="these models give scores: set local or server"):
-            rankings(tmp_path, "o", {"engine": "batch", **more})
+            rankings(tmp_path, "o", more)
 
 
 def test_a_server_that_is_not_there_is_a_sentence(tmp_path, reward_folder):

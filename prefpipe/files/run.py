@@ -130,8 +130,9 @@ class Run(RowsIn, AbstractContextManager["Run"]):
         print(f"{self.stage}: finished before: {meta['closing_line']}; --overwrite starts anew")
         if self.plan:
             self.plan.before = meta["closing_line"]
-        if not self.shards.keeps_logs:
-            self._files.delete_logs()  # of a run that was killed between its last two steps
+        if not self.shards.keeps_logs:  # of a run that was killed between its last steps
+            self._files.delete_logs()
+        self.shards.delete()
         return True
 
     # -- rows out

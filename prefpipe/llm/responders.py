@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefpipe.ranges import NotNegative, Positive, Temperature, TopP
 
-EngineKind = Literal["local", "server", "batch"]
+EngineKind = Literal["local", "server", "batch", "files"]
 
 
 class Responder(BaseModel):

@@ -137,6 +137,7 @@ class ServerStage(Stage):
             tries=self.batch_tries,
             max_cost=self.max_cost,
             poll_seconds=self.poll_seconds,
+            as_files=getattr(self, "engine", "") == "files",
         )
 
     def _served(self, model: str, urls: Sequence[str] = (), **options: Any) -> "ServedModel":
@@ -193,7 +194,8 @@ class EngineStage(ChatStage, ServerStage):
 
     engine: EngineKind = "local"
     """local: in this process; server: an OpenAI-compatible endpoint at base_urls; batch: the
-    OpenAI Batch API there, at half the price, within a day."""
+    OpenAI Batch API there, at half the price, within a day; files: requests are written to
+    batch_folder for vllm run-batch, and its results are read there."""
     load_in_4bit: bool | None = None
     """4-bit NF4 weights. None: decided by memory: 4-bit if bfloat16 weights would fill more than
     half of what the GPU has free."""
@@ -211,7 +213,7 @@ class EngineStage(ChatStage, ServerStage):
         match self.engine:
             case "server":
                 return self.open_server(model, structured_output=self.structured_output)
-            case "batch":
+            case "batch" | "files":
                 return self.open_batches(model, structured_output=self.structured_output)
             case "local" if self.dry_run:
                 from prefpipe.llm.local.prompt_reader import PlannedEngine
@@ -229,9 +231,9 @@ class EngineStage(ChatStage, ServerStage):
 
     def where_scored(self) -> dict[str, Any]:
         """Where a model that gives scores runs: options of openers.open_reward and open_pairwise."""
-        if self.engine == "batch":
+        if self.engine not in ("local", "server"):
             raise SystemExit(
-                "--engine batch asks for texts, and these models give scores: set local or server"
+                f"--engine {self.engine} asks for texts, and these models give scores: set local or server"
             )
         if self.serve and self.dry_run:
             from prefpipe.llm.server.started_server import check_command

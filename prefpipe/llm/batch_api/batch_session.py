@@ -14,6 +14,7 @@ from prefpipe import draws
 from prefpipe.foreign_json import read_json
 from prefpipe.llm import Failure, Request, Result, wire
 from prefpipe.llm.batch_api.batch_answers import Answers, Missing
+from prefpipe.llm.batch_api.batch_files import BatchFiles, what_to_run
 from prefpipe.llm.batch_api.batch_http import BatchApi, FileGone, answered
 from prefpipe.llm.batch_api.batch_record import ENDED, RUNNING, Batch, BatchRecord, hash_of
 from prefpipe.llm.batch_api.batch_submission import BatchOptions, Submission
@@ -52,8 +53,10 @@ class BatchSession:
             self._api.close()
 
     @cached_property
-    def _api(self) -> BatchApi:
+    def _api(self) -> BatchApi | BatchFiles:
         """The connection, opened by the first one who needs it."""
+        if self._options.as_files:
+            return BatchFiles(self._record)
         settle = min(self._options.settle_seconds, self._options.poll_seconds)
         return BatchApi(self._served, settle)
 
@@ -244,6 +247,8 @@ class BatchSession:
         """Raises Stop where a request has neither an answer nor a failure."""
         if not self._waiting:
             return
+        if self._options.as_files and (waiting := self._under_way()):
+            raise Stop(what_to_run(self._options.folder, waiting, self._served.model))
         under_way = Counter(batch.status for batch in self._under_way())
         raise Stop(
             f"{sum(map(len, self._waiting.values())):,} requests have no answer yet: "
@@ -254,6 +259,8 @@ class BatchSession:
 
     def summary(self) -> str:
         """What was submitted, and what is waited for."""
+        if self._options.as_files and (under_way := self._under_way()):
+            return what_to_run(self._options.folder, under_way, self._served.model)
         waiting = sum(map(len, self._waiting.values()))
         return (
             f"{self._submission.submitted:,} requests submitted now; {waiting:,} wait for an answer, "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from prefpipe.llm.batch_api.batch_files import BatchFiles
 from prefpipe.llm.batch_api.batch_http import ENDPOINT, BatchApi
 from prefpipe.llm.batch_api.batch_record import Batch, BatchRecord, custom_id, most_tokens
 from prefpipe.llm.costs import find_price, no_price
@@ -28,6 +29,8 @@ class BatchOptions:
     tries: int = 3
     max_cost: float | None = None
     poll_seconds: float = 60.0
+    as_files: bool = False
+    """Nobody is asked: batches are files that a person has run."""
     settle_seconds: float = 20.0
     """After which a batch that was created is in the server's list of batches; poll_seconds where
     that is shorter."""
@@ -37,7 +40,11 @@ class Submission:
     """The batch that is being built, and why no more may be submitted."""
 
     def __init__(
-        self, record: BatchRecord, model: str, options: BatchOptions, api: Callable[[], BatchApi]
+        self,
+        record: BatchRecord,
+        model: str,
+        options: BatchOptions,
+        api: Callable[[], BatchApi | BatchFiles],
     ) -> None:
         """api: connects, once something is to be sent."""
         self._record, self._model, self._options, self._api = record, model, options, api
