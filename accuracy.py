@@ -11,11 +11,10 @@ Writes  data/accuracy/accuracy.json       every number (schema in data/README.md
     {"id": "p8", "source": "sums", "split": "validation", "language": "en", "question": "2+2?", "answer_1": "5", "answer_2": "4", "better": 2, "prompt": "[Question]..."}
  -> {"id": "p8", "judge": "tuned", "benchmark": "validation", "order": "swapped", "better": 2, "verdict": 2, "unreadable": null, "text": "{\\"reason\\": \\"4 is right.\\", \\"better_answer\\": 1}", "finish_reason": "stop", "prompt_tokens": 61, "new_tokens": 17}
 
-Judging is greedy, in both orders of the answers; a text without a strict verdict counts as wrong.
-A pair is preferred where its chosen judgment has the higher log-probability; the implicit reward
-is log p(tuned) - log p(base), Rafailov et al. 2023, eq. 5. With --kind judge (the default) both
-judges are asked; dpo takes the same two models as an implicit reward on responses; reward and
-pairwise take the preference models. Several kinds stand side by side in the table.
+Judging is greedy, in both orders of the answers; a text without a strict verdict counts as wrong. A pair is
+preferred where its chosen judgment has the higher log-probability; the implicit reward is log p(tuned) -
+log p(base), Rafailov et al. 2023, eq. 5. With --kind judge (the default) both judges are asked; dpo takes the
+same two models as an implicit reward on responses; reward and pairwise take the preference models.
 
     uv run accuracy.py --benchmark llmbar=llmbar.jsonl
     uv run accuracy.py --kind reward --kind pairwise --benchmark rewardbench=filtered.parquet
@@ -118,6 +117,8 @@ def what_is_measured(s: Settings) -> list[Measured]:
         raise SystemExit("accuracy: nothing to measure on: set --items or --benchmark")
     if "dpo" in s.kind and s.engine != "local":
         raise SystemExit("--kind dpo needs log-probabilities of responses: set --engine local")
+    if {"reward", "pairwise"} & {*s.kind}:
+        s.where_scored()  # a dry run, too, refuses an engine that gives no scores
     how = s.how_read()
     return [Measured(kind, name, path, how) for kind in s.kind for name, path in sets.items()]
 
@@ -179,17 +180,16 @@ def ranker_of(
     """Who scores or compares the responses of the set of that name."""
     if kind == "judge":
         options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
-        engine = partial(open_scorer, kind)
-        return openers.open_judge(run, engine, name=f"judge.{name}", **options)
+        return openers.open_judge(run, partial(open_scorer, kind), name=f"judge.{name}", **options)
     return openers.when_asked(run, lambda: open_scorer(kind), models_of(s, kind))
 
 
 def open_model(s: Settings, engines: Mapping[Judge, Any] | None, kind: Kind) -> Any:
     """A ranker, or of a judge its engine: the slow part, so only once there is work to do."""
     if kind == "reward":
-        return openers.open_reward(s.reward_model, load_in_4bit=s.load_in_4bit)
+        return openers.open_reward(s.reward_model, **s.where_scored())
     if kind == "pairwise":
-        return openers.open_pairwise(s.pairwise_model, seed=s.seed, load_in_4bit=s.load_in_4bit)
+        return openers.open_pairwise(s.pairwise_model, seed=s.seed, **s.where_scored())
     tuned = open_judge(s, "tuned", s.tuned, engines)
     if kind == "judge":
         return tuned

@@ -63,6 +63,8 @@ class Settings(PromptColumns, SamplingStage, env_prefix="GENERATE_"):
     def of(self, responder: Responder) -> Self:
         """The settings of one model's run: its own values over those of the stage."""
         own = responder.model_dump(exclude={"name", "model"}, exclude_none=True)
+        if responder.base_urls or responder.engine not in (None, "server"):
+            own["serve"] = None  # which is for the others
         batches = (self.batch_folder or config.BATCHES / self.stage_name()) / responder.name
         return self.model_copy(update={**own, "models": [responder], "batch_folder": batches})
 

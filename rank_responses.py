@@ -136,7 +136,7 @@ def open_ranker(s: Settings, run: files.Run, judge: llm.Engine | None = None) ->
     if s.by == "judge":
         options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
         return openers.open_judge(run, lambda: judge or s.open_engine(s.judge), **options)
-    weights = {"load_in_4bit": s.load_in_4bit, "max_length": s.max_length}
+    weights = {"max_length": s.max_length, **s.where_scored()}
     if s.by == "reward":
         opened = partial(openers.open_reward, s.reward_model, **weights)
         return openers.when_asked(run, opened, [s.reward_model])

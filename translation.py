@@ -71,7 +71,7 @@ class Settings(ServerStage, env_prefix="TRANSLATION_"):
     def asks(self) -> bool:
         """Whether there is anybody to ask; else every item passes as it is."""
         return not self.offline and (
-            self.engine == "files" or bool(self.base_urls or Account().base_urls())
+            self.engine == "files" or bool(self.serve or self.base_urls or Account().base_urls())
         )
 
     def open_translator(self) -> "ServerEngine | BatchEngine":

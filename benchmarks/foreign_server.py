@@ -1,25 +1,21 @@
 """Our client against a server that is not ours: `transformers serve` with the embedded model.
 
-    uv run --with "transformers[serving]" python -m benchmarks.foreign_server
+    uv run --extra serve python -m benchmarks.foreign_server
 
 Not a measurement of speed but of what such a server does with what it is asked: n, seed, stop,
 max_tokens, response_format, a prompt that is too long, many requests at once; each answer is held
 against the local engine's with the same weights. At the end generate_responses.py runs against it
-as a user would run it. Needs the package index once, for the server's own requirements.
-Writes benchmarks/results/foreign_server.json; README.md says what differed.
+as a user would run it, its server started by --serve. Writes benchmarks/results/foreign_server.json;
+README.md says what differed.
 """
 
 import argparse
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,45 +27,25 @@ from prefpipe import verdicts
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.local.local_engine import open_local
 from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+from prefpipe.llm.server.started_server import StartedServer
 from prefpipe.llm.wire import ServedModel
 
 ROOT = Path(__file__).parent.parent
 MODEL = "embedded/model"
 QUESTIONS = 40
+SERVE = "transformers --device cpu"
 
 
 @contextmanager
 def transformers_serve(*options: str) -> Iterator[str]:
-    """Its base URL, once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", MODEL]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", *options],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                assert process.stderr
-                raise SystemExit(f"transformers serve ended: {process.stderr.read()[-2000:]}")
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                    break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.send_signal(signal.SIGINT)
+    """Its base URL, while it runs."""
+    with tempfile.TemporaryDirectory() as name:
+        serve = " ".join([SERVE, *options])
+        server = StartedServer(serve, MODEL, Path(name) / "server.log", 300.0)
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            yield server.url
+        finally:
+            server.stop()
 
 
 def requests(count: int, **options: Any) -> list[Request]:
@@ -148,7 +124,7 @@ def _shorter(request: Request) -> Request:
     return Request(request.id, request.messages, max_new_tokens=2)
 
 
-def run_a_stage(url: str) -> str:
+def run_a_stage() -> str:
     """generate_responses.py as a user runs it; its closing line."""
     with tempfile.TemporaryDirectory() as name:
         prompts = Path(name) / "prompts.jsonl"
@@ -160,7 +136,7 @@ def run_a_stage(url: str) -> str:
         done = subprocess.run(
             [
                 *[sys.executable, "generate_responses.py", "--engine", "server"],
-                *["--base-urls", json.dumps([url]), "--input", str(prompts), "--models", models],
+                *["--serve", SERVE, "--input", str(prompts), "--models", models],
             ],
             cwd=ROOT,
             env={**os.environ, "PREFPIPE_DATA": name},
@@ -178,12 +154,13 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
     args = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
     found: dict[str, Any] = {}
     for name, options in (("plain", ()), ("continuous_batching", ("--continuous-batching",))):
         with transformers_serve(*options) as url:
             found[name] = differences(url)
             if name == "plain":
-                found[name]["generate_responses"] = run_a_stage(url)
+                found[name]["generate_responses"] = run_a_stage()
         for key, value in found[name].items():
             print(f"{name:20s} {key:45s} {value}", flush=True)
     write_results("foreign_server", {"machine": machine(), **found}, args.results)

@@ -101,6 +101,19 @@ def conversation_ids(
     return _with_bos(tokenizer, ids) if bos else ids
 
 
+def rendered_ids(tokenizer: "Tokenizer", text: str, *, bos: bool) -> list[int]:
+    """Token ids of a conversation that somebody has rendered with this template, to its end. What stands
+    behind the last answer (an end of turn, padding, nothing) becomes what the template puts there.
+    """
+    close = _known_frame(tokenizer, str(tokenizer.chat_template)).close
+    if specials := _special_tokens(tokenizer):
+        text = re.sub(rf"(?:(?:{specials.pattern})\s*)+\Z", "", text)
+    text = text.removesuffix(close)
+    before = close[: len(close) - len(close.lstrip())]  # a space in front of the end of turn, say
+    ids = _token_ids(tokenizer, text.removesuffix(before) + close)
+    return _with_bos(tokenizer, ids) if bos else ids
+
+
 def encode(tokenizer: "Tokenizer", text: str) -> list[int]:
     """Token ids of a text that a person or a model wrote: no special token is among them."""
     return _token_ids(tokenizer, text, split_special_tokens=True)

@@ -25,6 +25,7 @@ from benchmarks import (
     ratios,
     real_rag,
     retrieval,
+    reward_serving,
     reward_step,
     row_stage,
     sampling,
@@ -120,6 +121,15 @@ def test_ab_scoring_gives_the_probabilities_of_plain_forwards():
     row = ab_scoring.measure(ab_scoring.TINY, 1)
     assert row["comparisons"] == 3 and row["largest_difference"] < 1e-5
     assert row["tokens"]["ours"] < row["tokens"]["plain"]
+
+
+def test_a_served_reward_is_that_of_a_plain_forward():
+    requests = reward_serving.make_requests(2, 20, 10)
+    assert len({*requests}) == 16 and len({prompt for prompt, _ in requests}) == 2
+    row = reward_serving.measure(reward_serving.SHAPES[-1], requests, 1)
+    assert row["requests"] == 16 and row["largest_difference_of_scores"] < 1e-4
+    assert 1 <= row["rows_in_a_batch"] <= 16
+    assert set(row["requests_per_second"]) == {"64_in_flight", "one_at_a_time", "transformers"}
 
 
 def test_left_padding_does_not_move_the_last_logits():

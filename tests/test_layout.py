@@ -24,7 +24,7 @@ from prefpipe.settings.command_line import shortcuts
 from tests.examples import ROOT, run_stage
 
 SCRIPTS = sorted(p for p in ROOT.glob("*.py") if p.stem != "config")
-TOOLS = {"push": ["a", "b"], "on_ray": ["stage.py"]}
+TOOLS = {"push": ["a", "b"], "on_ray": ["stage.py"], "serve_reward": ["model"]}
 """Scripts that make no rows and are in no path, with what must stand behind their names."""
 STAGES = [p for p in SCRIPTS if p.stem not in TOOLS]
 MODULES = sorted((ROOT / "prefpipe").rglob("*.py"))
@@ -79,7 +79,7 @@ FLOORS = [  # a module imports from its own room and from rooms above it in this
     "models",
     "llm",
     "compare",
-    "evaluation",
+    "evaluation serving",
     "rag training",
     "report",
     "settings",

@@ -6,8 +6,9 @@ Both orders of two responses are asked, and what comparisons have in common is c
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,11 @@ class PairwiseModel:
         """Of each comparison so far."""
         self.tokenize = PairwiseTokenizer(self.tokenizer, self.format.max_length)
         self.temperature = self.format.temperature
-        self.shares_prompts = self.share_prompts and sharing.shares(self.model)
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether it is asked to, and can: tried out on first use."""
+        return self.share_prompts and sharing.shares(self.model)
 
     @classmethod
     def load(
@@ -68,15 +73,15 @@ class PairwiseModel:
         *,
         max_length: int | None = None,
         temperature: float | None = None,
-        load_in_4bit: bool | None = None,
+        **options: Any,
     ) -> "PairwiseModel":
         """From a folder that this pipeline wrote, or a published checkpoint of the format.
 
         max_length, temperature: for a model that brings no format of its own; a temperature that
-        is given holds for both.
+        is given holds for both. options: load_in_4bit; without_weights, for one that is served elsewhere.
         """
         own = PairwiseFormat.load(Path(name))
-        model, tokenizer = load_both(name, load_in_4bit=load_in_4bit)
+        model, tokenizer = load_both(name, **options)
         limit = max_positions(bare_model(model))
         own = own or PairwiseFormat(min(max_length or limit, limit))
         own = PairwiseFormat(own.max_length, temperature or own.temperature)
@@ -110,12 +115,16 @@ class PairwiseModel:
             if isinstance(logps, Unscorable):
                 yield logps
                 continue
-            preferred = [*map(self._preferred, logps[::2], logps[1::2])]
-            self.outside += [each.outside for each in preferred]
-            yield preferred
-        self._check_outside()
+            yield self.preferences_of(logps)
+        self.check_outside()
 
-    def _check_outside(self) -> None:
+    def preferences_of(self, logps: Sequence[tuple[float, float]]) -> list[Preferred]:
+        """Comparisons out of the label_logps of both orders of each, one behind the other."""
+        preferred = [*map(self._preferred, logps[::2], logps[1::2])]
+        self.outside += [each.outside for each in preferred]
+        return preferred
+
+    def check_outside(self) -> None:
         """SystemExit for a model that answers neither A nor B: what is left would say nothing."""
         mean = sum(self.outside) / max(1, len(self.outside))
         if mean > MOST_OUTSIDE and not self.is_trusted:

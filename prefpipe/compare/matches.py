@@ -15,7 +15,7 @@ from prefpipe.rows import Message, Reject, as_turns, flatten_turns
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel
-    from prefpipe.models.prefix_cache import PrefixCache
+    from prefpipe.compare.served_models import ServedPairwiseModel
 
 
 class Contest(NamedTuple):
@@ -64,15 +64,15 @@ def hold(contests: Contests, play: Play, kind: tournament.Tournament, *, seed: i
 
 
 def pairwise_matches(
-    model: "PairwiseModel",
+    model: "PairwiseModel | ServedPairwiseModel",
     contests: Contests,
     matches: Sequence[Match],
-    cache: "PrefixCache | None" = None,
+    cache: Any = None,
     outside: dict[str, list[float]] | None = None,
 ) -> list[Outcome]:
     """The model's P(first is better); the matches of one prompt are computed behind one copy of it.
 
-    outside: gets the probabilities on neither A nor B, by the prompt's id.
+    cache: the model's new_cache(). outside: gets the probabilities on neither A nor B, by the prompt's id.
     """
     by_id: dict[str, list[Match]] = {}
     for match in matches:

@@ -20,6 +20,7 @@ from prefpipe.rows import Message, Reject, as_turns, flatten_turns
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel
     from prefpipe.compare.reward_model import RewardModel
+    from prefpipe.compare.served_models import OpenRows, ServedPairwiseModel, ServedRewardModel
 
 Ranker = Callable[[Contests, Tournament], Standings]
 """Contests by id -> how each came out. What scores each response holds no tournament."""
@@ -59,8 +60,19 @@ class PlannedRanker:
         return {id: Reject(id=id, reason=NOT_ASKED) for id in contests}
 
 
-def open_reward(name: str, *, load_in_4bit: bool | None, max_length: int | None = None) -> Ranker:
-    """name: a folder or a hub name. max_length: for a model that brings no format of its own."""
+def open_reward(
+    name: str,
+    *,
+    load_in_4bit: bool | None,
+    open_rows: "OpenRows | None" = None,
+    max_length: int | None = None,
+) -> Ranker:
+    """name: a folder or a hub name. open_rows: of a server that holds the model; None: it is loaded here.
+    max_length: for a model that brings no format of its own."""
+    if open_rows:
+        from prefpipe.compare.served_models import ServedRewardModel
+
+        return partial(by_reward, ServedRewardModel(name, open_rows, max_length=max_length))
     from prefpipe.compare.reward_model import RewardModel
 
     model = RewardModel.load(name, max_length=max_length, load_in_4bit=load_in_4bit)
@@ -80,22 +92,28 @@ def open_pairwise(
     *,
     seed: int,
     load_in_4bit: bool | None,
+    open_rows: "OpenRows | None" = None,
     max_length: int | None = None,
     score_temperature: float | None = None,
 ) -> Ranker:
     """score_temperature: divides the logits; None: the one that the model was saved with."""
+    options: Any = {"max_length": max_length, "temperature": score_temperature}
+    if open_rows:
+        from prefpipe.compare.served_models import ServedPairwiseModel
+
+        return partial(by_pairwise, ServedPairwiseModel(name, open_rows, **options), seed=seed)
     from prefpipe.compare.ab_model import PairwiseModel
 
-    model = PairwiseModel.load(
-        name, max_length=max_length, temperature=score_temperature, load_in_4bit=load_in_4bit
-    )
+    model = PairwiseModel.load(name, load_in_4bit=load_in_4bit, **options)
     return partial(by_pairwise, model, seed=seed)
 
 
 # ---- by scores -----------------------------------------------------------------------------------
 
 
-def by_reward(model: "RewardModel", contests: Contests, _: Tournament = "knockout") -> Standings:
+def by_reward(
+    model: "RewardModel | ServedRewardModel", contests: Contests, _: Tournament = "knockout"
+) -> Standings:
     """By the reward of each response; equal ones keep the order of the input."""
     return _by_scores(contests, model.score(_texts(contest) for contest in contests.values()))
 
@@ -135,7 +153,11 @@ def _by_scores(contests: Contests, scored: Iterable[Any]) -> Standings:
 
 
 def by_pairwise(
-    model: "PairwiseModel", contests: Contests, kind: Tournament, *, seed: int
+    model: "PairwiseModel | ServedPairwiseModel",
+    contests: Contests,
+    kind: Tournament,
+    *,
+    seed: int,
 ) -> Standings:
     """A knockout plays all rounds of as many prompts as make about one batch: what its first round
     reads is kept for the next ones.

@@ -7,6 +7,7 @@ and use get their token ids from RewardTokenizer, with the same limit; a respons
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -103,15 +104,31 @@ class RewardTokenizer:
         prompt_ids = chat.prompt_ids(self.tokenizer, turns)
         if self.format.read_at == "end_of_turn":
             return prompt_ids, [chat.completion_ids(self.tokenizer, text) for text in responses]
-        rows = [chat.conversation_ids(self.tokenizer, turns, text) for text in responses]
-        for row in rows:
-            while len(row) > 1 and row[-1] == self.pad_id:
-                row.pop()
+        rows = [
+            self.without_padding(chat.conversation_ids(self.tokenizer, turns, text))
+            for text in responses
+        ]
         # every pair of a prompt gets the same part of it, so that they are run behind one copy
         if prompt_ids[:1] != rows[0][:1]:
             prompt_ids = prompt_ids[1:]  # a BOS that the template has not
         shared = min(min(common_tokens(prompt_ids, row), len(row) - 1) for row in rows)
         return prompt_ids[:shared], [row[shared:] for row in rows]
+
+    def rendered(self, text: str) -> list[int]:
+        """The row of a conversation that somebody has rendered with this model's chat template."""
+        if self.format.read_at == "template_end":
+            return self.without_padding(chat.rendered_ids(self.tokenizer, text, bos=False))
+        row, end = (
+            chat.rendered_ids(self.tokenizer, text, bos=True),
+            chat.end_of_turn_id(self.tokenizer),
+        )
+        return row[: len(row) - row[::-1].index(end)] if end in row else [*row, end]
+
+    def without_padding(self, row: list[int]) -> list[int]:
+        """The row without the tokens at its end that transformers passes over."""
+        while len(row) > 1 and row[-1] == self.pad_id:
+            row.pop()
+        return row
 
     def _cut(self, turns: list[Message], over: int) -> list[Message]:
         """The turns without the oldest ones, or the last turn without its first `over` tokens.
@@ -149,21 +166,25 @@ class RewardModel:
     def __post_init__(self) -> None:
         self.model.eval()
         self.tokenize = RewardTokenizer(self.tokenizer, self.format, self.is_causal, self.pad_id)
+
+    @cached_property
+    def shares_prompts(self) -> bool:
+        """Whether it is asked to, and can: tried out on first use."""
         bare = bare_model(self.model)
         has_head = isinstance(getattr(bare, "score", None), torch.nn.Module)
-        asked = self.share_prompts and self.is_causal and has_head
-        self.shares_prompts = asked and sharing.shares(bare)
+        return self.share_prompts and self.is_causal and has_head and sharing.shares(bare)
 
     @classmethod
     def load(
-        cls, name: str | Path, *, max_length: int | None = None, load_in_4bit: bool | None = None
+        cls, name: str | Path, *, max_length: int | None = None, **options: Any
     ) -> "RewardModel":
         """From a folder that this pipeline wrote, or any published one-label classifier.
 
         max_length: for a model that brings no format of its own; longer prompts are cut then.
+        options: load_in_4bit; without_weights, for one that is served elsewhere.
         """
         own = RewardFormat.load(Path(name))
-        model, tokenizer, causal, pad_id = load_classifier(name, load_in_4bit=load_in_4bit)
+        model, tokenizer, causal, pad_id = load_classifier(name, **options)
         limit = max_positions(bare_model(model))
         if own:
             return cls(model, tokenizer, own, causal)
@@ -176,13 +197,14 @@ class RewardModel:
         self, questions: Iterable[tuple[str | list[Message], Sequence[str]]]
     ) -> Iterator[list[float] | Unscorable]:
         """For each prompt and its responses their rewards, in order; streams."""
-        rows = (self._rows(prompt, responses) for prompt, responses in questions)
+        rows = (self.rows_of(prompt, responses) for prompt, responses in questions)
         while window := [*islice(rows, _WINDOW)]:
             yield from run_window(window, self.score_rows)
 
-    def _rows(
+    def rows_of(
         self, prompt: str | list[Message], responses: Sequence[str]
     ) -> list[list[int]] | Unscorable:
+        """What the model reads of each response."""
         tokens = self.tokenize(prompt, responses)
         if isinstance(tokens, Unscorable):
             return tokens

@@ -4,7 +4,7 @@ import functools
 import itertools
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -54,6 +54,8 @@ class ServedModel:
     """Options that are not sent, since the server refuses them."""
     dispensable: Sequence[str] = ()
     """Options that are left out as soon as the server refuses one, whatever their value."""
+    why_down: Callable[[], str] | None = None
+    """Says of a server that the stage has started why it is no longer there; empty: it is."""
 
     def check(self) -> None:
         """Raises SystemExit, with a sentence, where no server can be asked with these values."""

@@ -1,10 +1,13 @@
 """What stages take that ask a model for texts: which model, where it runs, how texts are drawn."""
 
-from collections.abc import Sequence
+import re
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import config
@@ -19,10 +22,13 @@ from prefpipe.settings.stage import NoEffectOnRows, Stage, check_dotenv
 if TYPE_CHECKING:
     from prefpipe.llm import Engine
     from prefpipe.llm.batch_api.batch_engine import BatchEngine, BatchOptions
+    from prefpipe.llm.server.score_dialect import Wanted
+    from prefpipe.llm.server.score_engine import ScoreEngine
     from prefpipe.llm.server.server_engine import ServerEngine
     from prefpipe.llm.wire import ServedModel
 
 
+E = TypeVar("E")
 gguf_files.cache = config.DATA / "cache/gguf"
 
 Option = Literal["temperature", "top_p", "top_k", "seed", "n", "response_format"]
@@ -63,6 +69,11 @@ class ServerStage(Stage):
     base_urls: NoEffectOnRows[list[str]] = []
     """Servers that serve the model (server); requests go to all of them (batch: to one). Empty:
     OPENAI_BASE_URL, or with OPENAI_API_KEY alone OpenAI itself."""
+    serve: NoEffectOnRows[str | None] = None
+    """A server that the stage starts for its model and ends with itself (server): vllm, sglang,
+    llama.cpp or transformers, then options of its own; or a command with {model} and {port} in it."""
+    serve_seconds: NoEffectOnRows[AboveZero] = 1800.0
+    """Seconds that it may take until it answers; its log stands beside the output."""
     requests_in_flight: NoEffectOnRows[Positive] = 128
     """Requests under way at once (server)."""
     requests_per_minute: NoEffectOnRows[Positive | None] = None
@@ -94,6 +105,20 @@ class ServerStage(Stage):
     poll_seconds: NoEffectOnRows[AboveZero] = 60.0
     """Longest pause between two looks at the batches under way (batch)."""
 
+    @field_validator("serve")
+    @classmethod
+    def _is_the_only_place(cls, serve: str | None, known: ValidationInfo) -> str | None:
+        if serve and known.data.get("base_urls"):
+            raise ValueError("base URLs are set, too: set one of both")
+        return serve
+
+    @field_validator("engine", check_fields=False)
+    @classmethod
+    def _asks_what_it_serves(cls, engine: str, known: ValidationInfo) -> str:
+        if known.data.get("serve") and engine != "server":
+            raise ValueError("--serve starts a server: set --engine server")
+        return engine
+
     def rows_depend_on(self) -> dict[str, Any]:
         values = super().rows_depend_on()
         if not self.leave_out_options:
@@ -115,21 +140,47 @@ class ServerStage(Stage):
             as_files=getattr(self, "engine", "") == "files",
         )
 
-    def _served(self, model: str, **options: Any) -> "ServedModel":
+    def _served(self, model: str, urls: Sequence[str] = (), **options: Any) -> "ServedModel":
         from prefpipe.llm.wire import ServedModel
 
         account, tries = Account(), (self.max_retries, self.timeout_seconds)
-        urls = self.base_urls or account.base_urls()
+        urls = urls or self.base_urls or account.base_urls()
         options["unsent"] = tuple(self.leave_out_options)
         return ServedModel(urls, model, account.api_key, *tries, **options)
 
     def open_server(self, model: str, **options: Any) -> "ServerEngine":
-        """Nothing is asked yet. options: structured_output, extra_body, dispensable."""
-        from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+        """Nothing is asked yet. options: structured_output, extra_body, dispensable.
 
+        A server that is started here (serve) ends with the engine: at the latest with the process.
+        """
+        from prefpipe.llm.server.server_engine import ServerEngine
+
+        return self._at_server(model, ServerEngine, **options)
+
+    def _at_server(self, model: str, engine_class: Callable[..., E], **options: Any) -> E:
+        from prefpipe.llm.server.server_session import ServerOptions
+        from prefpipe.llm.server.started_server import NOWHERE, StartedServer, check_command
+
+        started = None
+        if self.serve and self.dry_run:
+            check_command(self.serve)
+            options["urls"] = [NOWHERE]
+        elif self.serve:
+            started = StartedServer(self.serve, model, self._server_log(model), self.serve_seconds)
+            options |= {"urls": [started.url], "why_down": started.why_down}
         limits = (self.requests_per_minute, self.tokens_per_minute)
         pace = ServerOptions(self.requests_in_flight, *limits)
-        return ServerEngine(self._served(model, **options), pace)
+        engine = engine_class(self._served(model, **options), pace)
+        if started:
+            weakref.finalize(engine, started.stop)
+        return engine
+
+    def _server_log(self, model: str) -> Path:
+        output = Path(getattr(self, "output", config.DATA))
+        called = re.sub(r"[^\w.-]+", "-", model).strip("-.")[-60:]
+        folder = output.parent if output.suffix else output
+        shard = f".{self.shard.replace('/', '-of-')}" if self.shard else ""
+        return folder / f"{self.stage_name()}{shard}.{called}.server.log"
 
     def open_batches(self, model: str, **options: Any) -> "BatchEngine":
         """The Batch API, also for a stage that takes it step by step. Nothing is asked yet."""
@@ -177,6 +228,26 @@ class EngineStage(ChatStage, ServerStage):
                     max_batch_tokens=self.max_batch_tokens,
                     structured_output=self.structured_output,
                 )
+
+    def where_scored(self) -> dict[str, Any]:
+        """Where a model that gives scores runs: options of openers.open_reward and open_pairwise."""
+        if self.engine not in ("local", "server"):
+            raise SystemExit(
+                f"--engine {self.engine} asks for texts, and these models give scores: set local or server"
+            )
+        if self.serve and self.dry_run:
+            from prefpipe.llm.server.started_server import check_command
+
+            check_command(self.serve)
+        is_served = self.engine == "server"
+        opener = self._rows_engine if is_served else None
+        return {"load_in_4bit": self.load_in_4bit, "open_rows": opener}
+
+    def _rows_engine(self, model: str, wanted: "Wanted") -> "ScoreEngine":
+        from prefpipe.llm.server.score_engine import ScoreEngine
+
+        made = partial(ScoreEngine, wanted=wanted, leaves_out=self.leave_out_failing)
+        return self._at_server(model, made)
 
     def request(
         self,

@@ -3,19 +3,52 @@
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import openai
 
-from prefpipe.llm import Request, error_replies, wire
+from prefpipe.llm import Failure, Request, Result, error_replies, wire
 from prefpipe.llm.costs import estimate_prompt_tokens
 from prefpipe.llm.wire import ServedModel
 
 _TRIED_IN_VAIN = 3  # requests refused for whatever options: behind that the requests are to blame
 
 
+class Language(Protocol):
+    """How requests of one kind are written for a server, and how its replies are read."""
+
+    reply_is: str
+    """What a reply is, in words."""
+
+    def body(self, request: Any, samples: Sequence[int]) -> dict[str, Any]: ...
+
+    def address(self, body: dict[str, Any], root: str) -> str:
+        """Where the body is sent to, behind the base URL; or a whole URL. root: the server's, without /v1."""
+        ...
+
+    def tokens(self, request: Any, samples: Sequence[int]) -> int:
+        """An estimate of what it takes, prompt and new tokens together."""
+        ...
+
+    def adapts(self, error: openai.APIStatusError, body: dict[str, Any]) -> bool: ...
+
+    def read(self, data: Any) -> Any:
+        """The reply in that JSON; a status and an error object that stand in its place; None: neither."""
+        ...
+
+    def results(self, reply: Any, request: Any, samples: Sequence[int]) -> list[Any] | Failure: ...
+
+    def passed(self, whole: set[str], sent: dict[str, Any], server: str) -> None: ...
+
+    def failed(self, whole: set[str], sent: dict[str, Any]) -> None: ...
+
+    def tell_of_cut(self, request: Any, reported: int, server: str) -> None: ...
+
+
 class Dialect:
-    """The options of one model's servers, for the requests of one generate()."""
+    """The options of one model's servers, for the chat completions of one generate()."""
+
+    reply_is = "chat completion"
 
     def __init__(self, served: ServedModel) -> None:
         self._served = served
@@ -31,6 +64,19 @@ class Dialect:
         """The request, without what the server has refused."""
         body = wire.request_body(self._served, request, samples, self._limit_field)
         return {name: value for name, value in body.items() if name not in self._unsent}
+
+    def address(self, body: dict[str, Any], root: str) -> str:
+        return "/chat/completions"
+
+    def tokens(self, request: Request, samples: Sequence[int]) -> int:
+        new = len(samples) * request.max_new_tokens
+        return new + estimate_prompt_tokens(request.messages)
+
+    def read(self, data: Any) -> Any:
+        return wire.read_reply(data)
+
+    def results(self, reply: Any, request: Request, samples: Sequence[int]) -> Result:
+        return wire.completions_of(reply, request.id, samples, self._served)
 
     def adapts(self, error: openai.APIStatusError, body: dict[str, Any]) -> bool:
         """Whether the request, changed now, is to be sent again."""

@@ -21,6 +21,8 @@ class Endpoint:
     def __init__(self, url: str, served: ServedModel, connections: int) -> None:
         route = route_to(url)
         self.name = route.name
+        self.root = route.base_url.rstrip("/").removesuffix("/v1")
+        """Where a server has what is none of OpenAI's."""
         limits = httpx2.Limits(
             max_connections=connections,
             max_keepalive_connections=connections,
@@ -77,6 +79,8 @@ class Endpoints:
 
         No fault of the request, so none of its tries. Few times do where no server has ever been.
         """
+        if self._served.why_down and (why := self._served.why_down()):
+            raise Stop(why)
         now = time.monotonic()
         if endpoint.rests_until > now:
             return  # another request of the same burst has seen it

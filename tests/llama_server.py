@@ -1,0 +1,24 @@
+"""llama.cpp's own HTTP server as a program, out of PyPI's prebuilt xllamacpp: MODEL.gguf --port N.
+
+Run in an environment of its own: uvx --from xllamacpp==2026.10.11549 python tests/llama_server.py ...
+"""
+
+import argparse
+import threading
+
+import xllamacpp  # pyright: ignore[reportMissingImports]
+
+parser = argparse.ArgumentParser()
+parser.add_argument("model")
+parser.add_argument("--port", type=int, required=True)
+options = parser.parse_args()
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.n_ctx, params.n_parallel = (
+    options.model,
+    options.port,
+    2048,
+    1,
+)
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+threading.Event().wait()
