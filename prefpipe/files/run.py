@@ -37,6 +37,8 @@ class StageFacts:
     """Rows that a server fails on are left out (of stages that ask one)."""
     dry_run: bool = False
     """Nothing is written: Run.plan says what would be done."""
+    is_other_rank: bool = False
+    """One of several processes that do the same, of which another one writes."""
 
 
 class Run(AbstractContextManager["Run"]):
@@ -97,8 +99,8 @@ class Run(AbstractContextManager["Run"]):
         """None: it is no dry run."""
         # from here on, so that the second of two runs has done nothing when it is refused
         self._files = (
-            NoFiles(base, self.mark, starts_anew=facts.overwrite)
-            if facts.dry_run
+            NoFiles(base, self.mark, starts_anew=facts.overwrite, is_alone=not facts.is_other_rank)
+            if facts.dry_run or facts.is_other_rank
             else RunFiles(base, self.mark)
         )
         self.finished = self._is_finished()

@@ -239,6 +239,7 @@ class Stage(Script):
             strict=self.strict,
             leave_out_failing=getattr(self, "leave_out_failing", False),
             dry_run=self.dry_run,
+            is_other_rank=getattr(self, "is_other_rank", False),
         )
         self._runs.append(Run(facts, **options))
         return self._runs[-1]

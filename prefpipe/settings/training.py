@@ -12,6 +12,7 @@ from prefpipe.publish import trackers
 from prefpipe.ranges import AboveZero, AtLeastTwo, PartialShare, Positive, Share, Weight
 from prefpipe.settings.chats import ChatStage
 from prefpipe.settings.columns import PairColumns
+from prefpipe.settings.ranked import RankedStage
 from prefpipe.settings.reporting import ReportingStage
 from prefpipe.settings.stage import NoEffectOnRows
 from prefpipe.training.preferences import RawPreferences
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 WhichCheckpoint = Literal["last", "best"]
 
 
-class TrainingStage(ReportingStage, ChatStage):
+class TrainingStage(RankedStage, ReportingStage, ChatStage):
     """What every stage takes that trains a model."""
 
     output: Path
@@ -100,6 +101,9 @@ class TrainingStage(ReportingStage, ChatStage):
         """Exit with a sentence where the settings cannot work together, or not on this machine."""
         import torch
 
+        from prefpipe.training import ranks
+
+        ranks.meet()
         on_cuda = torch.cuda.is_available()
         if self.load_in_4bit and self.method == "full":
             raise SystemExit("load_in_4bit: 4-bit weights cannot be trained; set --method lora")

@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from prefpipe import screen
 from prefpipe.files import DataError, difference, write_text
+from prefpipe.training import ranks
 from prefpipe.training.record import CSV, write_csv
 from prefpipe.training.trainer import NotFiniteError
 
@@ -50,14 +51,15 @@ class Checkpoints:
         overwrite: bool,
         looks_only: bool = False,
     ) -> None:
-        """looks_only: of a dry run, which takes nothing away."""
-        self._looks_only = looks_only
+        """looks_only: of a dry run, which takes nothing away; as no other rank does."""
+        self._looks_only = looks_only = looks_only or ranks.is_other()
         self.folder, self.model_folder = model_folder / "checkpoints", model_folder
         self.mark, self.keep, self.wants_best = dict(mark), keep, wants_best
         if overwrite and not looks_only:
             for _, path in self._by_step():
                 remove(path)
-        self.stopped_at = None if overwrite and looks_only else self._newest()
+        newest = None if ranks.is_other() or (overwrite and looks_only) else self._newest()
+        self.stopped_at = ranks.agree(newest)
         """The newest whole checkpoint, to go on from; None: from the start."""
 
     def _by_step(self) -> list[tuple[int, Path]]:
@@ -214,9 +216,12 @@ class TrainingCallback(TrainerCallback):
             self._bar.note(f"loss {logs['loss']:.3f}")
 
     def on_save(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        write_csv(self._checkpoints.model_folder / CSV, state.log_history)
-        self._checkpoints.seal(self._checkpoints.folder / f"checkpoint-{state.global_step}")
-        self._checkpoints.rotate(state.best_global_step)
+        ranks.wait()  # each has written its part
+        if not ranks.is_other():
+            write_csv(self._checkpoints.model_folder / CSV, state.log_history)
+            self._checkpoints.seal(self._checkpoints.folder / f"checkpoint-{state.global_step}")
+            self._checkpoints.rotate(state.best_global_step)
+        ranks.wait()
 
     def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         self._steps.close()

@@ -1,7 +1,13 @@
-"""The order in which pairs are trained on: those of a prompt in one batch, every batch full."""
+"""The order in which pairs are trained on: those of a prompt in one batch, every step full.
 
+A step is the same pairs whatever the number of ranks: the sampler fills it, and only then is it laid
+out into the batches that a device has in memory at once.
+"""
+
+import math
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import groupby, islice
 
 from torch.utils.data import Sampler
 
@@ -14,36 +20,36 @@ _LOOK_AHEAD_GROUPS = 64
 
 
 class PromptGroupSampler(Sampler[int]):
-    """Indices of the pairs for an epoch, so that the pairs of a prompt fall into one batch.
+    """Indices of the pairs for an epoch, so that the pairs of a prompt fall into one step.
 
-    prompts: for each pair, what is equal for pairs of one prompt. Groups of up to pairs_per_pack
-    pairs are shuffled (by seed and epoch) and put into batches of batch_pairs; where no group fits
-    the room that is left, one is split. Every batch but the last has batch_pairs pairs, whatever
-    the groups' sizes. Without shuffle: the order of the input, grouped.
+    prompts: for each pair, what is equal for pairs of one prompt. Groups of up to group_pairs pairs
+    are shuffled (by seed and epoch) and put into steps of step_pairs; where no group fits the room
+    that is left, one is split. Every step but the last has step_pairs pairs, whatever the groups'
+    sizes. Without shuffle: the order of the input, grouped.
     """
 
     def __init__(
         self,
         prompts: Sequence[Hashable],
         *,
-        batch_pairs: int,
-        pairs_per_pack: int = PAIRS_PER_PACK,
+        step_pairs: int,
+        group_pairs: int = PAIRS_PER_PACK,
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
+        self.prompts = prompts
         self._indices: dict[Hashable, list[int]] = {}
         for index, prompt in enumerate(prompts):
             self._indices.setdefault(prompt, []).append(index)
-        self.batch_pairs = batch_pairs
-        self.group_pairs = min(pairs_per_pack, batch_pairs)
+        self.step_pairs = step_pairs
+        self.group_pairs = min(group_pairs, step_pairs)
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
-        self._length = len(prompts)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.prompts)
 
     def __iter__(self) -> Iterator[int]:
         rng = draws.rng(self.seed, self.epoch)
@@ -54,11 +60,11 @@ class PromptGroupSampler(Sampler[int]):
             groups += [order[i : i + size] for i in range(0, len(order), size)]
         if self.shuffle:
             rng.shuffle(groups)
-        # first fit, a batch at a time: groups that are too large for the room that is left wait for
-        # the next batch, before all others; far ahead nobody looks, since all of them may be large
+        # first fit, a step at a time: groups that are too large for the room that is left wait for
+        # the next step, before all others; far ahead nobody looks, since all of them may be large
         waiting = deque(groups)
         while waiting:
-            room, passed = self.batch_pairs, []
+            room, passed = self.step_pairs, []
             while waiting and room and len(passed) < _LOOK_AHEAD_GROUPS:
                 group = waiting.popleft()
                 if len(group) > room:
@@ -67,6 +73,55 @@ class PromptGroupSampler(Sampler[int]):
                 yield from group
                 room -= len(group)
             waiting.extendleft(reversed(passed))
-            if room and waiting:  # no group fits: one is split, so that every batch is full
+            if room and waiting:  # no group fits: one is split, so that every step is full
                 yield from waiting[0][:room]
                 waiting[0] = waiting[0][room:]
+
+
+class StepBatches:
+    """The sampler's steps, each laid out into as many batches: `accumulated` for each of the ranks.
+
+    accelerate gives batch k to rank k % ranks. A batch that a step has no pair for is [filler], the
+    index of a row that weighs nothing: all ranks go through a model together.
+    """
+
+    def __init__(
+        self,
+        sampler: PromptGroupSampler,
+        *,
+        batch_pairs: int,
+        accumulated: int = 1,
+        ranks: int = 1,
+        filler: int = -1,
+    ) -> None:
+        """batch_pairs: most pairs of a batch."""
+        self.sampler, self.batch_pairs, self.filler = sampler, batch_pairs, filler
+        self.batches = accumulated * ranks
+
+    def __len__(self) -> int:
+        return self.batches * math.ceil(len(self.sampler) / self.sampler.step_pairs)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = iter(self.sampler)
+        while step := list(islice(order, self.sampler.step_pairs)):
+            yield from self._laid_out(step)
+
+    def _laid_out(self, step: list[int]) -> list[list[int]]:
+        """The groups of a step, the largest first, each in the batch that has the fewest pairs (LPT
+        scheduling, Graham 1969). One is split only where it fits nowhere."""
+        size = self.sampler.group_pairs
+        groups: list[list[int]] = []
+        for _, same in groupby(step, self.sampler.prompts.__getitem__):
+            group = list(same)
+            groups += [group[i : i + size] for i in range(0, len(group), size)]
+        waiting = deque(sorted(groups, key=len, reverse=True))
+        batches: list[list[int]] = [[] for _ in range(self.batches)]
+        while waiting:
+            group = waiting.popleft()
+            emptiest = min(batches, key=len)
+            room = self.batch_pairs - len(emptiest)
+            emptiest += group[:room]
+            if group[room:]:
+                waiting.appendleft(group[room:])
+        place = {index: k for k, index in enumerate(step)}
+        return [sorted(batch, key=place.__getitem__) or [self.filler] for batch in batches]

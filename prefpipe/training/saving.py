@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefpipe.files import write_json
 from prefpipe.models.loading import load_model
 from prefpipe.screen import working
+from prefpipe.training import ranks
 from prefpipe.training.tokenized_pairs import TokenizedPair
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -73,6 +74,7 @@ def save_and_reload(
     Raises RuntimeError where a score differs by more than rounding (TOLERANCE).
     """
     tokenizer = trainer.processing_class
+    ranks.part()
     # without autocast, in which bfloat16 training runs it: what is saved are the weights themselves
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     is_quantized = bool(getattr(model, "is_loaded_in_4bit", False))

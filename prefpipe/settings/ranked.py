@@ -1,0 +1,20 @@
+"""What stages take that train, and so may run as several processes at once."""
+
+from collections.abc import Callable
+from typing import NoReturn, Self
+
+from prefpipe.settings.stage import Stage
+from prefpipe.training import ranks
+
+
+class RankedStage(Stage):
+    """What every stage takes that a launcher may start once a device: one of them writes and speaks."""
+
+    @property
+    def is_other_rank(self) -> bool:
+        return ranks.is_other()
+
+    @classmethod
+    def run(cls, main: Callable[[Self], None]) -> NoReturn:
+        with ranks.one_voice(cls.stage_name()):
+            super().run(ranks.told_of_lost_ranks(main))

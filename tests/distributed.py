@@ -1,0 +1,250 @@
+"""Training on several ranks against training on one: the matrix, on CPUs and over gloo.
+
+    python -m tests.distributed                  # all of it, each case a launcher of its own: minutes
+    python -m tests.distributed dpo fsdp2        # those whose name has these words
+
+A case trains a tiny model with two ranks, and its curve, weights and folder must be those of one
+process. `python -m tests.distributed run FOLDER CASE ...` is what the launcher starts.
+"""
+
+import contextlib
+import csv
+import importlib
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file
+
+from prefpipe import files
+from prefpipe.rows import JudgmentPair
+from tests.preference_data import rows, write_jsonl
+from tests.training_models import qwen2, tokenizer
+
+ROOT = Path(__file__).parent.parent
+STAGES = {
+    "dpo": "dpo_training",
+    "reward": "train_reward_model",
+    "pairwise": "train_pairwise_model",
+}
+TOLERANCE = 2e-5
+"""Of each number of a curve, and of each weight: sums in another order, through 12 steps of Adam."""
+
+
+class Case(NamedTuple):
+    stage: str
+    method: str = "full"
+    backend: str = "ddp"
+    ranks: int = 2
+
+    def __str__(self) -> str:
+        return f"{self.stage}-{self.method}-{self.backend}-{self.ranks}"
+
+
+def case(name: str) -> Case:
+    stage, method, backend, ranks = name.split("-")
+    return Case(stage, method, backend, int(ranks))
+
+
+CASES = [
+    Case(stage, method, backend)
+    for stage in STAGES
+    for method in ("full", "lora")
+    for backend in ("ddp", "fsdp2")
+]
+
+
+def judgment_pair(item: str, number: int, split: str, rng: random.Random) -> JudgmentPair:
+    def turn(role: str, text: str) -> dict[str, str]:
+        return {"role": role, "content": text}
+
+    why = "".join(rng.choices("abcdef ", k=rng.randrange(4, 12)))
+    return JudgmentPair.model_validate(
+        {
+            "id": f"{item}:best_of_n:{number}",
+            "item_id": item,
+            "split": split,
+            "pair_type": "best_of_n",
+            "better": 2,
+            "prompt": [turn("user", f"Which is better for {item}?")],
+            "chosen": [turn("assistant", f'{{"reason": "{why}", "better_answer": 2}}')],
+            "rejected": [turn("assistant", f'{{"reason": "{why}!", "better_answer": 1}}')],
+            "chosen_sample": 0,
+            "rejected_sample": 1,
+        }
+    )
+
+
+def make_data(folder: Path) -> None:
+    """Pairs in groups of one to four, so that no cut by their number alone falls between groups; 45 of
+    them, so that the last step of an epoch has one pair more than there are ranks to give it to."""
+    rng = random.Random(0)
+    for split, items in (("train", 20), ("validation", 5)):
+        made = [judgment_pair(f"{split}{i}", k, split, rng) for i in range(items) for k in range(1 + i % 4)]  # fmt: skip
+        files.write_rows(folder / "pairs" / f"{split}.parquet", made[:45], JudgmentPair)
+    ties = [{**row, "tie": k % 7 == 0, "margin": k % 3 / 2} for k, row in enumerate(rows(45))]
+    write_jsonl(folder / "train.jsonl", ties)
+    write_jsonl(folder / "validation.jsonl", rows(13, "v"))
+    tok = tokenizer()
+    for name, tied in (("tied", True), ("untied", False)):
+        model = qwen2(vocabulary=len(tok), initializer_range=0.05, tie_word_embeddings=tied)
+        model.save_pretrained(folder / name)
+        tok.save_pretrained(folder / name)
+
+
+def settings(folder: Path, of: Case, output: Path, **changes: Any) -> dict[str, Any]:
+    """Of the stage; 12 steps over 2 epochs, with a checkpoint and an evaluation after each 4."""
+    given: dict[str, Any] = {
+        "input": folder / "pairs",
+        "reference_cache": output.with_name(f"{output.name}-cache"),
+    }
+    if of.stage != "dpo":
+        given = {
+            "input": folder / "train.jsonl",
+            "validation_input": folder / "validation.jsonl",
+            "ties": "half",
+        }
+    if of.method == "lora":
+        given |= {"lora_r": 4, "merge_adapter": of.stage == "pairwise"}
+    return {
+        **given,
+        "output": output,
+        "model": folder / ("untied" if of.stage == "pairwise" else "tied"),
+        "method": of.method,
+        "batch_pairs": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 3e-3,
+        "epochs": 2.0,
+        "save_steps": 4,
+        "checkpoint": "best",
+        **changes,
+    }
+
+
+def options(given: dict[str, Any]) -> list[str]:
+    """The settings as they are typed."""
+    typed = []
+    for name, value in given.items():
+        name = name.replace("_", "-")
+        if isinstance(value, bool):
+            typed.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            typed += [f"--{name}", str(value)]
+    return typed
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",
+    "FSDP_OFFLOAD_PARAMS": "false",
+}
+"""What `accelerate launch --config_file configs/fsdp2.yaml` tells its processes."""
+
+
+@contextlib.contextmanager
+def environment(changes: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ |= changes
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
+
+
+def allow_fsdp_on_cpus() -> None:
+    """accelerate shards only on accelerators; over gloo FSDP2 itself runs on CPUs just as well."""
+    import torch.distributed as dist
+    from accelerate import state
+
+    def backend(self: Any, *_: Any, **__: Any) -> tuple[str, Any]:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo")
+        return "gloo", state.DistributedType.MULTI_GPU
+
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    state.PartialState._prepare_backend = backend  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def run_stage(of: Case, given: dict[str, Any]) -> None:
+    """In this process, as one rank of several, or as the only one."""
+    stage = importlib.import_module(STAGES[of.stage])
+    with environment(FSDP2 if of.backend == "fsdp2" and of.ranks > 1 else {}):
+        sys.argv = [f"{STAGES[of.stage]}.py", *options(given)]
+        try:
+            stage.Settings.run(stage.main)
+        except SystemExit as end:
+            if end.code:
+                raise
+
+
+def torchrun(*arguments: str, ranks: int = 2, **more: Any) -> subprocess.Popen[str]:
+    """The launcher and its ranks; this file's cases, or a script."""
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen([sys.executable, *command, *arguments], env=own, **(how | more))
+
+
+def differences(one: Path, several: Path) -> dict[str, float]:
+    """What of the two folders differs by more than the tolerance; names of files that only one has."""
+    found = {p.name: 1.0 for p in {*one.iterdir()} | {*several.iterdir()} if (one / p.name).exists() != (several / p.name).exists()}  # fmt: skip
+    curves = [list(csv.DictReader(open(f / "loss_curve.csv"))) for f in (one, several)]  # noqa: SIM115
+    assert [row.keys() for row in curves[0]] == [row.keys() for row in curves[1]]
+    for a, b in zip(*curves, strict=True):
+        for name in a:
+            assert bool(a[name]) == bool(b[name]), name
+            error = abs(float(a[name] or 0) - float(b[name] or 0)) / max(1.0, abs(float(a[name] or 0)))  # fmt: skip
+            found[name] = max(found.get(name, 0.0), error)
+    for path in one.glob("*.safetensors"):
+        a, b = load_file(path), load_file(several / path.name)
+        assert a.keys() == b.keys() and all(a[k].dtype == b[k].dtype for k in a)
+        found[path.name] = max(float((a[k] - b[k]).abs().max()) for k in a)
+    return {name: error for name, error in found.items() if error > TOLERANCE}
+
+
+def main(arguments: Sequence[str]) -> None:
+    if arguments[:1] == ["run"]:
+        folder = Path(arguments[1])
+        for name in arguments[2:]:
+            of = case(name)
+            if of.backend == "fsdp2":
+                allow_fsdp_on_cpus()
+            run_stage(of, settings(folder, of, folder / name))
+        return
+    import tempfile
+
+    failed = 0
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        make_data(folder)
+        for of in [c for c in CASES if all(word in str(c) for word in arguments)]:
+            one = of._replace(backend="ddp", ranks=1)
+            began = time.monotonic()
+            if not (folder / str(one)).exists():
+                command = [sys.executable, "-m", "tests.distributed", "run", str(folder), str(one)]
+                subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            process = torchrun("-m", "tests.distributed", "run", str(folder), str(of))
+            said, _ = process.communicate(timeout=600)
+            if process.returncode:
+                print(f"{of}: failed\n{said[-3000:]}")
+                failed += 1
+                continue
+            found = differences(folder / str(one), folder / str(of))
+            failed += bool(found)
+            print(f"{of}: {found or 'equal'} ({time.monotonic() - began:.0f} s)", flush=True)
+    raise SystemExit(f"{failed} cases failed" if failed else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
