@@ -178,6 +178,9 @@ def allow_fsdp_on_cpus() -> None:
 
 def run_stage(of: Case, given: dict[str, Any]) -> None:
     """In this process, as one rank of several, or as the only one."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the case before
     stage = importlib.import_module(STAGES[of.stage])
     with environment(FSDP2 if of.backend == "fsdp2" and of.ranks > 1 else {}):
         sys.argv = [f"{STAGES[of.stage]}.py", *options(given)]
@@ -192,7 +195,7 @@ def torchrun(*arguments: str, ranks: int = 2, **more: Any) -> subprocess.Popen[s
     """The launcher and its ranks; this file's cases, or a script."""
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # fmt: skip
     return subprocess.Popen([sys.executable, *command, *arguments], env=own, **(how | more))
 
 
@@ -215,6 +218,10 @@ def differences(one: Path, several: Path) -> dict[str, float]:
 
 def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["run"]:
+        from accelerate import PartialState
+
+        # a second group in one process would meet what the first one left in the launcher's store
+        PartialState.destroy_process_group = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
         folder = Path(arguments[1])
         for name in arguments[2:]:
             of = case(name)

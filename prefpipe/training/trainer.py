@@ -15,6 +15,7 @@ from prefpipe.models.loading import bare_model
 from prefpipe.training import ranks
 from prefpipe.training.collator import ID_COLUMNS, can_pack, run_packed
 from prefpipe.training.sampler import PAIRS_PER_PACK
+from prefpipe.training.saving import skeleton
 from prefpipe.training.shared_steps import FILLER, StepSharing, with_filler
 from prefpipe.training.untrained import has_router_loss, switch_off_dropout
 
@@ -90,6 +91,8 @@ class PairTrainer(StepSharing):
             **kwargs,
         )
         check_savable(self.accelerator.unwrap_model(self.model))
+        share_weights = self.accelerator.distributed_type in ("FSDP", "DEEPSPEED")
+        self.skeleton = skeleton(self.model) if share_weights else None
         self.set_up_model()
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
