@@ -8,7 +8,7 @@ from prefpipe.training.sampler import PromptGroupSampler
 def test_every_batch_is_full_and_a_prompt_is_rarely_split():
     rng = random.Random(0)
     prompts = [p for p in range(400) for _ in range(rng.randrange(1, 8))]
-    sampler = PromptGroupSampler(prompts, batch_pairs=16, seed=1)
+    sampler = PromptGroupSampler(prompts, step_pairs=16, seed=1)
     order = list(sampler)
     assert sorted(order) == list(range(len(prompts))) and len(sampler) == len(prompts)
     batches = [order[i : i + 16] for i in range(0, len(order), 16)]
@@ -21,13 +21,13 @@ def test_every_batch_is_full_and_a_prompt_is_rarely_split():
 
 
 def test_without_shuffle_the_order_is_that_of_the_input_grouped():
-    sampler = PromptGroupSampler("abacb", batch_pairs=2, shuffle=False)
+    sampler = PromptGroupSampler("abacb", step_pairs=2, shuffle=False)
     assert [*sampler] == [0, 2, 1, 4, 3]
 
 
 def test_the_order_is_drawn_from_seed_and_epoch_alone():
     """As recorded: a run that is gone on with by a later version must meet the same batches."""
-    sampler = PromptGroupSampler("aabbbcdde", batch_pairs=4, seed=7)
+    sampler = PromptGroupSampler("aabbbcdde", step_pairs=4, seed=7)
     orders = []
     for epoch in (0, 1):
         sampler.set_epoch(epoch)

@@ -30,8 +30,8 @@ class StepSharing(Trainer):
     _total_train_tokens: int
 
     pairs_per_pack = PAIRS_PER_PACK
-    order: PromptGroupSampler
-    """That of the training pairs."""
+    batches: StepBatches
+    """Those of the training pairs, of all ranks."""
     _tokens_of_all = 0
     """Those of all ranks, when a step was last logged."""
     _pairs_logged: dict[str, list[int]]
@@ -56,10 +56,9 @@ class StepSharing(Trainer):
             layout["accumulated"] = self.args.gradient_accumulation_steps
         else:
             how |= {"step_pairs": batch_size * number, "shuffle": False}
-        order = PromptGroupSampler(prompts, **how)
+        batches = StepBatches(PromptGroupSampler(prompts, **how), **layout)
         if description == "Training":
-            self.order = order
-        batches = StepBatches(order, **layout)
+            self.batches = batches
         loader = DataLoader(
             self._remove_unused_columns(dataset, description),
             batch_sampler=batches,
@@ -70,7 +69,7 @@ class StepSharing(Trainer):
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         """As transformers', which does not tell the epoch where batches are both shared and skipped."""
-        self.order.set_epoch(epoch)
+        self.batches.sampler.set_epoch(epoch)
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def take_means(self, metrics: dict[str, list[float]], pairs: list[int]) -> None:
