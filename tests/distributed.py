@@ -12,10 +12,11 @@ import csv
 import importlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,21 +42,35 @@ class Case(NamedTuple):
     method: str = "full"
     backend: str = "ddp"
     ranks: int = 2
+    then: int = 0
+    """Where it is killed in step 6, the number of ranks that go on; 0: it is not killed."""
 
     def __str__(self) -> str:
-        return f"{self.stage}-{self.method}-{self.backend}-{self.ranks}"
+        name = f"{self.stage}-{self.method}-{self.backend}-{self.ranks}"
+        return f"{name}-{self.then}" if self.then else name
 
 
 def case(name: str) -> Case:
-    stage, method, backend, ranks = name.split("-")
-    return Case(stage, method, backend, int(ranks))
+    stage, method, backend, *ranks = name.split("-")
+    return Case(stage, method, backend, *map(int, ranks))
 
 
 CASES = [
-    Case(stage, method, backend)
-    for stage in STAGES
-    for method in ("full", "lora")
-    for backend in ("ddp", "fsdp2")
+    *(
+        Case(stage, method, backend)
+        for stage in STAGES
+        for method in ("full", "lora")
+        for backend in ("ddp", "fsdp2")
+    ),
+    Case("dpo", ranks=3),
+    Case("reward", backend="fsdp2", ranks=3),
+    Case("pairwise", then=2),
+    Case("dpo", then=3),
+    Case("reward", method="lora", then=1),
+    Case("reward", ranks=1, then=2),
+    Case("dpo", backend="fsdp2", then=2),
+    Case("pairwise", method="lora", backend="fsdp2", then=3),
+    Case("reward", backend="fsdp2", ranks=3, then=2),
 ]
 
 
@@ -182,7 +197,7 @@ def run_stage(of: Case, given: dict[str, Any]) -> None:
 
     AcceleratorState._reset_state(reset_partial_state=True)  # of the case before
     stage = importlib.import_module(STAGES[of.stage])
-    with environment(FSDP2 if of.backend == "fsdp2" and of.ranks > 1 else {}):
+    with environment(FSDP2 if of.backend == "fsdp2" else {}):
         sys.argv = [f"{STAGES[of.stage]}.py", *options(given)]
         try:
             stage.Settings.run(stage.main)
@@ -191,12 +206,35 @@ def run_stage(of: Case, given: dict[str, Any]) -> None:
                 raise
 
 
-def torchrun(*arguments: str, ranks: int = 2, **more: Any) -> subprocess.Popen[str]:
+def kill_in_step(step: int, ranks: Sequence[str]) -> None:
+    """Let these ranks be killed with SIGKILL at the end of that step, as by the kernel for memory."""
+    from prefpipe.training.checkpoints import TrainingCallback
+
+    as_it_was = TrainingCallback.on_step_end
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step and os.environ["RANK"] in ranks:
+            os.kill(os.getpid(), signal.SIGKILL)
+        as_it_was(self, args, state, control, **kwargs)
+
+    TrainingCallback.on_step_end = on_step_end
+
+
+def torchrun(
+    *arguments: str, ranks: int = 2, env: Mapping[str, str] = os.environ, **more: Any
+) -> subprocess.Popen[str]:
     """The launcher and its ranks; this file's cases, or a script."""
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # fmt: skip
+    own = {**env, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_CPP_LOG_LEVEL": "ERROR"}  # fmt: skip
     return subprocess.Popen([sys.executable, *command, *arguments], env=own, **(how | more))
+
+
+def launch(folder: Path, of: Case, ranks: int, **more: Any) -> tuple[int, str]:
+    """A case, to its end: the exit status, and what was said."""
+    process = torchrun("-m", "tests.distributed", "run", str(folder), str(of), ranks=ranks, **more)
+    said, _ = process.communicate(timeout=600)
+    return process.returncode, said
 
 
 def differences(one: Path, several: Path) -> dict[str, float]:
@@ -222,6 +260,9 @@ def main(arguments: Sequence[str]) -> None:
 
         # a second group in one process would meet what the first one left in the launcher's store
         PartialState.destroy_process_group = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
+        if "KILL" in os.environ:  # step:rank,rank
+            step, _, killed = os.environ["KILL"].partition(":")
+            kill_in_step(int(step), killed.split(","))
         folder = Path(arguments[1])
         for name in arguments[2:]:
             of = case(name)
@@ -236,17 +277,21 @@ def main(arguments: Sequence[str]) -> None:
         folder = Path(place)
         make_data(folder)
         for of in [c for c in CASES if all(word in str(c) for word in arguments)]:
-            one = of._replace(backend="ddp", ranks=1)
+            one = of._replace(backend="ddp", ranks=1, then=0)
             began = time.monotonic()
             if not (folder / str(one)).exists():
                 command = [sys.executable, "-m", "tests.distributed", "run", str(folder), str(one)]
-                subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-            process = torchrun("-m", "tests.distributed", "run", str(folder), str(of))
-            said, _ = process.communicate(timeout=600)
-            if process.returncode:
+                subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            if of.then:
+                killed = {**os.environ, "KILL": "6:0,1,2" if of.method == "full" else "6:0"}
+                code, said = launch(folder, of, of.ranks, env=killed)
+                assert code and not (folder / str(of) / "README.md").exists(), said
+            code, said = launch(folder, of, of.then or of.ranks)
+            if code:
                 print(f"{of}: failed\n{said[-3000:]}")
                 failed += 1
                 continue
+            assert not of.then or "going on from step 4 of 12" in said, said
             found = differences(folder / str(one), folder / str(of))
             failed += bool(found)
             print(f"{of}: {found or 'equal'} ({time.monotonic() - began:.0f} s)", flush=True)
