@@ -153,17 +153,15 @@ def options(given: dict[str, Any]) -> list[str]:
     return typed
 
 
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    "FSDP_ACTIVATION_CHECKPOINTING": "false",
-    "FSDP_OFFLOAD_PARAMS": "false",
-}
-"""What `accelerate launch --config_file configs/fsdp2.yaml` tells its processes."""
+def told_by(configuration: str) -> dict[str, str]:
+    """What `accelerate launch --config_file` adds to the environment of its processes."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    path = str(ROOT / "configs" / configuration)
+    arguments = launch_command_parser().parse_args(["--config_file", path, "script.py"])
+    told = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    return {name: value for name, value in told.items() if os.environ.get(name) != value}
 
 
 @contextlib.contextmanager
@@ -197,7 +195,7 @@ def run_stage(of: Case, given: dict[str, Any]) -> None:
 
     AcceleratorState._reset_state(reset_partial_state=True)  # of the case before
     stage = importlib.import_module(STAGES[of.stage])
-    with environment(FSDP2 if of.backend == "fsdp2" else {}):
+    with environment(told_by("fsdp2.yaml") if of.backend == "fsdp2" else {}):
         sys.argv = [f"{STAGES[of.stage]}.py", *options(given)]
         try:
             stage.Settings.run(stage.main)

@@ -14,6 +14,15 @@ class RankedStage(Stage):
     def is_other_rank(self) -> bool:
         return ranks.is_other()
 
+    def check(self) -> None:
+        """Meet the other ranks. Exits with a sentence where the launcher asks for what cannot be."""
+        ranks.meet()
+        if getattr(self, "load_in_4bit", None) and ranks.share_weights():
+            raise SystemExit(
+                "load_in_4bit: 4-bit weights are not shared among devices; leave it out, or launch with "
+                "configs/multi_gpu.yaml, where each device has all of them"
+            )
+
     @classmethod
     def run(cls, main: Callable[[Self], None]) -> NoReturn:
         with ranks.one_voice(cls.stage_name()):

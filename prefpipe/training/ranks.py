@@ -39,11 +39,19 @@ def is_other() -> bool:
     return count() > 1 and os.environ.get("RANK", "0") != "0"
 
 
+def _is_told(name: str) -> bool:
+    """Whether the launcher said so."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"
+
+
+def share_weights() -> bool:
+    """Whether each rank will have a part of the model only."""
+    return _is_told("FSDP") or _is_told("DEEPSPEED")
+
+
 def meet() -> None:
     """Make the group of the ranks; each takes the device of its local rank. Later calls do nothing."""
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and not find_spec(
-        "deepspeed"
-    ):
+    if _is_told("DEEPSPEED") and not find_spec("deepspeed"):
         raise SystemExit(
             "deepspeed is not installed, which the launcher was told to use: install it, or take "
             "--config_file configs/fsdp2.yaml, which shards a model as ZeRO-3 does"

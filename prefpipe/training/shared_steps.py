@@ -59,8 +59,9 @@ class StepSharing(Trainer):
         batches = StepBatches(PromptGroupSampler(prompts, **how), **layout)
         if description == "Training":
             self.batches = batches
+        rows: Any = self._remove_unused_columns(dataset, description)
         loader = DataLoader(
-            self._remove_unused_columns(dataset, description),
+            rows,
             batch_sampler=batches,
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
@@ -106,7 +107,7 @@ class StepSharing(Trainer):
         self.model.eval()
         loss = 0.0
         for inputs in dataloader:
-            mean = self.prediction_step(self.model, inputs, prediction_loss_only=True)[0]
+            mean: Any = self.prediction_step(self.model, inputs, prediction_loss_only=True)[0]
             loss += mean.item() * self._pairs_logged["eval"][-1]
         loss, count = self._sum_over_ranks([loss, sum(self._pairs_logged["eval"])])
         metrics = {f"{metric_key_prefix}_loss": loss / count}
