@@ -165,17 +165,7 @@ def told_by(configuration: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def environment(changes: dict[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ |= changes
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ |= before
-
-
-def allow_fsdp_on_cpus() -> None:
+def fsdp_on_cpus() -> Iterator[None]:
     """accelerate shards only on accelerators; over gloo FSDP2 itself runs on CPUs just as well."""
     import torch.distributed as dist
     from accelerate import state
@@ -185,8 +175,17 @@ def allow_fsdp_on_cpus() -> None:
             dist.init_process_group("gloo")
         return "gloo", state.DistributedType.MULTI_GPU
 
-    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    as_it_was = state.PartialState._prepare_backend
     state.PartialState._prepare_backend = backend  # pyright: ignore[reportAttributeAccessIssue]
+    told = told_by("fsdp2.yaml") | {"ACCELERATE_TORCH_DEVICE": "cpu"}
+    before = dict(os.environ)
+    os.environ |= told
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
+        state.PartialState._prepare_backend = as_it_was
 
 
 def run_stage(of: Case, given: dict[str, Any]) -> None:
@@ -195,7 +194,7 @@ def run_stage(of: Case, given: dict[str, Any]) -> None:
 
     AcceleratorState._reset_state(reset_partial_state=True)  # of the case before
     stage = importlib.import_module(STAGES[of.stage])
-    with environment(told_by("fsdp2.yaml") if of.backend == "fsdp2" else {}):
+    with fsdp_on_cpus() if of.backend == "fsdp2" else contextlib.nullcontext():
         sys.argv = [f"{STAGES[of.stage]}.py", *options(given)]
         try:
             stage.Settings.run(stage.main)
@@ -249,7 +248,8 @@ def differences(one: Path, several: Path) -> dict[str, float]:
         a, b = load_file(path), load_file(several / path.name)
         assert a.keys() == b.keys() and all(a[k].dtype == b[k].dtype for k in a)
         found[path.name] = max(float((a[k] - b[k]).abs().max()) for k in a)
-    return {name: error for name, error in found.items() if error > TOLERANCE}
+    # by how many ranks a prompt of several pairs is run, so many tokens more are counted
+    return {k: e for k, e in found.items() if e > (0.02 if "num_tokens" in k else TOLERANCE)}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -258,14 +258,11 @@ def main(arguments: Sequence[str]) -> None:
 
         # a second group in one process would meet what the first one left in the launcher's store
         PartialState.destroy_process_group = lambda *_: None  # pyright: ignore[reportAttributeAccessIssue]
-        if "KILL" in os.environ:  # step:rank,rank
-            step, _, killed = os.environ["KILL"].partition(":")
-            kill_in_step(int(step), killed.split(","))
         folder = Path(arguments[1])
         for name in arguments[2:]:
             of = case(name)
-            if of.backend == "fsdp2":
-                allow_fsdp_on_cpus()
+            if of.then and "KILL" in os.environ:
+                kill_in_step(6, os.environ["KILL"].split(","))
             run_stage(of, settings(folder, of, folder / name))
         return
     import tempfile
@@ -281,7 +278,7 @@ def main(arguments: Sequence[str]) -> None:
                 command = [sys.executable, "-m", "tests.distributed", "run", str(folder), str(one)]
                 subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
             if of.then:
-                killed = {**os.environ, "KILL": "6:0,1,2" if of.method == "full" else "6:0"}
+                killed = {**os.environ, "KILL": "0,1,2" if of.method == "full" else "0"}
                 code, said = launch(folder, of, of.ranks, env=killed)
                 assert code and not (folder / str(of) / "README.md").exists(), said
             code, said = launch(folder, of, of.then or of.ranks)
