@@ -121,7 +121,7 @@ def train(which: str, rows: Sequence[Any], tokens: Sequence[Any], folder: str) -
         dataset = Dataset.from_dict(columns)
         if which == "trl_in_our_order":
             batch = arguments.per_device_train_batch_size
-            order = PromptGroupSampler([""] * len(kept), step_pairs=batch, seed=SEED)
+            order = PromptGroupSampler([""] * len(kept), batch_pairs=batch, seed=SEED)
             dataset = dataset.select(list(order))
             arguments.train_sampling_strategy = "sequential"
         trainer: Any = RewardTrainer(

@@ -244,7 +244,7 @@ def test_twenty_steps_follow_the_curve_of_trl(tmp_path):
         "loss_weights": [1.0, 0.0],  # TRL's SFT term is weighed by micro-batch, so off here
     }
     stock, ours = trainers(tmp_path, data, **options)
-    stock._get_train_sampler = lambda *_: OrderOf(ours)
+    stock._get_train_sampler = lambda train_dataset=None: OrderOf(ours)
     stock.train()
     ours.train()
     curves = [

@@ -1,6 +1,7 @@
 """What stages take that train, and so may run as several processes at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, Self
 
 from prefpipe.settings.stage import Stage
@@ -26,4 +27,9 @@ class RankedStage(Stage):
     @classmethod
     def run(cls, main: Callable[[Self], None]) -> NoReturn:
         with ranks.one_voice(cls.stage_name()):
-            super().run(ranks.told_of_lost_ranks(main))
+            super().run(main)
+
+    @contextmanager
+    def spoken(self) -> Iterator[None]:
+        with super().spoken(), ranks.tells_of_lost_ranks(self.stage_name()):
+            yield

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from importlib.util import find_spec
@@ -161,15 +161,12 @@ def _speak_when_ended(sentence: str) -> None:
     threading.Thread(target=ended, daemon=True).start()
 
 
-def told_of_lost_ranks(main: Callable[[Any], None]) -> Callable[[Any], None]:
-    """main, which ends in a sentence where another rank is gone."""
-
-    def guarded(settings: Any) -> None:
-        try:
-            main(settings)
-        except RuntimeError as error:
-            if lost(error):
-                raise SystemExit(f"{settings.stage_name()}: {GONE}") from None
-            raise
-
-    return guarded
+@contextmanager
+def tells_of_lost_ranks(stage: str) -> Iterator[None]:
+    """While a stage runs: where another rank is gone, it ends in a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if lost(error):
+            raise SystemExit(f"{stage}: {GONE}") from None
+        raise

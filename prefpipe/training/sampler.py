@@ -1,13 +1,13 @@
-"""The order in which pairs are trained on: those of a prompt in one batch, every step full.
+"""The order in which pairs are trained on: those of a prompt in one batch, every batch full.
 
-A step is the same pairs whatever the number of ranks: the sampler fills it, and only then is it laid
-out into the batches that a device has in memory at once.
+A step is the same pairs whatever the number of ranks: so many of that order, which are then laid out
+into the batches that each rank has in memory at once.
 """
 
 import math
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from itertools import groupby, islice
+from itertools import islice
 
 from torch.utils.data import Sampler
 
@@ -20,20 +20,20 @@ _LOOK_AHEAD_GROUPS = 64
 
 
 class PromptGroupSampler(Sampler[int]):
-    """Indices of the pairs for an epoch, so that the pairs of a prompt fall into one step.
+    """Indices of the pairs for an epoch, so that the pairs of a prompt fall into one batch.
 
-    prompts: for each pair, what is equal for pairs of one prompt. Groups of up to group_pairs pairs
-    are shuffled (by seed and epoch) and put into steps of step_pairs; where no group fits the room
-    that is left, one is split. Every step but the last has step_pairs pairs, whatever the groups'
-    sizes. Without shuffle: the order of the input, grouped.
+    prompts: for each pair, what is equal for pairs of one prompt. Groups of up to pairs_per_pack
+    pairs are shuffled (by seed and epoch) and put into batches of batch_pairs; where no group fits
+    the room that is left, one is split. Every batch but the last has batch_pairs pairs, whatever
+    the groups' sizes. Without shuffle: the order of the input, grouped.
     """
 
     def __init__(
         self,
         prompts: Sequence[Hashable],
         *,
-        step_pairs: int,
-        group_pairs: int = PAIRS_PER_PACK,
+        batch_pairs: int,
+        pairs_per_pack: int = PAIRS_PER_PACK,
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
@@ -41,8 +41,8 @@ class PromptGroupSampler(Sampler[int]):
         self._indices: dict[Hashable, list[int]] = {}
         for index, prompt in enumerate(prompts):
             self._indices.setdefault(prompt, []).append(index)
-        self.step_pairs = step_pairs
-        self.group_pairs = min(group_pairs, step_pairs)
+        self.batch_pairs = batch_pairs
+        self.group_pairs = min(pairs_per_pack, batch_pairs)
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -60,11 +60,11 @@ class PromptGroupSampler(Sampler[int]):
             groups += [order[i : i + size] for i in range(0, len(order), size)]
         if self.shuffle:
             rng.shuffle(groups)
-        # first fit, a step at a time: groups that are too large for the room that is left wait for
-        # the next step, before all others; far ahead nobody looks, since all of them may be large
+        # first fit, a batch at a time: groups that are too large for the room that is left wait for
+        # the next batch, before all others; far ahead nobody looks, since all of them may be large
         waiting = deque(groups)
         while waiting:
-            room, passed = self.step_pairs, []
+            room, passed = self.batch_pairs, []
             while waiting and room and len(passed) < _LOOK_AHEAD_GROUPS:
                 group = waiting.popleft()
                 if len(group) > room:
@@ -73,13 +73,13 @@ class PromptGroupSampler(Sampler[int]):
                 yield from group
                 room -= len(group)
             waiting.extendleft(reversed(passed))
-            if room and waiting:  # no group fits: one is split, so that every step is full
+            if room and waiting:  # no group fits: one is split, so that every batch is full
                 yield from waiting[0][:room]
                 waiting[0] = waiting[0][room:]
 
 
 class StepBatches:
-    """The sampler's steps, each laid out into as many batches: `accumulated` for each of the ranks.
+    """The sampler's order by steps, each laid out into as many batches: `accumulated` for each rank.
 
     accelerate gives batch k to rank k % ranks. A batch that a step has no pair for is [filler], the
     index of a row that weighs nothing: all ranks go through a model together.
@@ -89,37 +89,37 @@ class StepBatches:
         self,
         sampler: PromptGroupSampler,
         *,
-        batch_pairs: int,
+        step_pairs: int,
         accumulated: int = 1,
         ranks: int = 1,
         filler: int = -1,
     ) -> None:
-        """batch_pairs: most pairs of a batch."""
-        self.sampler, self.batch_pairs, self.filler = sampler, batch_pairs, filler
+        """step_pairs: pairs of a step, of each but the last."""
+        self.sampler, self.step_pairs, self.filler = sampler, step_pairs, filler
         self.batches = accumulated * ranks
 
     def __len__(self) -> int:
-        return self.batches * math.ceil(len(self.sampler) / self.sampler.step_pairs)
+        return self.batches * math.ceil(len(self.sampler) / self.step_pairs)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = iter(self.sampler)
-        while step := list(islice(order, self.sampler.step_pairs)):
+        while step := list(islice(order, self.step_pairs)):
             yield from self._laid_out(step)
 
     def _laid_out(self, step: list[int]) -> list[list[int]]:
         """The groups of a step, the largest first, each in the batch that has the fewest pairs (LPT
         scheduling, Graham 1969). One is split only where it fits nowhere."""
         size = self.sampler.group_pairs
-        groups: list[list[int]] = []
-        for _, same in groupby(step, self.sampler.prompts.__getitem__):
-            group = list(same)
-            groups += [group[i : i + size] for i in range(0, len(group), size)]
+        of_prompt: dict[Hashable, list[int]] = {}
+        for index in step:
+            of_prompt.setdefault(self.sampler.prompts[index], []).append(index)
+        groups = [g[i : i + size] for g in of_prompt.values() for i in range(0, len(g), size)]
         waiting = deque(sorted(groups, key=len, reverse=True))
         batches: list[list[int]] = [[] for _ in range(self.batches)]
         while waiting:
             group = waiting.popleft()
             emptiest = min(batches, key=len)
-            room = self.batch_pairs - len(emptiest)
+            room = self.sampler.batch_pairs - len(emptiest)
             emptiest += group[:room]
             if group[room:]:
                 waiting.appendleft(group[room:])

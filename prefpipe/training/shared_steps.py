@@ -48,15 +48,15 @@ class StepSharing(Trainer):
     ) -> Any:
         """Batches as StepBatches lays them out, which accelerate deals out to the ranks."""
         prompts, number = _prompts(dataset), self.args.world_size
-        how: dict[str, Any] = {"group_pairs": min(self.pairs_per_pack, batch_size)}
-        layout = {"batch_pairs": batch_size, "ranks": number, "filler": len(prompts)}
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        how: dict[str, Any] = {"shuffle": False, "batch_pairs": batch_size}
+        layout = {"step_pairs": batch_size * number, "ranks": number, "filler": len(prompts)}
         if description == "Training":
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            how |= {"step_pairs": self.step_pairs, "seed": seed}
-            layout["accumulated"] = self.args.gradient_accumulation_steps
-        else:
-            how |= {"step_pairs": batch_size * number, "shuffle": False}
-        batches = StepBatches(PromptGroupSampler(prompts, **how), **layout)
+            how |= {"shuffle": True, "seed": seed}
+            accumulated = self.args.gradient_accumulation_steps
+            layout |= {"step_pairs": self.step_pairs, "accumulated": accumulated}
+        order = PromptGroupSampler(prompts, pairs_per_pack=self.pairs_per_pack, **how)
+        batches = StepBatches(order, **layout)
         if description == "Training":
             self.batches = batches
         rows: Any = self._remove_unused_columns(dataset, description)
