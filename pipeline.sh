@@ -26,6 +26,8 @@ paths=$(uv run --no-sync python config.py) # set -e sees a failure here, but not
 eval "$paths"
 is_model() { [[ -f $1/config.json || -f $1/adapter_config.json ]]; }
 run() { local name=$1; [[ $name != -m ]] || name=$2; echo "== $name"; uv run --no-sync "$@"; }
+# LAUNCH="accelerate launch --config_file configs/multi_gpu.yaml" trains on several devices
+train() { echo "== $1"; uv run --no-sync ${LAUNCH:-} "$@"; }
 
 judge() {
   run preprocess_dataset.py "$@"
@@ -35,7 +37,7 @@ judge() {
   run post_processing.py "$@"
   run construct_dpo_dataset.py "$@"
   run dpo_dataset.py "$@"
-  run dpo_training.py "$@"
+  train dpo_training.py "$@"
   run accuracy.py "$@"
 }
 
@@ -50,8 +52,8 @@ rag() {
 models() {
   local judge=$TUNED_JUDGE
   is_model "$judge" || judge=$BASE_MODEL # the judge path was not run: its base stands in
-  run train_reward_model.py "$@"
-  run train_pairwise_model.py "$@"
+  train train_reward_model.py "$@"
+  train train_pairwise_model.py "$@"
   run -m embedded.answers --questions 300
   run rank_responses.py --by reward "$@"
   run accuracy.py --kind reward --kind pairwise --kind judge --tuned "$judge" \

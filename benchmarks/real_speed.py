@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prefpipe.llm.server.started_server import StartedServer
 from transformers import logging
 
 from benchmarks import alternate, machine, make_parser, write_results
@@ -26,6 +25,7 @@ from prefpipe import chat
 from prefpipe.llm import Failure, Request, Result
 from prefpipe.llm.local.local_engine import LocalEngine
 from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
+from prefpipe.llm.server.started_server import StartedServer
 from prefpipe.llm.wire import ServedModel
 from prefpipe.models.gguf_files import model_path
 from prefpipe.models.loading import load_both
@@ -33,7 +33,7 @@ from prefpipe.models.loading import load_both
 ROOT = Path(__file__).parent.parent
 MODEL = "SmolLM2-135M-Instruct"
 PROMPT_TOKENS, SAMPLES, PROMPTS, SLOTS = 785, 8, 2, 8
-SETTINGS = {"temperature": 0.8, "top_p": 0.95}
+SETTINGS: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
 REACH = {64: {"generate": 7.0, "llama_cpp": 2.5}, 150: {"generate": 5.0, "llama_cpp": 1.5}}
 REACH_BFLOAT16 = 1.3
 SERVER = (

@@ -43,7 +43,7 @@ from prefpipe.training.ab import PrefixSharedPairwiseTrainer
 from prefpipe.training.dpo import PrefixSharedDPOTrainer
 from prefpipe.training.reward import PrefixSharedRewardTrainer
 from prefpipe.training.tokenized_pairs import PairTokenizer, TokenizedPair, to_dataset
-from prefpipe.training.trainer import switch_off_dropout
+from prefpipe.training.untrained import switch_off_dropout
 from tests.examples import ROOT
 from tests.tokenizers_of_chats import tokenizer_of
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import types
 
 import pytest
 
@@ -155,3 +156,21 @@ def test_what_nothing_could_go_on_from_is_not_sealed(tmp_path):
     with pytest.raises(Exception, match=r"scheduler\.pt was not written"):
         opened(tmp_path / "other").seal(path)
     assert not (path / "whole").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "is_fsdp", "words"),
+    [
+        ("optimizer_0/.metadata", False, "in FSDP's pieces, and would now be read in one piece"),
+        ("optimizer.pt", True, "in one piece, and would now be read in FSDP's pieces"),
+    ],
+)
+def test_a_launch_of_another_kind_does_not_go_on(tmp_path, written, is_fsdp, words):
+    path = save(tmp_path, 4, seal=False)
+    (path / "optimizer.pt").unlink()
+    (path / written).parent.mkdir(exist_ok=True)
+    (path / written).touch()
+    opened(tmp_path / "other").seal(path)
+    trainer = types.SimpleNamespace(is_fsdp_enabled=is_fsdp, is_deepspeed_enabled=False)
+    with pytest.raises(SystemExit, match=words):
+        opened(tmp_path).fit(trainer, "dpo_training", None)

@@ -474,7 +474,8 @@ def paths_of_the_pipeline() -> dict[str, list[list[str]]]:
     functions = re.findall(r"^(\w+)\(\) \{\n(.*?)^\}", script, re.M | re.S)
     return {
         name: [
-            shlex.split(line, comments=True)[1:] for line in re.findall(r"^ *run .*$", body, re.M)
+            shlex.split(line, comments=True)[1:]
+            for line in re.findall(r"^ *(?:run|train) .*$", body, re.M)
         ]
         for name, body in functions
     }

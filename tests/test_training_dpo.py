@@ -13,7 +13,7 @@ from prefpipe.models.sharing import shares
 from prefpipe.training.dpo import PrefixSharedDPOTrainer, ReferenceCache
 from prefpipe.training.tokenized_pairs import to_dataset
 from prefpipe.training.trainer import NotFiniteError
-from tests.training_models import VOCABULARY, pairs, qwen2, tokenizer
+from tests.training_models import VOCABULARY, OrderOf, pairs, qwen2, tokenizer
 
 SIZES = [5, 1, 3, 2, 4, 1]  # pairs of each prompt: 16 in all
 LOSSES = {
@@ -244,7 +244,7 @@ def test_twenty_steps_follow_the_curve_of_trl(tmp_path):
         "loss_weights": [1.0, 0.0],  # TRL's SFT term is weighed by micro-batch, so off here
     }
     stock, ours = trainers(tmp_path, data, **options)
-    stock._get_train_sampler = ours._get_train_sampler
+    stock._get_train_sampler = lambda train_dataset=None: OrderOf(ours)
     stock.train()
     ours.train()
     curves = [

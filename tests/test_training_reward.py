@@ -14,7 +14,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from prefpipe.training.reward import PrefixSharedRewardTrainer
 from prefpipe.training.tokenized_pairs import to_dataset
 from prefpipe.training.trainer import NotFiniteError
-from tests.training_models import VOCABULARY, gradient_of, pairs, qwen2, tokenizer
+from tests.training_models import VOCABULARY, OrderOf, gradient_of, pairs, qwen2, tokenizer
 
 SIZES = [5, 1, 3, 2, 4, 1]  # pairs of each prompt: 16 in all
 
@@ -26,7 +26,7 @@ class StockTrainer(RewardTrainer):
     """Whose order its rows come in; None: that of the data."""
 
     def _get_train_sampler(self, train_dataset=None):
-        return self.ordered_as._get_train_sampler() if self.ordered_as else None
+        return OrderOf(self.ordered_as) if self.ordered_as else None
 
 
 def classifier(seed=0, **changes):

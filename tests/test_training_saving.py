@@ -6,14 +6,17 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from prefpipe.models.loading import load_model
+from prefpipe.models.loading import bare_model, load_model
+from prefpipe.training.collator import run_packed
 from prefpipe.training.saving import (
     check_scores,
     mean_logp,
     save_and_reload,
     save_model,
     score_alone,
+    skeleton,
     weight_dtype,
+    whole_model,
 )
 from tests.training_models import pairs, qwen2, tokenizer
 
@@ -21,9 +24,14 @@ from tests.training_models import pairs, qwen2, tokenizer
 class Trained:
     """What save_and_reload takes of a trainer: its model and tokenizer, until it lets go of them."""
 
-    def __init__(self, model):
+    def __init__(self, model, skeleton=None):
         self.model, self.processing_class = model, tokenizer()
-        self.accelerator = SimpleNamespace(unwrap_model=lambda model, **_: model)
+        self.model_wrapped, self.skeleton = model, skeleton
+        self.accelerator = SimpleNamespace(
+            unwrap_model=lambda model, **_: model,
+            get_state_dict=lambda model: {k: v.clone() for k, v in model.state_dict().items()},
+            device="cpu",
+        )
 
     def release(self):
         self.model = None
@@ -41,6 +49,37 @@ def test_a_model_is_loaded_again_with_the_scores_of_the_trained_one(tmp_path):
     )
     assert trainer.model is None and difference == 0
     assert logps(loaded, rows) == expected and len(expected) == 4
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_gathered_weights_make_the_model_that_was_trained(tied, method):
+    """Where ranks share them; the one that was trained runs packs by then, this one plain rows."""
+    model = qwen2(tie_word_embeddings=tied)
+    if method == "lora":
+        adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(model, adapter)
+    run_packed(bare_model(model))
+    empty, rows = skeleton(model), pairs([2])
+    assert all(weight.is_meta for weight in empty.parameters())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.1)
+    trained = Trained(model, empty)
+    expected = logps(model, rows)
+    whole = whole_model(trained)
+    assert trained.model is None and logps(whole, rows) == pytest.approx(expected, abs=1e-5)
+    ends = whole.get_input_embeddings(), whole.get_output_embeddings()
+    assert (ends[0].weight is ends[1].weight) is tied
+    assert not [m for m in whole.modules() if "forward" in vars(m)]
+
+
+def test_weights_that_were_not_gathered_are_named():
+    model = qwen2()
+    trained = Trained(model, skeleton(model))
+    trained.accelerator.get_state_dict = lambda model: {}
+    with pytest.raises(RuntimeError, match="were not gathered"):
+        whole_model(trained)
 
 
 @pytest.mark.parametrize("merge", [False, True])

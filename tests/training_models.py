@@ -1,14 +1,17 @@
 """Tiny random models and token pairs for the tests of prefpipe.training. Nothing is downloaded."""
 
 import random
+from collections.abc import Iterator
 from typing import TypeVar
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from prefpipe.compare.context import Unscorable
+from prefpipe.training.shared_steps import StepSharing
 from prefpipe.training.tokenized_pairs import TokenizedPair
 
 T = TypeVar("T")
@@ -55,6 +58,24 @@ def qwen2(seed: int = 0, vocabulary: int = VOCABULARY, **changes: object) -> Pre
     }
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(Qwen2Config(**{**shape, **changes})).eval()
+
+
+class OrderOf(Sampler[int]):
+    """For a trainer of TRL, the order in which one of ours takes its training pairs."""
+
+    def __init__(self, trainer: StepSharing) -> None:
+        trainer.get_train_dataloader()
+        self.batches = trainer.batches
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in self.batches:
+            yield from batch
 
 
 def scorable(result: T | Unscorable) -> T:

@@ -90,8 +90,8 @@ class Run(RowsIn, AbstractContextManager["Run"]):
         """None: it is no dry run."""
         # from here on, so that the second of two runs has done nothing when it is refused
         self._files = (
-            NoFiles(base, self.mark, starts_anew=facts.overwrite)
-            if facts.dry_run
+            NoFiles(base, self.mark, starts_anew=facts.overwrite, is_alone=not facts.is_other_rank)
+            if facts.dry_run or facts.is_other_rank
             else RunFiles(base, self.mark, self.shards.at)
         )
         try:

@@ -1,4 +1,4 @@
-"""What a run has on disk until it ends: its lock, rows on their way, resume logs; and a dry run's nothing."""
+"""What a run has on disk until it ends: its lock, rows on their way, resume logs; or nothing at all."""
 
 import glob
 import os
@@ -100,13 +100,17 @@ class RunFiles:
 
 
 class NoFiles(RunFiles):
-    """A dry run's: what is there is looked at and left as it is, what would be written goes nowhere."""
+    """A dry run's, or those of a rank that another one writes for: what is there is looked at and left
+    as it is, what would be written goes nowhere."""
 
-    def __init__(self, base: Path, mark: dict[str, str], *, starts_anew: bool) -> None:
-        """starts_anew: the logs that are there would be deleted."""
+    def __init__(
+        self, base: Path, mark: dict[str, str], *, starts_anew: bool, is_alone: bool
+    ) -> None:
+        """starts_anew: the logs that are there would be deleted. is_alone: no other may write there."""
         self._base, self._mark, self._starts_anew = base, mark, starts_anew
         self.logs = []
-        refuse_a_second(base.with_name(f".{base.name}.lock"))
+        if is_alone:
+            refuse_a_second(base.with_name(f".{base.name}.lock"))
 
     def delete(self, meta_path: Path) -> None: ...
 

@@ -24,3 +24,5 @@ class StageFacts:
     """Nothing is written: Run.plan says what would be done."""
     shard: Shard = WHOLE
     """Which of the rows are this run's."""
+    is_other_rank: bool = False
+    """One of several processes that do the same, of which another one writes."""

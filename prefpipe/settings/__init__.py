@@ -25,6 +25,7 @@ from prefpipe.settings.engines import (
     ServerStage,
     local_folders,
 )
+from prefpipe.settings.preference_input import PreferenceStage
 from prefpipe.settings.reporting import ReportingStage
 from prefpipe.settings.stage import NoEffectOnRows, Script, Stage
-from prefpipe.settings.training import PreferenceStage, PreferenceTrainingStage, TrainingStage
+from prefpipe.settings.training import PreferenceTrainingStage, TrainingStage

@@ -247,6 +247,7 @@ class Stage(Script):
             leave_out_failing=getattr(self, "leave_out_failing", False),
             dry_run=self.dry_run,
             shard=Shard.parse(self.shard) if self.shard else WHOLE,
+            is_other_rank=getattr(self, "is_other_rank", False),
         )
         self._runs.append(Run(facts, **options))
         return self._runs[-1]

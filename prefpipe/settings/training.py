@@ -1,20 +1,20 @@
-"""What the three trainers take: model, adapter, optimizer, checkpoints; and the data of two of them."""
+"""What the three trainers take: model, adapter, optimizer, checkpoints."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 import config
-from prefpipe.files import Named, Run
+from prefpipe.files import Run
 from prefpipe.publish import trackers
 from prefpipe.ranges import AboveZero, AtLeastTwo, PartialShare, Positive, Share, Weight
 from prefpipe.settings.chats import ChatStage
-from prefpipe.settings.columns import PairColumns
+from prefpipe.settings.preference_input import PreferenceStage
+from prefpipe.settings.ranked import RankedStage
 from prefpipe.settings.reporting import ReportingStage
 from prefpipe.settings.stage import NoEffectOnRows
-from prefpipe.training.preferences import RawPreferences
+from prefpipe.training import ranks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WhichCheckpoint = Literal["last", "best"]
 
 
-class TrainingStage(ReportingStage, ChatStage):
+class TrainingStage(RankedStage, ReportingStage, ChatStage):
     """What every stage takes that trains a model."""
 
     output: Path
@@ -62,9 +62,9 @@ class TrainingStage(ReportingStage, ChatStage):
     max_length: Positive = 1024
     """Most tokens of a prompt and a completion together."""
     batch_pairs: Positive = 16
-    """Pairs in memory at once."""
+    """Most pairs in a device's memory at once."""
     gradient_accumulation_steps: Positive = 1
-    """Batches an optimizer step; each pair of a step weighs the same."""
+    """Batches an optimizer step, which several devices share; each pair of a step weighs the same."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
@@ -100,6 +100,7 @@ class TrainingStage(ReportingStage, ChatStage):
         """Exit with a sentence where the settings cannot work together, or not on this machine."""
         import torch
 
+        super().check()
         on_cuda = torch.cuda.is_available()
         if self.load_in_4bit and self.method == "full":
             raise SystemExit("load_in_4bit: 4-bit weights cannot be trained; set --method lora")
@@ -138,7 +139,7 @@ class TrainingStage(ReportingStage, ChatStage):
             "for_training": True,
             "without_weights": self.dry_run,
             "dtype": "bfloat16" if self.uses_bf16() and is_frozen else "float32",
-            "load_in_4bit": self.load_in_4bit if is_frozen else False,
+            "load_in_4bit": self.load_in_4bit if is_frozen and not ranks.share_weights() else False,
         }
         # sdpa is what a model is loaded with, where it can: soft caps and sinks want eager
         flex = {"attn_implementation": "flex_attention"}
@@ -243,44 +244,6 @@ class TrainingStage(ReportingStage, ChatStage):
             target_modules="all-linear" if modules == ["all-linear"] else modules,
             modules_to_save=new_modules(model) if task_type == "SEQ_CLS" else None,
         )
-
-
-class PreferenceStage(PairColumns):
-    """What every stage takes that reads published preferences: where they are, which are held out."""
-
-    input: str = config.RAW_TRAIN
-    """Preferences: a Parquet, JSONL or CSV file, a folder saved by `datasets`, or a name on the hub."""
-    validation_input: str = config.RAW_VALIDATION
-    """The same for held-out rows. Empty, or only input given: the input's split for validation where
-    it has one, else a share of its questions."""
-    validation_split: str | None = None
-    """Of validation_input, as split is of input."""
-    validation_share: Share = 0.1
-    """Share of the questions of input that is held out where there are no rows for it."""
-    near_duplicate: Share = 0.8
-    """A train question this similar to a held-out one (Jaccard of five-word shingles) is left out."""
-    not_in: list[str] = []
-    """Benchmarks, each as name=path: train rows that share eight words in a row with one of its
-    questions are left out."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_held_out_rows_of_another_input(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "input" in given:
-            return {"validation_input": "", **given}
-        return given
-
-    def raw_preferences(self) -> RawPreferences:
-        names = {field.name for field in dataclasses.fields(RawPreferences)} - {"how", "not_in"}
-        return RawPreferences(
-            **self.model_dump(include=names), how=self.how_read(), not_in=tuple(self.not_in)
-        )
-
-    def raw_files(self) -> list[Path]:
-        """What the run depends on, where it is a file or folder here."""
-        sets = (entry.partition("=")[2] for entry in self.not_in)
-        names = filter(None, (self.input, self.validation_input, *sets))
-        return [path for name in names for path in Named(name).paths()]
 
 
 class PreferenceTrainingStage(PreferenceStage, TrainingStage):

@@ -20,12 +20,19 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from prefpipe import screen
 from prefpipe.files import DataError, difference, write_text
+from prefpipe.training import ranks
 from prefpipe.training.record import CSV, write_csv
 from prefpipe.training.trainer import NotFiniteError
 
 _WHOLE = "whole"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+_NEEDED = ("trainer_state.json", "scheduler.pt")
+_OPTIMIZER = {
+    "optimizer.pt": "in one piece",
+    "optimizer_0/.metadata": "in FSDP's pieces",
+    "latest": "in DeepSpeed's pieces",
+}
+"""The file that tells where the optimizer's state is -> how it, and the weights, are written."""
 
 
 class _Damaged(Exception):
@@ -50,14 +57,15 @@ class Checkpoints:
         overwrite: bool,
         looks_only: bool = False,
     ) -> None:
-        """looks_only: of a dry run, which takes nothing away."""
-        self._looks_only = looks_only
+        """looks_only: of a dry run, which takes nothing away; as no other rank does."""
+        self._looks_only = looks_only = looks_only or ranks.is_other()
         self.folder, self.model_folder = model_folder / "checkpoints", model_folder
         self.mark, self.keep, self.wants_best = dict(mark), keep, wants_best
         if overwrite and not looks_only:
             for _, path in self._by_step():
                 remove(path)
-        self.stopped_at = None if overwrite and looks_only else self._newest()
+        newest = None if ranks.is_other() or (overwrite and looks_only) else self._newest()
+        self.stopped_at = ranks.agree(newest)
         """The newest whole checkpoint, to go on from; None: from the start."""
 
     def _by_step(self) -> list[tuple[int, Path]]:
@@ -117,7 +125,10 @@ class Checkpoints:
         """Mark a checkpoint as whole, once what it holds is on disk."""
         files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != _WHOLE)
         names = [str(p.relative_to(path).as_posix()) for p in files]
-        if lacking := [name for name in _NEEDED if name not in names]:
+        lacking = [name for name in _NEEDED if name not in names]
+        if not _OPTIMIZER.keys() & {*names}:
+            lacking.append("optimizer.pt")
+        if lacking:
             raise DataError(f"{path}: {lacking[0]} was not written: nothing could go on from it")
         for file in files:
             _flush(file)
@@ -139,7 +150,16 @@ class Checkpoints:
                 remove(path)
 
     def fit(self, trainer: Any, stage: str, early_stopping: int | None) -> None:
-        """Train to the end, or from a checkpoint on. Exits with a sentence where a loss is no number."""
+        """Train to the end, or from a checkpoint on. Exits with a sentence where a loss is no number, or
+        the checkpoint is written in other pieces than the launcher asks for."""
+        now = [*_OPTIMIZER][2 if trainer.is_deepspeed_enabled else int(trainer.is_fsdp_enabled)]
+        if self.stopped_at and not (self.stopped_at / now).exists():
+            written = next(w for name, w in _OPTIMIZER.items() if (self.stopped_at / name).exists())
+            raise SystemExit(
+                f"{self.stopped_at}: is written {written}, and would now be read "
+                f"{_OPTIMIZER[now]}; start it by the launcher's configuration of before (on any "
+                "number of devices), or --overwrite starts anew"
+            )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(TrainingCallback(self, stage))
         if early_stopping is not None:
@@ -192,9 +212,7 @@ class TrainingCallback(TrainerCallback):
         self._steps: Any = iter(())
 
     def on_train_begin(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        if state.best_global_step:  # in this folder, which may be a copy of the one it was in
-            best = self._checkpoints.folder / f"checkpoint-{state.best_global_step}"
-            state.best_model_checkpoint = str(best) if best.is_dir() else None
+        self._find_best(state)  # in this folder, which may be a copy of the one it was in
         if state.global_step:
             at = f"step {state.global_step} of {state.max_steps}"
             print(f"{self._stage}: going on from {at}", file=sys.stderr)
@@ -203,6 +221,11 @@ class TrainingCallback(TrainerCallback):
         # what is told when a step ends is asked of an iterator: each next() is a step done
         self._steps = iter(self._bar)
         next(self._steps, None)
+
+    def _find_best(self, state: TrainerState) -> None:
+        if state.best_global_step:
+            best = self._checkpoints.folder / f"checkpoint-{state.best_global_step}"
+            state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         next(self._steps, None)
@@ -214,9 +237,13 @@ class TrainingCallback(TrainerCallback):
             self._bar.note(f"loss {logs['loss']:.3f}")
 
     def on_save(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        write_csv(self._checkpoints.model_folder / CSV, state.log_history)
-        self._checkpoints.seal(self._checkpoints.folder / f"checkpoint-{state.global_step}")
-        self._checkpoints.rotate(state.best_global_step)
+        ranks.wait()  # each has written its part
+        self._find_best(state)  # transformers looks for a folder that is not made yet (FSDP's)
+        if not ranks.is_other():
+            write_csv(self._checkpoints.model_folder / CSV, state.log_history)
+            self._checkpoints.seal(self._checkpoints.folder / f"checkpoint-{state.global_step}")
+            self._checkpoints.rotate(state.best_global_step)
+        ranks.wait()
 
     def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         self._steps.close()

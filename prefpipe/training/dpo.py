@@ -21,6 +21,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from prefpipe.models.loading import bare_model
 from prefpipe.screen import progress
+from prefpipe.training import ranks
 from prefpipe.training.collator import PackCollator, run_packed
 from prefpipe.training.trainer import PairTrainer, Weight, padding_id
 
@@ -52,10 +53,17 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
             super().__init__(*args, **kwargs)
         finally:
             _TRL.hash_module = of_trl
+        self.is_fsdp_enabled = self._shares_weights
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
         pad = padding_id(tokenizer)
         return PackCollator(pad, self.pairs_per_pack) if self.prefix_sharing else PairCollator(pad)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        # where the ranks will share the weights, TRL would load a second model for the reference; it
+        # is computed before they do, by the model that each still has
+        self._shares_weights, self.is_fsdp_enabled = self.is_fsdp_enabled, False
 
     def set_up_model(self) -> None:
         super().set_up_model()
@@ -103,23 +111,19 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
             ids = {"chosen_ids": rows[i][side], "rejected_ids": rows[j][other_side]}
             return {"id": key, "prompt_ids": rows[i]["prompt_ids"], **ids}
 
-        # 3) Through the reference: each process its share, the cache written as they come.
-        mine = work[self.accelerator.process_index :: self.accelerator.num_processes]
-        several = self.accelerator.num_processes > 1
-        values: list[tuple[str, float]] = []
-        starts = range(0, len(mine), batch_size)
+        # 3) Through the reference: each rank its share of a round, the cache written as they come.
+        number, own = self.accelerator.num_processes, self.accelerator.process_index
+        starts = range(0, len(work), batch_size * number)
         for start in progress(starts, len(starts), "reference, by batches"):
-            part = mine[start : start + batch_size]
-            batch = self._prepare_inputs(self.data_collator([example(two) for two in part]))
-            batch.pop("id")
-            logps = self.compute_ref_log_probs(self.ref_model or self.model, batch)
-            for two, *both in zip(part, *(half.tolist() for half in logps), strict=True):
-                values += [(key, logp) for (key, _), logp in zip(two, both, strict=True)]
-            if not several:
-                cache.add(values)
-                values = []
-        if several:
-            cache.add(gather_object(values), write=self.accelerator.is_main_process)
+            part = work[start : start + batch_size * number][own::number]
+            values: list[tuple[str, float]] = []
+            if part:
+                batch = self._prepare_inputs(self.data_collator([example(two) for two in part]))
+                batch.pop("id")
+                logps = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+                for two, *both in zip(part, *(half.tolist() for half in logps), strict=True):
+                    values += [(key, logp) for (key, _), logp in zip(two, both, strict=True)]
+            cache.add(gather_object(values) if number > 1 else values)
         for column, name in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
             dataset = dataset.add_column(name, [cache[pair[column]] for pair in keys])
         return dataset
@@ -154,13 +158,14 @@ class ReferenceCache:
     """Log-probabilities of completions under one model: key -> sum over the tokens (nats).
 
     With a folder, kept in a file for that model, one `["key", value]` a line, appended as they come:
-    a killed run, or the next one with another learning rate, does not compute them again.
+    a killed run, or the next one with another learning rate, does not compute them again. Of several
+    ranks the main one reads and writes it.
     """
 
     def __init__(self, folder: Path | None, model: str) -> None:
         self._values: dict[str, float] = {}
         name = hashlib.sha256(model.encode()).hexdigest()[:32]
-        self._path = folder / f"{name}.jsonl" if folder else None
+        self._path = folder / f"{name}.jsonl" if folder and not ranks.is_other() else None
         if self._path and self._path.exists():
             data = self._path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]  # a kill can cut the last line
@@ -172,6 +177,7 @@ class ReferenceCache:
             except (ValueError, TypeError, RecursionError):
                 message = f"{self._path}: damaged; delete it, it is computed again"
                 raise SystemExit(message) from None
+        self._values = ranks.agree(self._values)
 
     def key(self, prompt_ids: list[int], completion_ids: list[int]) -> str:
         content = json.dumps([prompt_ids, completion_ids]).encode()
@@ -183,9 +189,9 @@ class ReferenceCache:
     def __getitem__(self, key: str) -> float:
         return self._values[key]
 
-    def add(self, values: list[tuple[str, float]], write: bool = True) -> None:
+    def add(self, values: list[tuple[str, float]]) -> None:
         self._values.update(values)
-        if self._path and write:
+        if self._path:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lines = "".join(json.dumps(pair) + "\n" for pair in dict(values).items())
             with open(self._path, "a", encoding="utf-8") as file:

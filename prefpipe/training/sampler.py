@@ -1,7 +1,13 @@
-"""The order in which pairs are trained on: those of a prompt in one batch, every batch full."""
+"""The order in which pairs are trained on: those of a prompt in one batch, every batch full.
 
+A step is the same pairs whatever the number of ranks: so many of that order, which are then laid out
+into the batches that each rank has in memory at once.
+"""
+
+import math
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
+from itertools import islice
 
 from torch.utils.data import Sampler
 
@@ -31,19 +37,19 @@ class PromptGroupSampler(Sampler[int]):
         seed: int = 0,
         shuffle: bool = True,
     ) -> None:
+        self.prompts = prompts
         self._indices: dict[Hashable, list[int]] = {}
         for index, prompt in enumerate(prompts):
             self._indices.setdefault(prompt, []).append(index)
         self.batch_pairs = batch_pairs
         self.group_pairs = min(pairs_per_pack, batch_pairs)
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
-        self._length = len(prompts)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return len(self.prompts)
 
     def __iter__(self) -> Iterator[int]:
         rng = draws.rng(self.seed, self.epoch)
@@ -70,3 +76,52 @@ class PromptGroupSampler(Sampler[int]):
             if room and waiting:  # no group fits: one is split, so that every batch is full
                 yield from waiting[0][:room]
                 waiting[0] = waiting[0][room:]
+
+
+class StepBatches:
+    """The sampler's order by steps, each laid out into as many batches: `accumulated` for each rank.
+
+    accelerate gives batch k to rank k % ranks. A batch that a step has no pair for is [filler], the
+    index of a row that weighs nothing: all ranks go through a model together.
+    """
+
+    def __init__(
+        self,
+        sampler: PromptGroupSampler,
+        *,
+        step_pairs: int,
+        accumulated: int = 1,
+        ranks: int = 1,
+        filler: int = -1,
+    ) -> None:
+        """step_pairs: pairs of a step, of each but the last."""
+        self.sampler, self.step_pairs, self.filler = sampler, step_pairs, filler
+        self.batches = accumulated * ranks
+
+    def __len__(self) -> int:
+        return self.batches * math.ceil(len(self.sampler) / self.step_pairs)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = iter(self.sampler)
+        while step := list(islice(order, self.step_pairs)):
+            yield from self._laid_out(step)
+
+    def _laid_out(self, step: list[int]) -> list[list[int]]:
+        """The groups of a step, the largest first, each in the batch that has the fewest pairs (LPT
+        scheduling, Graham 1969). One is split only where it fits nowhere."""
+        size = self.sampler.group_pairs
+        of_prompt: dict[Hashable, list[int]] = {}
+        for index in step:
+            of_prompt.setdefault(self.sampler.prompts[index], []).append(index)
+        groups = [g[i : i + size] for g in of_prompt.values() for i in range(0, len(g), size)]
+        waiting = deque(sorted(groups, key=len, reverse=True))
+        batches: list[list[int]] = [[] for _ in range(self.batches)]
+        while waiting:
+            group = waiting.popleft()
+            emptiest = min(batches, key=len)
+            room = self.sampler.batch_pairs - len(emptiest)
+            emptiest += group[:room]
+            if group[room:]:
+                waiting.appendleft(group[room:])
+        place = {index: k for k, index in enumerate(step)}
+        return [sorted(batch, key=place.__getitem__) or [self.filler] for batch in batches]

@@ -1,5 +1,6 @@
 """Save a trained model so that a reader finds all of it or nothing, and prove that it reloads."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,8 +11,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefpipe.files import write_json
-from prefpipe.models.loading import load_model
+from prefpipe.models.loading import bare_model, load_model
 from prefpipe.screen import working
+from prefpipe.training import ranks
 from prefpipe.training.tokenized_pairs import TokenizedPair
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -58,6 +60,38 @@ def _is_text(values: list[Any]) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
+def skeleton(model: Any) -> Any:
+    """The model with no weights (they are on the device `meta`) and none of our changes to its forward."""
+    empty: dict[int, Any] = {
+        id(p): torch.nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        for p in model.parameters()
+    }
+    copied = copy.deepcopy(model, empty)  # which takes these where it meets the weights
+    for module in copied.modules():
+        vars(module).pop("forward", None)
+    return copied
+
+
+def whole_model(trainer: Any) -> Any:
+    """The trained model in one piece, on the main rank; the others end here.
+
+    Where the ranks share its weights (FSDP, ZeRO-3) these are gathered into the trainer's skeleton.
+    """
+    if trainer.skeleton is None:
+        ranks.part()
+        # without autocast, in which bfloat16 training runs it: what is saved are the weights themselves
+        return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model, device = trainer.skeleton, trainer.accelerator.device
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    ranks.part()
+    trainer.release()  # its part of them, and the optimizer's
+    model.load_state_dict({k: v.to(device) for k, v in weights.items()}, strict=False, assign=True)
+    bare_model(model).tie_weights()
+    if lacking := [name for name, weight in model.named_parameters() if weight.is_meta]:
+        raise RuntimeError(f"the weights {lacking[0]} were not gathered; the checkpoints are kept")
+    return model
+
+
 def save_and_reload(
     trainer: Any,
     folder: Path,
@@ -73,8 +107,7 @@ def save_and_reload(
     Raises RuntimeError where a score differs by more than rounding (TOLERANCE).
     """
     tokenizer = trainer.processing_class
-    # without autocast, in which bfloat16 training runs it: what is saved are the weights themselves
-    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model = whole_model(trainer)
     is_quantized = bool(getattr(model, "is_loaded_in_4bit", False))
     if merge and is_quantized:
         # The adapter is added to the full-precision base: 4-bit weights would be rounded again.

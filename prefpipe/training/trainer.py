@@ -1,20 +1,23 @@
 """What our trainers of pairs add to TRL's, whatever the loss: order, weights, and a stop at NaN."""
 
-import hashlib
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from prefpipe.models.adapters import check_savable
 from prefpipe.models.loading import bare_model
+from prefpipe.training import ranks
 from prefpipe.training.collator import ID_COLUMNS, can_pack, run_packed
-from prefpipe.training.sampler import PAIRS_PER_PACK, PromptGroupSampler
+from prefpipe.training.sampler import PAIRS_PER_PACK
+from prefpipe.training.saving import skeleton
+from prefpipe.training.shared_steps import FILLER, StepSharing, with_filler
+from prefpipe.training.untrained import has_router_loss, switch_off_dropout
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -40,40 +43,16 @@ class Weight(NamedTuple):
     chosen_tokens: float = 1.0
 
 
-_RANDOM = re.compile(r"drop|jitter")
-"""Names of what makes two passes over one text differ."""
-
-
-def switch_off_dropout(model: torch.nn.Module) -> None:
-    """Set every share of dropped numbers to 0: of layers, and of those that are mere attributes.
-
-    A preference is compared with a reference, or with another response, that has no dropout; and a
-    prompt that is run once for all of its pairs could have it only once.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    config: Any = model.config
-    for part in (*model.modules(), config, config.get_text_config()):
-        for name, value in list(vars(part).items()):
-            if isinstance(value, float) and _RANDOM.search(name):
-                setattr(part, name, 0.0)
-
-
-class PairTrainer(Trainer):
+class PairTrainer(StepSharing):
     """Mixin, before a trainer of TRL whose data set has id, prompt_ids, chosen_ids, rejected_ids.
 
-    - Pairs of a prompt come in one batch (PromptGroupSampler), in training and in evaluation.
+    - args count the pairs of a step, however many ranks there are: they share its pairs.
+    - Pairs of a prompt come in one batch (StepBatches), in training and in evaluation.
     - With prefix_sharing the model runs the packs that PackCollator lays out.
-    - A pair weighs the same whatever micro-batch it lands in; TRL's mean a micro-batch does not.
+    - A pair weighs the same whatever batch of whatever rank it lands in; with TRL's means it does not.
     - A loss or gradient that is no number ends the run (NotFiniteError).
     - Nothing is tokenized, cut, reported to anyone or written as a model card.
     """
-
-    # TRL's trainers have these; Trainer itself does not.
-    model: Any
-    _metrics: dict[str, dict[str, list[float]]]
-    _total_train_tokens: int
 
     def __init__(
         self,
@@ -91,11 +70,17 @@ class PairTrainer(Trainer):
             raise ValueError("max_length must be None: TRL would cut; PairTokenizer leaves out")
         datasets = (d for d in (train_dataset, eval_dataset) if d is not None)
         longest = max(map(_longest, datasets))
-        self.prefix_sharing = prefix_sharing and can_pack(model, longest, _router_loss(model, args))
+        self.prefix_sharing = prefix_sharing and can_pack(
+            model, longest, has_router_loss(model, args)
+        )
         switch_off_dropout(model)  # before there is an adapter, whose own stays as it was asked for
         self.pairs_per_pack = pairs_per_pack
         self._pairs_logged: dict[str, list[int]] = {"train": [], "eval": []}
         self._ids_since_log: list[str] = []
+        self.share_steps(args)
+        if self.has_fillers:
+            train_dataset = with_filler(train_dataset)
+            eval_dataset = eval_dataset and with_filler(eval_dataset)
         super().__init__(
             model=model,
             args=args,
@@ -106,6 +91,8 @@ class PairTrainer(Trainer):
             **kwargs,
         )
         check_savable(self.accelerator.unwrap_model(self.model))
+        share_weights = self.accelerator.distributed_type in ("FSDP", "DEEPSPEED")
+        self.skeleton = skeleton(self.model) if share_weights else None
         self.set_up_model()
 
     def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -131,21 +118,6 @@ class PairTrainer(Trainer):
         columns = self._signature_columns or []
         own = ["id", "tie", *ID_COLUMNS]
         self._signature_columns = columns + [name for name in own if name not in columns]
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> PromptGroupSampler:
-        data = self.train_dataset if train_dataset is None else train_dataset
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return self._sampler(data, self._train_batch_size, seed=seed)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> PromptGroupSampler:
-        return self._sampler(eval_dataset, self.args.eval_batch_size, shuffle=False)
-
-    def _sampler(self, dataset: Any, batch_pairs: int, **options: Any) -> PromptGroupSampler:
-        rows = dataset.select_columns("prompt_ids").with_format("numpy")
-        prompts = [hashlib.sha256(row["prompt_ids"].tobytes()).digest()[:16] for row in rows]
-        return PromptGroupSampler(
-            prompts, batch_pairs=batch_pairs, pairs_per_pack=self.pairs_per_pack, **options
-        )
 
     # -- the loss
 
@@ -174,18 +146,24 @@ class PairTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         inputs = dict(inputs)
-        ids = inputs.pop("id")
         counts = _counts(inputs)
+        ids = inputs.pop("id")
         if not self._total_train_tokens:  # TRL counts from 0 again where a stopped run goes on
             logged = [int(row.get("num_tokens", 0)) for row in self.state.log_history]
-            self._total_train_tokens = max(logged, default=0)
+            self._total_train_tokens = self._tokens_of_all = max(logged, default=0)
+        tokens_before = self._total_train_tokens
         weight = Weight()
         if isinstance(num_items_in_batch, Tensor) and self.model.training:
             shares = counts / num_items_in_batch.to(counts.device)
             weight = Weight(*(shares * self.current_gradient_accumulation_steps).tolist())
-        result = self.weighted_loss(model, inputs, return_outputs, weight)
+        # TRL would gather each number of each batch, as if all ranks had as many pairs; see log
+        with ranks.by_itself(self.accelerator):
+            result = self.weighted_loss(model, inputs, return_outputs, weight)
         mode = "train" if self.model.training else "eval"
         self._pairs_logged[mode].append(int(counts[0]))
+        if not counts[0]:
+            self._total_train_tokens = tokens_before
+            return (result[0] * 0, result[1]) if return_outputs else result * 0
         loss = result[0] if return_outputs else result
         if not torch.isfinite(loss):
             raise NotFiniteError(self._where(f"the loss is {loss.item()}", mode, ids))
@@ -194,17 +172,14 @@ class PairTrainer(Trainer):
         return result
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As TRL's; a metric's mean over unequal micro-batches is weighted by their pairs."""
+        """As TRL's; a metric's mean over unequal batches, of all ranks, is weighted by their pairs."""
         mode = "train" if self.model.training else "eval"
-        if not math.isfinite(logs.get("grad_norm", 0.0)):
+        if not math.isfinite(logs.get("grad_norm", 0.0)):  # which is every rank's
             what = f"the gradient's norm is {logs['grad_norm']}"
-            raise NotFiniteError(self._where(what, mode, self._ids_since_log))
-        pairs = self._pairs_logged[mode]
-        for name, values in self._metrics[mode].items():
-            if len(values) == len(pairs):
-                mean = sum(v * n for v, n in zip(values, pairs, strict=True)) / sum(pairs)
-                self._metrics[mode][name] = [mean]
-        pairs.clear()
+            raise NotFiniteError(self._where(what, mode, gather_object(self._ids_since_log)))
+        if self._metrics[mode]:
+            self.take_means(self._metrics[mode], self._pairs_logged[mode])
+        self._pairs_logged[mode].clear()
         if mode == "train":
             self._ids_since_log.clear()
         super().log(logs, start_time)
@@ -242,32 +217,11 @@ class PairTrainer(Trainer):
         """The stage writes the model card: it knows the data and the results."""
 
 
-def _router_loss(model: Any, args: Any) -> bool:
-    """Whether TRL adds the load-balancing loss of a mixture of experts, as it does where it can.
-
-    Where a model only seems to have one (Doge without experts), it is switched off in args.
-    """
-    config = model.config.get_text_config()
-    coefficient = getattr(args, "router_aux_loss_coef", 0.0)
-    if coefficient is None:
-        coefficient = getattr(config, "router_aux_loss_coef", 0.0)
-    if not coefficient or not hasattr(config, "output_router_logits"):
-        return False
-    try:
-        with torch.no_grad():
-            ids = torch.tensor([[1, 2, 3]], device=model.device)
-            if model(input_ids=ids, output_router_logits=True).aux_loss is not None:
-                return True
-    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):
-        pass
-    args.router_aux_loss_coef = 0.0
-    return False
-
-
 def _counts(batch: Mapping[str, Any]) -> Tensor:
     """(pairs, chosen tokens) of a micro-batch."""
     chosen_mask = batch["completion_mask"].chunk(2)[0]
-    return torch.tensor([len(chosen_mask), int(chosen_mask.sum())], dtype=torch.float32)
+    counts = torch.tensor([len(chosen_mask), int(chosen_mask.sum())], dtype=torch.float32)
+    return counts * (batch["id"] != [FILLER])
 
 
 def _longest(dataset: Dataset) -> int:
