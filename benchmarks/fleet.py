@@ -171,7 +171,7 @@ def write_items(path: Path, count: int) -> None:
         for k in range(count):
             item = Item(
                 id=f"i{k}", source="fleet", split="train", language="en", question=f"which {k}?",
-                answer_1=f"the first {k}", answer_2=f"the second {k}", better=1 + k % 2,
+                answer_1=f"the first {k}", answer_2=f"the second {k}", better=1,
                 prompt=f"[Question]\nwhich {k}?\n\n[Answer 1]\nthe first {k}\n\n[Answer 2]\nthe second {k}",
             )  # fmt: skip
             file.write(item.model_dump_json() + "\n")

@@ -1,7 +1,7 @@
 """What shards bring: rows a second of one process and of two on two cores, and what a shard costs.
 
-    uv run python -m benchmarks.shards
-    uv run python -m benchmarks.shards --rows 10000000       # row stages at size: time, memory, disk
+    uv run python -m benchmarks.shard_speed
+    uv run python -m benchmarks.shard_speed --rows 10000000       # row stages at size: time, memory, disk
 
 Sides, in turns, medians of --rounds: the stage whole; two shards at once, then put together; the same
 by on_ray.py, whose difference to the shards is what Ray and its tasks cost. Beside them what the machine
@@ -34,7 +34,7 @@ Command = list[Any]
 
 
 def commands(folder: Path) -> dict[str, tuple[Command, Path]]:
-    """Of each stage its script and options, and the folder that it writes."""
+    """Script and options of each stage, and the folder that it writes."""
     items, clean = folder / "items.jsonl", folder / "clean"
     answers = ["--prompts", folder / "prompts.jsonl", "--input", folder / "annotations.jsonl"]
     made: dict[str, tuple[list[Any], Path]] = {
@@ -55,7 +55,7 @@ def commands(folder: Path) -> dict[str, tuple[Command, Path]]:
 
 
 def at_once(folder: Path, each: Sequence[Command]) -> list[Cost]:
-    """These at the same time, each in a folder of its own for what it says of itself."""
+    """Run them at the same time, each in a folder of its own for what it says of itself."""
 
     def one(number: int) -> Cost:
         own = folder / f"process-{number}"
