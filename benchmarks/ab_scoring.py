@@ -153,6 +153,7 @@ def measure(
                 logits.append(forward(model, batch))
         return first_is_better(torch.cat(logits))
 
+    ours()  # at first use a model is tried out, which are tokens, too
     probabilities: list[list[float]] = []
     tokens = count_tokens(model, lambda: probabilities.append(ours()))
     differences = [abs(a - b) for a, b in zip(probabilities[0], unbatched(), strict=True)]

@@ -73,4 +73,6 @@ def test_the_same_number_is_the_same_damage_and_others_are_others():
 
 def test_every_stage_that_makes_rows_is_among_the_consumers():
     known = {c.stage for c in [*ROWS, *bad_inputs.MODELS]}
-    assert {p.stem for p in ROOT.glob("*.py") if p.stem != "config"} == known
+    # on_ray.py reads no file itself, serve_reward.py ends where somebody ends it
+    others = {"config", "on_ray", "serve_reward"}
+    assert {p.stem for p in ROOT.glob("*.py")} - others == known

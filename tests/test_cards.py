@@ -203,7 +203,7 @@ def test_every_type_of_row_that_gets_a_card_has_its_words():
     for kind in TITLES:
         if kind != "Preference":  # what is said of all others
             assert template.count(f'kind == "{kind}"') == 3
-    stages = [path for path in ROOT.glob("*.py") if "card=write_data_card" in path.read_text()]
+    stages = [path for path in ROOT.glob("*.py") if "import write_data_card" in path.read_text()]
     named = set(re.findall(r"\b\w+\b", "".join(path.read_text() for path in stages)))
     assert len(stages) == 5 and set(TITLES) <= named
     assert {JudgmentPair.__name__, SyntheticPair.__name__} <= set(TITLES)
