@@ -3,16 +3,18 @@
     uv run python -m benchmarks.shard_speed
     uv run python -m benchmarks.shard_speed --rows 10000000       # row stages at size: time, memory, disk
 
-Sides, in turns, medians of --rounds: the stage whole; two shards at once, then put together; the same
-by on_ray.py, whose difference to the shards is what Ray and its tasks cost. Beside them what the machine
-gives at most: the whole run twice at the same time, since two cores that share one core's parts do not do
-twice the work. A row stage (preprocess_dataset, 24,000 rows of 4 kB) and a sampling stage
+Sides, in turns, medians of --rounds, a thread a process: the stage whole; two shards at once, then put
+together; the same by on_ray.py, whose difference to the shards is what Ray and its tasks cost. Beside them
+what the machine gives at most: the whole run twice at the same time, since two cores that share one
+core's parts do not do twice the work. Two row stages (post_processing and preprocess_dataset, 120,000 rows
+of 4 kB; each shard of the second reads all questions for near-duplicates) and a sampling stage
 (inference_best_of_n on the embedded model, 160 items).
 With --rows the four row stages run in two shards on rows of 300 bytes: seconds, memory of the largest
 process, bytes read and written. A file is compared with one run's in tests/test_shards.py, not here.
 Writes benchmarks/results/shards_speed.json, or rows_at_size.json.
 """
 
+import os
 import shutil
 import statistics
 import sys
@@ -24,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, make_parser, write_results
-from benchmarks.row_stage import READS, ROOT, SOURCES, STAGES, Cost, run, write_preferences
+from benchmarks.row_stage import READS, ROOT, SOURCES, STAGES, Cost, run
 
-ROWS, ROW_BYTES, ITEMS = 24_000, 4_000, 160
+ROWS, ROW_BYTES, ITEMS = 120_000, 4_000, 160
 BYTES_AT_SIZE = 300
 REACH_RATIO = 1.7
 
@@ -157,6 +159,7 @@ def at_size(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # else one process would have both cores
     parser = make_parser(__doc__)
     parser.add_argument(
         "--rows", type=int, help="run the row stages on so many rows, and nothing else"
@@ -167,9 +170,10 @@ def main() -> None:
         if a.rows:
             write_results("rows_at_size", {"machine": machine(), "stages": at_size(folder, a.rows)})
             return
-        rows = 200 if a.tiny else ROWS
-        write_preferences(folder, rows, ROW_BYTES)
-        found = {"preprocess_dataset": compare(folder, "preprocess_dataset", rows, a.rounds)}
+        rows, found = 200 if a.tiny else ROWS, {}
+        for stage in ("post_processing", "preprocess_dataset"):
+            STAGES[stage][0](folder, rows, ROW_BYTES)
+            found[stage] = compare(folder, stage, rows, a.rounds)
         # what inference_best_of_n reads: items of the embedded sample, in the data folder of `run`
         for own in ("process-0", "process-1", "."):
             run(folder / own, ROOT / "preprocess_dataset.py", "--limit", ITEMS // 2)

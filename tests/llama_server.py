@@ -11,14 +11,12 @@ import xllamacpp  # pyright: ignore[reportMissingImports]
 parser = argparse.ArgumentParser()
 parser.add_argument("model")
 parser.add_argument("--port", type=int, required=True)
+parser.add_argument("--slots", type=int, default=1, help="texts at once")
+parser.add_argument("--context", type=int, default=2048, help="tokens of a slot")
 options = parser.parse_args()
 params = xllamacpp.CommonParams()
-params.model.path, params.port, params.n_ctx, params.n_parallel = (
-    options.model,
-    options.port,
-    2048,
-    1,
-)
+params.model.path, params.port = options.model, options.port
+params.n_parallel, params.n_ctx = options.slots, options.slots * options.context
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 threading.Event().wait()
