@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, write_results
+from benchmarks import RESULTS, machine, write_results
 from prefpipe.rows import Item
 
 ROOT = Path(__file__).parent.parent
@@ -220,14 +220,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(a.requests, Path(folder))
     print(json.dumps(found, indent=1))
     setting = {"servers": SERVERS, "late": LATE, "lost": LOST, "reply_seconds": REPLY_SECONDS,
                "at_once_a_server": AT_ONCE, "in_flight": IN_FLIGHT}  # fmt: skip
-    if a.requests >= 1_000_000:
-        write_results("fleet", {"machine": machine(), "setting": setting, **found})
+    write_results("fleet", {"machine": machine(), "setting": setting, **found}, a.results)
 
 
 if __name__ == "__main__":

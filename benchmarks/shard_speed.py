@@ -8,7 +8,7 @@ together; the same by on_ray.py, whose difference to the shards is what Ray and 
 what the machine gives at most: the whole run twice at the same time, since two cores that share one
 core's parts do not do twice the work. Two row stages (post_processing and preprocess_dataset, 120,000 rows
 of 4 kB; each shard of the second reads all questions for near-duplicates) and a sampling stage
-(inference_best_of_n on the embedded model, 160 items).
+(inference_best_of_n on the embedded model, 640 items).
 With --rows the four row stages run in two shards on rows of 300 bytes: seconds, memory of the largest
 process, bytes read and written. A file is compared with one run's in tests/test_shards.py, not here.
 Writes benchmarks/results/shards_speed.json, or rows_at_size.json.
@@ -28,7 +28,7 @@ from typing import Any
 from benchmarks import machine, make_parser, write_results
 from benchmarks.row_stage import READS, ROOT, SOURCES, STAGES, Cost, run
 
-ROWS, ROW_BYTES, ITEMS = 120_000, 4_000, 160
+ROWS, ROW_BYTES, ITEMS = 120_000, 4_000, 640
 BYTES_AT_SIZE = 300
 REACH_RATIO = 1.7
 
