@@ -220,7 +220,7 @@ def test_a_stage_that_is_stopped_while_it_waits_leaves_no_server(tmp_path, input
     wait_until(lambda: notes.exists() and len(processes(notes)) == 2)
     assert all(map(is_running, processes(notes)))
     stage.send_signal(number)
-    stage.wait(20)
+    stage.wait(90)
     wait_until(lambda: not any(map(is_running, processes(notes))))
     if number == signal.SIGINT:
         assert stage.returncode == 130 and stage.stderr
