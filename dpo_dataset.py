@@ -26,12 +26,12 @@ from prefpipe import chat, files, judge, screen, verdicts
 from prefpipe.questions import question_key
 from prefpipe.ranges import NotNegative
 from prefpipe.rows import JudgmentPair, Reject, answer_of
-from prefpipe.settings import Stage
+from prefpipe.settings import WholeStage
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
 
 
-class Settings(Stage, env_prefix="DPO_DATASET_"):
+class Settings(WholeStage, env_prefix="DPO_DATASET_"):
     input: Path = config.DPO_DATASET
     """Folder of train.parquet and validation.parquet."""
     model: str = config.BASE_MODEL

@@ -98,6 +98,11 @@ def main(s: Settings, options: list[str]) -> None:
     os.environ.setdefault(
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
     )  # its new default, else it warns
+    if "--overwrite" in options:
+        raise SystemExit(
+            "on_ray: with --overwrite a task that is started anew would begin its shard anew, and ask "
+            "again what is paid; take the old output away, and leave the option out"
+        )
     try:
         import ray
     except ImportError:

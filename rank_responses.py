@@ -120,8 +120,7 @@ def rank_windows(
     is_done = lambda row: row.id in log or row.id in unranked  # noqa: E731
     # Cut by the input and not by what is left: in another batch a score has other last digits, and a
     # run that was stopped would end in another file.
-    owns = run.shards.owns if s.by != "judge" else bool
-    windows = files.windows_left(rows, size, is_done, owns)
+    windows = files.windows_left(rows, size, is_done, run.shards.owns)
     for window in progress(windows, len(windows), "windows"):
         standings = rank({row.id: to_contest(row) for row in window}, s.tournament)
         for row in (row for row in window if not is_done(row)):

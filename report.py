@@ -28,10 +28,10 @@ from prefpipe.ranges import Positive
 from prefpipe.report import page
 from prefpipe.report.found_files import Folder
 from prefpipe.screen import visible
-from prefpipe.settings import Stage
+from prefpipe.settings import WholeStage
 
 
-class Settings(Stage, env_prefix="REPORT_"):
+class Settings(WholeStage, env_prefix="REPORT_"):
     folders: CliPositionalArg[list[Path]] = Field(default=[config.DATA], min_length=1, max_length=2)
     """The folder of a run; or of two runs, the earlier one first."""
     output: Path | None = None

@@ -126,7 +126,8 @@ def main(s: Settings) -> None:
         if run.finished:
             return
 
-        ends = ends_of_splits(s)  # counted over all rows, whichever of them are this shard's
+        # counted over all rows, whichever of them are this shard's
+        ends = ends_of_splits(s) if run.shards.reads else {}
 
         def is_wanted(item: Item) -> bool:
             return run.position < ends.get(item.split, math.inf)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from prefpipe import files
 from prefpipe.rows import JudgmentPair
-from tests.preference_data import rows, write_jsonl
+from tests.preference_data import judgment_pair, rows, write_jsonl
 from tests.training_models import qwen2, tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -78,27 +78,6 @@ CASES = [
     Case("pairwise", method="lora", backend="fsdp2", then=3),
     Case("reward", backend="fsdp2", ranks=3, then=2),
 ]
-
-
-def judgment_pair(item: str, number: int, split: str, rng: random.Random) -> JudgmentPair:
-    def turn(role: str, text: str) -> dict[str, str]:
-        return {"role": role, "content": text}
-
-    why = "".join(rng.choices("abcdef ", k=rng.randrange(4, 12)))
-    return JudgmentPair.model_validate(
-        {
-            "id": f"{item}:best_of_n:{number}",
-            "item_id": item,
-            "split": split,
-            "pair_type": "best_of_n",
-            "better": 2,
-            "prompt": [turn("user", f"Which is better for {item}?")],
-            "chosen": [turn("assistant", f'{{"reason": "{why}", "better_answer": 2}}')],
-            "rejected": [turn("assistant", f'{{"reason": "{why}!", "better_answer": 1}}')],
-            "chosen_sample": 0,
-            "rejected_sample": 1,
-        }
-    )
 
 
 def make_data(folder: Path) -> None:

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from prefpipe.rows import JudgmentPair
 from tests.training_models import qwen2, tokenizer
 
 
@@ -47,3 +48,24 @@ def rows(count: int, name: str = "t", seed: int = 0) -> list[dict[str, Any]]:
 def write_jsonl(path: Path, records: list[Any]) -> Path:
     path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     return path
+
+
+def judgment_pair(item: str, number: int, split: str, rng: random.Random) -> JudgmentPair:
+    def turn(role: str, text: str) -> dict[str, str]:
+        return {"role": role, "content": text}
+
+    why = "".join(rng.choices("abcdef ", k=rng.randrange(4, 12)))
+    return JudgmentPair.model_validate(
+        {
+            "id": f"{item}:best_of_n:{number}",
+            "item_id": item,
+            "split": split,
+            "pair_type": "best_of_n",
+            "better": 2,
+            "prompt": [turn("user", f"Which is better for {item}?")],
+            "chosen": [turn("assistant", f'{{"reason": "{why}", "better_answer": 2}}')],
+            "rejected": [turn("assistant", f'{{"reason": "{why}!", "better_answer": 1}}')],
+            "chosen_sample": 0,
+            "rejected_sample": 1,
+        }
+    )

@@ -19,31 +19,11 @@ from prefpipe.files import DataError
 from prefpipe.models.loading import load_model, load_tokenizer
 from prefpipe.rows import JudgmentPair
 from prefpipe.training.checkpoints import TrainingCallback
+from tests.preference_data import judgment_pair
 from tests.training_models import pairs, qwen2, tokenizer
 
 ROOT = Path(__file__).parent.parent
 META, REJECTS = "dpo_training.meta.json", "dpo_training.rejects.jsonl"
-
-
-def judgment_pair(item: str, number: int, split: str, rng: random.Random) -> JudgmentPair:
-    def turn(role: str, text: str) -> dict:
-        return {"role": role, "content": text}
-
-    why = "".join(rng.choices("abcdef ", k=rng.randrange(4, 12)))
-    return JudgmentPair.model_validate(
-        {
-            "id": f"{item}:best_of_n:{number}",
-            "item_id": item,
-            "split": split,
-            "pair_type": "best_of_n",
-            "better": 2,
-            "prompt": [turn("user", f"Which is better for {item}?")],
-            "chosen": [turn("assistant", f'{{"reason": "{why}", "better_answer": 2}}')],
-            "rejected": [turn("assistant", f'{{"reason": "{why}!", "better_answer": 1}}')],
-            "chosen_sample": 0,
-            "rejected_sample": 1,
-        }
-    )
 
 
 @pytest.fixture(scope="module")

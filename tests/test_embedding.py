@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prefpipe import files
-from prefpipe.files import DataError
+from prefpipe.files import WHOLE, DataError
 from prefpipe.rag import embedding
 from prefpipe.rag.documents import content_hash, to_documents
 from prefpipe.rag.embedding import (
@@ -80,7 +80,7 @@ def test_documents_are_embedded_in_batches_without_those_that_are_known(tmp_path
     embedder = WordEmbedder()
     with VectorCache(tmp_path / "v", embedder) as cache:
         cache.add([content_hash("two words")], embedder.embed(["two words"], "document"))
-        vectors = DocumentVectors(embedder, cache)
+        vectors = DocumentVectors(embedder, cache, WHOLE.owns)
         for row in rows:
             vectors.add(row)
         assert len(cache) == 4  # the last document waits for a second one

@@ -144,6 +144,7 @@ def test_where_the_one_who_started_them_is_killed_its_tasks_end_and_the_command_
     ("options", "said"),
     [
         (["--", "--shard", "1/2"], "--shard is what it sets"),
+        (["--", "--overwrite"], "take the old output away"),
         (["--shards", "1"], "greater than or equal to 2"),
     ],
 )

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import construct_dpo_dataset
 import create_annotation_mix
+import dpo_dataset
 import generate_responses
 import inference_all
 import inference_best_of_n
@@ -19,10 +21,12 @@ import parse_preferences
 import post_processing
 import preprocess_dataset
 import rank_responses
+import report
+import train_reward_model
 import translation
 from prefpipe.files import DataError, Shard, read_rows, write_rows
 from prefpipe.llm.scripted import ScriptedEngine
-from prefpipe.rows import AnnotationAnswer, AnnotationPrompt
+from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Item
 from tests.examples import write_jsonl
 
 COUNT = 3
@@ -300,3 +304,38 @@ def test_a_shard_without_rows_is_a_shard(tmp_path):
     for shard in ("1/3", "2/3", "3/3", "all/3"):
         preprocess_dataset.main(s.model_copy(update={"shard": shard}))
     assert len((tmp_path / "items/train.jsonl").read_text().splitlines()) == 1
+
+
+def test_two_passes_over_the_rows_at_once_count_for_themselves(tmp_path):
+    """As where a paid reply is looked at while the rest is still asked."""
+    s = whole_and_shards(tmp_path)
+    preprocess_dataset.main(s)
+    judged = post_processing.Settings(items=tmp_path / "items", output=tmp_path / "clean")
+    with judged.open_run(inputs=[judged.items], outputs={tmp_path / "x.jsonl": Item}) as run:
+        first, positions = run.peek(judged.items, Item), []
+        for _ in first:
+            positions.append(run.position)
+            next(run.peek(judged.items, Item))
+        for item in run.read(judged.items, Item):
+            run.emit(item)
+    assert positions == list(range(len(positions))) and len(positions) > 9
+
+
+@pytest.mark.parametrize("stage", [dpo_dataset, report, train_reward_model])
+def test_what_is_not_cut_into_shards_says_so(stage):
+    with pytest.raises(ValidationError, match="not cut into shards"):
+        stage.Settings(shard="1/2")
+
+
+def test_a_log_of_a_shard_that_is_damaged_is_a_sentence(tmp_path):
+    rows = [{"id": f"p{k}", "prompt": "q", "responses": ["a", "b"]} for k in range(4)]
+    source = write_jsonl(tmp_path / "responses.jsonl", rows)
+    s = rank_responses.Settings(input=source, output=tmp_path / "ranking", by="judge", judge="m")
+    engine = ScriptedEngine(judge)
+    for shard in ("1/2", "2/2"):
+        with pytest.raises(SystemExit):
+            rank_responses.main(s.model_copy(update={"shard": shard}), judge=engine)
+    (log,) = (tmp_path / "ranking/.rank_responses.shards/1-of-2").glob("*.partial.jsonl")
+    log.write_text(log.read_text().replace('"id"', '"di"'))
+    with pytest.raises(DataError, match=r"1-of-2/.*partial\.jsonl:2: "):
+        rank_responses.main(s.model_copy(update={"shard": "all/2"}), judge=engine)

@@ -35,7 +35,7 @@ class RowLog(Generic[R]):
     """
 
     def __init__(self, path: Path, row_type: type[R], mark: dict[str, str]) -> None:
-        self.path, self._type = path, row_type
+        self.path, self._type, self._mark = path, row_type, mark
         self._offsets: dict[str, int] = {}
         self._file = self._open(path)
         mark = mark | {"rows": row_type.__name__}
@@ -100,16 +100,12 @@ class RowLog(Generic[R]):
         self._append(row.model_dump_json().encode() + b"\n")
 
     def take(self, path: Path) -> None:
-        """Add what the log of a shard has and this one lacks. Raises DataError where it is another run's."""
-        with open(path, "rb") as file:
-            header = file.readline()
-            self._file.seek(0)
-            if header != self._file.readline():
-                raise DataError(f"{path}:1: of other settings or input than {self.path}")
-            for line in file:
-                row = self._type.model_validate_json(line)
-                if row.key not in self:
-                    self.add(row)
+        """Add what the log of a shard has and this one lacks. Raises DataError as opening it does."""
+        shard = RowLog(path, self._type, self._mark)
+        for key in shard._offsets:
+            if key not in self:
+                self.add(shard.get(key))
+        shard.close()
 
     def get(self, key: str) -> R:
         self._file.seek(self._offsets[key])

@@ -58,10 +58,11 @@ class RowsIn(Ledger):
     ) -> Iterator[tuple[str, R | ValueError]]:
         if not self.shards.reads:
             return
-        places, self.position = Places(), -1
-        limit = limit or self.facts.limit
-        for place, row in typed_rows(path, row_type, limit, self.shards.owns_some):
-            self.position += 1
+        places, limit = Places(), limit or self.facts.limit
+        rows = typed_rows(path, row_type, limit, self.shards.owns_some)
+        # counted by each pass for itself: another one may begin before this one has ended
+        for position, (place, row) in enumerate(rows):
+            self.position = position
             if row is None:
                 continue
             if not isinstance(row, ValueError):

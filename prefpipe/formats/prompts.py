@@ -87,8 +87,8 @@ def _row(
 
 def accepted(run: Run, rows: Iterable[tuple[str, P | Reject | ValueError]]) -> Iterator[P]:
     """The rows among these of read_prompts or read_responses that can be used; the run counts all, and rejects the others."""
-    for place, row in rows if run.shards.reads else ():
-        run.position += 1
+    for position, (place, row) in enumerate(rows if run.shards.reads else ()):
+        run.position = position
         if not run.shards.owns(place if isinstance(row, ValueError) else row.id):
             continue
         run.read_count += 1

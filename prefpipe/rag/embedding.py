@@ -246,9 +246,7 @@ class DocumentVectors:
     """The vectors of a store's documents, in order and in blocks; embedded are those the cache
     lacks."""
 
-    def __init__(
-        self, embedder: Embedder, cache: VectorCache, owns: Callable[[str], bool] = bool
-    ) -> None:
+    def __init__(self, embedder: Embedder, cache: VectorCache, owns: Callable[[str], bool]) -> None:
         """owns: of the id of a batch's first document, whether the batch is this shard's to embed; cut
         otherwise, it would have other last digits."""
         self._embedder, self._cache, self._owns = embedder, cache, owns

@@ -4,6 +4,7 @@ A stage derives its own class from the one that fits:
 
     Script                    no rows: settings and errors only
     Stage                     seed, limit, overwrite, strict: rows in, rows out
+    WholeStage                the same of a stage that is not cut into shards
     ServerStage               may ask a server
     ChatStage                 shows a model here its chat template
     EngineStage               asks a model, here or at a server; greedy
@@ -27,5 +28,5 @@ from prefpipe.settings.engines import (
 )
 from prefpipe.settings.preference_input import PreferenceStage
 from prefpipe.settings.reporting import ReportingStage
-from prefpipe.settings.stage import NoEffectOnRows, Script, Stage
+from prefpipe.settings.stage import NoEffectOnRows, Script, Stage, WholeStage
 from prefpipe.settings.training import PreferenceTrainingStage, TrainingStage

@@ -2,29 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, Self
+from typing import ClassVar, NoReturn, Self
 
-from pydantic import field_validator
-
-from prefpipe.settings.stage import Stage
+from prefpipe.settings.stage import WholeStage
 from prefpipe.training import ranks
 
 
-class RankedStage(Stage):
+class RankedStage(WholeStage):
     """What every stage takes that a launcher may start once a device: one of them writes and speaks."""
+
+    why_whole: ClassVar[str] = (
+        "accelerate launch runs a training on several devices (docs/scale.md)"
+    )
 
     @property
     def is_other_rank(self) -> bool:
         return ranks.is_other()
-
-    @field_validator("shard")
-    @classmethod
-    def _is_one_training(cls, shard: str | None) -> None:
-        if shard:
-            raise ValueError(
-                "a training is not cut into shards; accelerate launch runs it on several devices "
-                "(docs/scale.md)"
-            )
 
     def check(self) -> None:
         """Meet the other ranks. Exits with a sentence where the launcher asks for what cannot be."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import PrivateAttr, ValidationError, field_validator
@@ -251,6 +251,18 @@ class Stage(Script):
         )
         self._runs.append(Run(facts, **options))
         return self._runs[-1]
+
+
+class WholeStage(Stage):
+    """What every stage takes that cannot be cut into shards."""
+
+    why_whole: ClassVar[str] = "it looks at all rows at once"
+
+    @field_validator("shard")
+    @classmethod
+    def _is_shard(cls, shard: str | None) -> None:
+        if shard:
+            raise ValueError(f"the stage is not cut into shards: {cls.why_whole}")
 
 
 def _stopped(stage: str) -> NoReturn:
