@@ -30,7 +30,7 @@ from prefpipe.training import preferences
 
 if TYPE_CHECKING:
     from prefpipe.compare.ab_model import PairwiseModel, Preferred
-    from prefpipe.training.preferences import TrainingPairs
+    from prefpipe.training.held_out_halves import Halves
 
 CHECKED_PAIRS = 16
 """Held-out pairs that a saved model must give the same labels' log p when it is loaded again."""
@@ -68,6 +68,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.compare.ab_model import PairwiseModel
     from prefpipe.compare.ab_prompt import PairwiseFormat, PairwiseTokenizer
     from prefpipe.models.loading import load_both, max_positions
+    from prefpipe.training import held_out_halves
     from prefpipe.training.ab import PrefixSharedPairwiseTrainer, tokenize_pair
     from prefpipe.training.record import record
     from prefpipe.training.tokenized_pairs import to_dataset
@@ -81,12 +82,13 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     labels = reader.labels
     tokenize = functools.partial(tokenize_pair, tokenize=reader)
     pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
-    s.end_dry_run(run, checkpoints, pairs.train, pairs.validation)
+    halves = held_out_halves.halve(pairs, chooses=s.wants_best)
+    s.end_dry_run(run, checkpoints, pairs.train, halves.choosing)
     trainer = PrefixSharedPairwiseTrainer(
         model,
         SFTConfig(**s.trainer_arguments()),
         to_dataset(pairs.train, "tie"),
-        to_dataset(pairs.validation, "tie"),
+        to_dataset(halves.choosing, "tie"),
         processing_class=tokenizer,
         labels=labels,
         prefix_sharing=s.prefix_sharing,
@@ -101,14 +103,14 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     sharing = s.prefix_sharing
     scorer = PairwiseModel(loaded, tokenizer, PairwiseFormat(limit), share_prompts=sharing)
-    report = evaluate(s, scorer, pairs)
+    report = evaluate(s, scorer, halves)
     PairwiseFormat(limit, report["logit_temperature"]).save(s.output)
     settings = s.model_dump(mode="json")
     record(run, trainer, "pairwise", settings, pairs.counts(), report, difference)
     return report
 
 
-def evaluate(s: Settings, scorer: "PairwiseModel", pairs: "TrainingPairs") -> dict[str, Any]:
+def evaluate(s: Settings, scorer: "PairwiseModel", halves: "Halves") -> dict[str, Any]:
     """pairwise_eval.json, reliability.png and disagreements.jsonl, of the held-out pairs.
 
     logit_temperature divides the logits of both orders before their probabilities are averaged;
@@ -118,7 +120,7 @@ def evaluate(s: Settings, scorer: "PairwiseModel", pairs: "TrainingPairs") -> di
     from prefpipe.evaluation import calibration
     from prefpipe.training.held_out_report import both_responses, write_evaluation
 
-    rows = pairs.held_out
+    rows = halves.judged
     questions = ((prompt, responses, [(0, 1)]) for prompt, responses in both_responses(rows))
     compared: Any = screen.progress(scorer.compare(questions), len(rows), "held-out pairs")
     answers: list[Preferred] = [preferred for (preferred,) in compared]
@@ -127,7 +129,7 @@ def evaluate(s: Settings, scorer: "PairwiseModel", pairs: "TrainingPairs") -> di
     return write_evaluation(
         s.output,
         "pairwise",
-        rows,
+        halves,
         [log_odds(a.p) for a in answers],
         worst=s.worst,
         agreement=sum(given == swapped for given, swapped in is_chosen) / len(rows),
@@ -140,7 +142,6 @@ def evaluate(s: Settings, scorer: "PairwiseModel", pairs: "TrainingPairs") -> di
         ),
         outside_mean=sum(a.outside for a in answers) / len(rows),
         outside_max=max(a.outside for a in answers),
-        truncated_prompts=pairs.prompts_cut,
     )
 
 

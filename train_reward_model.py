@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trl.trainer.reward_config import RewardConfig
 
     from prefpipe.compare.reward_model import RewardModel
-    from prefpipe.training.preferences import TrainingPairs
+    from prefpipe.training.held_out_halves import Halves
 
 CHECKED_PAIRS = 16
 """Held-out pairs that a saved model must give the same scores when it is loaded again."""
@@ -80,6 +80,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
     from prefpipe.models.classifiers import load_classifier
     from prefpipe.models.loading import max_positions
+    from prefpipe.training import held_out_halves
     from prefpipe.training.record import record
     from prefpipe.training.reward import PrefixSharedRewardTrainer, tokenize_pair
     from prefpipe.training.tokenized_pairs import to_dataset
@@ -96,7 +97,8 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     margins = {"margin_weight": s.margin_weight, "margin_as": s.margin_as}
     tokenize = functools.partial(tokenize_pair, tokenize=reader, **margins)
     pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
-    s.end_dry_run(run, checkpoints, pairs.train, pairs.validation)
+    halves = held_out_halves.halve(pairs, chooses=s.wants_best)
+    s.end_dry_run(run, checkpoints, pairs.train, halves.choosing)
     if has_margins := bool(s.margin_weight and pairs.margins):
         mean, n = sum(pairs.margins) / len(pairs.margins), len(pairs.margins)
         print(
@@ -107,7 +109,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         model,
         training_arguments(s),
         to_dataset(pairs.train, *columns),
-        to_dataset(pairs.validation, *columns),
+        to_dataset(halves.choosing, *columns),
         processing_class=tokenizer,
         prefix_sharing=s.prefix_sharing and is_causal,
         margin_as=s.margin_as,
@@ -124,7 +126,7 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     )
     sharing = s.prefix_sharing
     scorer = RewardModel(loaded, tokenizer, own_format, is_causal, share_prompts=sharing)
-    report = evaluate(s, scorer, pairs)
+    report = evaluate(s, scorer, halves)
     # the temperature goes with the model: whoever loads it gets calibrated margins
     dataclasses.replace(own_format, temperature=report["temperature"]).save(s.output)
     settings = s.model_dump(mode="json")
@@ -142,22 +144,21 @@ def training_arguments(s: Settings) -> "RewardConfig":
     )
 
 
-def evaluate(s: Settings, scorer: "RewardModel", pairs: "TrainingPairs") -> dict[str, Any]:
+def evaluate(s: Settings, scorer: "RewardModel", halves: "Halves") -> dict[str, Any]:
     """reward_eval.json, reliability.png and disagreements.jsonl, of the held-out pairs."""
     from prefpipe.training.held_out_report import both_responses, write_evaluation
 
-    rows = pairs.held_out
+    rows = halves.judged
     scored: Any = screen.progress(scorer.score(both_responses(rows)), len(rows), "held-out pairs")
     scores = [(chosen, rejected) for chosen, rejected in scored]
     return write_evaluation(
         s.output,
         "reward",
-        rows,
+        halves,
         [chosen - rejected for chosen, rejected in scores],
         worst=s.worst,
         scores=scores,
         mean_score=sum(map(sum, scores)) / (2 * len(scores)),
-        truncated_prompts=pairs.prompts_cut,
     )
 
 

@@ -78,6 +78,16 @@ def fit_temperature(margins: Sequence[float], outcomes: Sequence[float]) -> floa
     return float(np.exp(-(low + high) / 2))
 
 
+def scaled_loss(margins: Sequence[float], outcomes: Sequence[float]) -> float:
+    """Mean log loss once the margins are divided by the temperature that fits them best.
+
+    What a model knows, whatever it makes of its own confidence: one that is right more often, and far
+    too sure, has the higher loss and the lower scaled loss.
+    """
+    margin = np.asarray(margins, dtype=np.float64) / fit_temperature(margins, outcomes)
+    return float((np.logaddexp(0, margin) - np.asarray(outcomes) * margin).mean())
+
+
 def fit_order_temperature(
     given: Sequence[float], swapped: Sequence[float], outcomes: Sequence[float]
 ) -> float:

@@ -260,4 +260,10 @@ class PreferenceTrainingStage(PreferenceStage, TrainingStage):
     epochs: AboveZero = 4.0
     """Passes over the training pairs."""
     checkpoint: WhichCheckpoint = "best"
-    """Which weights are saved at the end; best: of the lowest held-out loss."""
+    """Which weights are saved at the end; best: of the lowest held-out loss after scaling, on half of the
+    held-out questions (the report is of the others)."""
+
+    def trainer_arguments(self, *, has_validation: bool = True) -> dict[str, Any]:
+        # a temperature is fitted afterwards: a right but too sure checkpoint must not be thrown away
+        arguments = super().trainer_arguments(has_validation=has_validation)
+        return arguments | {"metric_for_best_model": "eval_scaled_loss"}

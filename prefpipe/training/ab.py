@@ -97,6 +97,14 @@ class PrefixSharedPairwiseTrainer(PairTrainer, SFTTrainer):
         self.labels = labels
         super().__init__(*args, **kwargs)
 
+    def decisions(self, inputs: Mapping[str, Any], outputs: Any) -> list[tuple[float, float]]:
+        targets = inputs["labels"][:, 1:]
+        asked = targets != IGNORED
+        labels, logits = targets[asked], outputs.logits.detach()[:, :-1][asked].float()
+        own = logits.gather(1, labels[:, None])
+        other = logits.gather(1, (sum(self.labels) - labels)[:, None])
+        return [(odds, 1.0) for odds in (own - other)[:, 0].tolist()]
+
     def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> PairwiseCollator:
         pad = padding_id(tokenizer)
         return PairwiseCollator(pad, self.labels, self.prefix_sharing, self.pairs_per_pack)

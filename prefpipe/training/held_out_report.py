@@ -9,6 +9,7 @@ from prefpipe.evaluation.calibration import FEWEST
 from prefpipe.files import write_json, write_rows
 from prefpipe.questions import question_key
 from prefpipe.rows import Disagreement, Message, Preference, answer_of, flatten_turns
+from prefpipe.training.held_out_halves import Halves
 from prefpipe.training.record import save_figure
 
 
@@ -20,17 +21,18 @@ def both_responses(rows: Sequence[Preference]) -> Iterator[tuple[str | list[Mess
 def write_evaluation(
     folder: Path,
     name: str,
-    rows: Sequence[Preference],
+    halves: Halves,
     margins: Sequence[float],
     *,
     worst: int,
     scores: Sequence[tuple[float, float]] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """<name>_eval.json, its reliability curve as PNG, and disagreements.jsonl. Returns the report.
+    """<name>_eval.json of the pairs that are judged, its reliability curve as PNG, and disagreements.jsonl. Returns the report.
 
     margins: log-odds that chosen is better. scores: of chosen and rejected, where there are any.
     """
+    rows = halves.judged
     pairs = [
         metrics.ScoredPair(
             id=row.id,
@@ -41,7 +43,7 @@ def write_evaluation(
         )
         for row, margin in zip(rows, margins, strict=True)
     ]
-    report = metrics.preference_report(pairs) | more
+    report = metrics.preference_report(pairs) | halves.facts() | more
     write_json(folder / f"{name}_eval.json", report)
     title = f"{name} model, {len(pairs)} held-out pairs"
     draw_reliability(folder / "reliability.png", report, title)
@@ -88,8 +90,13 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """The numbers that a person acts on, a line each."""
     low, high = report["interval"]
     spearman = report["spearman"]
+    others = {
+        "others": "; others chose the checkpoint",
+        "the same": "; they chose the checkpoint, too",
+    }
     return [
-        f"held-out pairs              {report['n']} ({report['ties']} ties)",
+        f"held-out pairs              {report['n']} ({report['ties']} ties)"
+        + others.get(report["chosen_by"], ""),
         f"accuracy                    {report['accuracy']:.3f} [{low:.3f}, {high:.3f}]",
         f"  undecided, counted half   {report['undecided']:.3f}",
         f"  picking the longer        {report['longer_is_right']:.3f}",

@@ -116,6 +116,12 @@ class PrefixSharedRewardTrainer(PairTrainer, RewardTrainer):
         loss = loss + more.mean() * weight.pairs
         return (loss, outputs) if return_outputs else loss
 
+    def decisions(self, inputs: Mapping[str, Any], outputs: Any) -> list[tuple[float, float]]:
+        chosen, rejected = outputs.logits.detach().float().squeeze(-1).chunk(2)
+        is_soft = self.margin_as == "soft" and "margin" in inputs
+        outcomes = inputs["margin"].sigmoid() if is_soft else torch.ones_like(chosen)
+        return list(zip((chosen - rejected).tolist(), outcomes.tolist(), strict=True))
+
     def make_collator(self, tokenizer: PreTrainedTokenizerBase) -> RewardCollator:
         pad = tokenizer.pad_token_id
         if not isinstance(pad, int):

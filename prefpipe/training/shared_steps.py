@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from prefpipe.evaluation.calibration import scaled_loss
 from prefpipe.training.sampler import PAIRS_PER_PACK, PromptGroupSampler, StepBatches
 
 FILLER = "\x01 filler"
@@ -35,6 +36,8 @@ class StepSharing(Trainer):
     _tokens_of_all = 0
     """Those of all ranks, when a step was last logged."""
     _pairs_logged: dict[str, list[int]]
+    decided: list[tuple[float, float]]
+    """Of the evaluation under way: PairTrainer.decisions of this rank's batches."""
 
     def share_steps(self, args: TrainingArguments) -> None:
         """args say how many pairs a step has, as on one device; from here on what each rank does."""
@@ -103,14 +106,21 @@ class StepSharing(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The loss, a mean over all pairs; transformers' loop gathers batches of one size only."""
+        """The loss, a mean over all pairs; transformers' loop gathers batches of one size only. Of a
+        trainer that has decisions their loss after scaling beside it."""
         self.model.eval()
+        self.decided = []
         loss = 0.0
         for inputs in dataloader:
             mean: Any = self.prediction_step(self.model, inputs, prediction_loss_only=True)[0]
             loss += mean.item() * self._pairs_logged["eval"][-1]
         loss, count = self._sum_over_ranks([loss, sum(self._pairs_logged["eval"])])
         metrics = {f"{metric_key_prefix}_loss": loss / count}
+        if decided := gather_object(self.decided) if self.args.world_size > 1 else self.decided:
+            # sorted: sums of them are then the same however many ranks there are
+            metrics[f"{metric_key_prefix}_scaled_loss"] = scaled_loss(
+                *zip(*sorted(decided), strict=True)
+            )
         return EvalLoopOutput(None, None, metrics, num_samples=int(count))  # pyright: ignore[reportArgumentType]
 
 

@@ -77,6 +77,7 @@ class PairTrainer(StepSharing):
         self.pairs_per_pack = pairs_per_pack
         self._pairs_logged: dict[str, list[int]] = {"train": [], "eval": []}
         self._ids_since_log: list[str] = []
+        self.decided: list[tuple[float, float]] = []
         self.share_steps(args)
         if self.has_fillers:
             train_dataset = with_filler(train_dataset)
@@ -121,6 +122,11 @@ class PairTrainer(StepSharing):
 
     # -- the loss
 
+    def decisions(self, inputs: Mapping[str, Any], outputs: Any) -> list[tuple[float, float]]:
+        """The batch's decisions, each (log-odds of an outcome, how far it is so, 0 to 1); the scaled loss
+        is theirs. None by default."""
+        return []
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor:
         """(pairs, chosen tokens) of an optimizer step, a process: what the means are taken over."""
         counts = torch.stack([_counts(batch) for batch in batch_samples]).sum(0).to(device)
@@ -156,10 +162,15 @@ class PairTrainer(StepSharing):
         if isinstance(num_items_in_batch, Tensor) and self.model.training:
             shares = counts / num_items_in_batch.to(counts.device)
             weight = Weight(*(shares * self.current_gradient_accumulation_steps).tolist())
+        mode = "train" if self.model.training else "eval"
+        wants_outputs = return_outputs or mode == "eval"
         # TRL would gather each number of each batch, as if all ranks had as many pairs; see log
         with ranks.by_itself(self.accelerator):
-            result = self.weighted_loss(model, inputs, return_outputs, weight)
-        mode = "train" if self.model.training else "eval"
+            result = self.weighted_loss(model, dict(inputs), wants_outputs, weight)
+        if mode == "eval":
+            if counts[0]:
+                self.decided += self.decisions(inputs, result[1])
+            result = result if return_outputs else result[0]
         self._pairs_logged[mode].append(int(counts[0]))
         if not counts[0]:
             self._total_train_tokens = tokens_before
