@@ -30,10 +30,12 @@ from prefpipe.settings import PreferenceTrainingStage, local_folders
 from prefpipe.training import preferences
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
     from trl.trainer.reward_config import RewardConfig
 
-    from prefpipe.compare.reward_model import RewardModel
+    from prefpipe.compare.reward_model import RewardFormat, RewardModel
     from prefpipe.training.held_out_halves import Halves
+    from prefpipe.training.preferences import TrainingPairs
 
 CHECKED_PAIRS = 16
 """Held-out pairs that a saved model must give the same scores when it is loaded again."""
@@ -42,6 +44,10 @@ CHECKED_PAIRS = 16
 class Settings(PreferenceTrainingStage, env_prefix="REWARD_MODEL_"):
     output: Path = config.REWARD_MODEL
     """Folder of the trained model."""
+    method: Literal["full", "lora", "probe"] = "full"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """full: all weights; lora: a low-rank adapter on frozen ones; probe: none, a linear head on the states
+    of three layers is fitted, each pair being read once (no steps, so learning_rate, epochs, batch_pairs
+    and checkpoint say nothing). With few pairs or no GPU the best of the three: see README."""
     margin_weight: Weight = 1.0
     """Each row's margin is multiplied by this; 0: margins do nothing."""
     margin_as: Literal["additive", "scaled", "soft"] = "additive"
@@ -56,18 +62,14 @@ class Settings(PreferenceTrainingStage, env_prefix="REWARD_MODEL_"):
 
 
 def main(s: Settings) -> None:
-    inputs = [
-        *s.raw_files(),
-        *local_folders(s.model),
-        *([s.chat_template] if s.chat_template else []),
-    ]
+    inputs = [*s.raw_files(), *local_folders(s.model), *filter(None, [s.chat_template])]
     with s.open_run(inputs=inputs, outputs={}, home=s.output, unit="pairs") as run:
         if run.finished:
             s.check_weights()
             return
         # before torch is loaded: what is wrong with the rows is said within a second
         preferences.check(s.raw_preferences(), run, drop_ties=s.ties == "drop")
-        report = train(s, run)
+        report = fit_probe(s, run) if s.method == "probe" else train(s, run)
         from prefpipe.training.held_out_report import summary_lines
 
         print("\n".join(summary_lines(report)))
@@ -77,12 +79,12 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     screen.quiet_libraries()
     import transformers
 
-    from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
+    from prefpipe.compare.reward_model import RewardModel
     from prefpipe.models.classifiers import load_classifier
     from prefpipe.models.loading import max_positions
     from prefpipe.training import held_out_halves
     from prefpipe.training.record import record
-    from prefpipe.training.reward import PrefixSharedRewardTrainer, tokenize_pair
+    from prefpipe.training.reward import PrefixSharedRewardTrainer
     from prefpipe.training.tokenized_pairs import to_dataset
 
     s.check()
@@ -91,20 +93,10 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
     model, tokenizer, is_causal, _ = load_classifier(
         s.model, chat_template=s.chat_template, new_head=True, **s.load_options()
     )
-    limit = min(s.max_length, max_positions(model))
-    own_format = RewardFormat(limit, s.cut_prompt, read_at="template_end")
-    reader = RewardTokenizer(tokenizer, own_format, is_causal)
-    margins = {"margin_weight": s.margin_weight, "margin_as": s.margin_as}
-    tokenize = functools.partial(tokenize_pair, tokenize=reader, **margins)
-    pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
+    own_format, pairs = read_pairs(s, run, tokenizer, max_positions(model), is_causal)
     halves = held_out_halves.halve(pairs, chooses=s.wants_best)
     s.end_dry_run(run, checkpoints, pairs.train, halves.choosing)
-    if has_margins := bool(s.margin_weight and pairs.margins):
-        mean, n = sum(pairs.margins) / len(pairs.margins), len(pairs.margins)
-        print(
-            f"margins: {n} pairs have one, {mean:.3g} on average; {s.margin_as}, times {s.margin_weight:g}"
-        )
-    columns = ("tie", "margin") if has_margins else ("tie",)
+    columns = ("tie", "margin") if s.margin_weight and pairs.margins else ("tie",)
     trainer = PrefixSharedRewardTrainer(
         model,
         training_arguments(s),
@@ -124,14 +116,56 @@ def train(s: Settings, run: files.Run) -> dict[str, Any]:
         lambda score, _: score,
         load=lambda folder, **options: load_classifier(folder, **options)[0],
     )
-    sharing = s.prefix_sharing
-    scorer = RewardModel(loaded, tokenizer, own_format, is_causal, share_prompts=sharing)
+    scorer = RewardModel(loaded, tokenizer, own_format, is_causal, share_prompts=s.prefix_sharing)
     report = evaluate(s, scorer, halves)
     # the temperature goes with the model: whoever loads it gets calibrated margins
     dataclasses.replace(own_format, temperature=report["temperature"]).save(s.output)
-    settings = s.model_dump(mode="json")
-    record(run, trainer, "reward", settings, pairs.counts(), report, difference)
+    record(run, trainer, "reward", s.model_dump(mode="json"), pairs.counts(), report, difference)
     return report
+
+
+def fit_probe(s: Settings, run: files.Run) -> dict[str, Any]:
+    """The same with --method probe: features of the frozen model, and a regression on them."""
+    screen.quiet_libraries()
+    from prefpipe.models.classifiers import load_classifier
+    from prefpipe.models.loading import max_positions
+    from prefpipe.training import held_out_halves, probe
+    from prefpipe.training.record import record
+
+    s.check()
+    options = {**s.load_options(), "for_training": False, "headless": True}
+    model, tokenizer, is_causal, _ = load_classifier(
+        s.model, chat_template=s.chat_template, **options
+    )
+    own_format, pairs = read_pairs(s, run, tokenizer, max_positions(model), is_causal)
+    reader = probe.reader_of(model, tokenizer, own_format, is_causal, s.prefix_sharing)
+    fitting = probe.Fitting(reader, s.output, run, overwrite=s.overwrite)
+    loaded, difference = fitting.run(pairs, s.margin_as, base=s.model, checked=CHECKED_PAIRS)
+    report = evaluate(s, loaded, held_out_halves.halve(pairs, chooses=False))
+    dataclasses.replace(own_format, temperature=report["temperature"]).save(s.output)
+    record(run, fitting, "reward", s.model_dump(mode="json"), pairs.counts(), report, difference)
+    fitting.kept.delete()
+    return report
+
+
+def read_pairs(
+    s: Settings, run: files.Run, tokenizer: "Tokenizer", positions: int, is_causal: bool
+) -> "tuple[RewardFormat, TrainingPairs]":
+    """The pairs as a model of so many positions reads them, and how it does."""
+    from prefpipe.compare.reward_model import RewardFormat, RewardTokenizer
+    from prefpipe.training.reward import tokenize_pair
+
+    own_format = RewardFormat(min(s.max_length, positions), s.cut_prompt, read_at="template_end")
+    reader = RewardTokenizer(tokenizer, own_format, is_causal)
+    margins = {"margin_weight": s.margin_weight, "margin_as": s.margin_as}
+    tokenize = functools.partial(tokenize_pair, tokenize=reader, **margins)
+    pairs = preferences.collect(s.raw_preferences(), run, tokenize, drop_ties=s.ties == "drop")
+    if s.margin_weight and pairs.margins and not s.dry_run:
+        n, mean = len(pairs.margins), sum(pairs.margins) / len(pairs.margins)
+        unused = s.method == "probe" and s.margin_as == "additive"
+        how = "no probe can use them" if unused else f"times {s.margin_weight:g}"
+        print(f"margins: {n} pairs have one, {mean:.3g} on average; {s.margin_as}, {how}")
+    return own_format, pairs
 
 
 def training_arguments(s: Settings) -> "RewardConfig":

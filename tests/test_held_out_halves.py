@@ -30,7 +30,7 @@ def test_no_question_is_on_both_sides_and_each_side_has_about_half():
     halves = halve(held_out(400, per_question=2), chooses=True)
     pairs: Any = halves.choosing
     choosing = {pair.prompt for pair in pairs}
-    judged = {row.prompt for row in halves.judged}
+    judged = {str(row.prompt) for row in halves.judged}
     assert halves.chosen_by == "others" and not choosing & judged
     assert len(choosing) + len(judged) == 200 and 70 <= len(judged) <= 130
     assert len(halves.choosing) + len(halves.judged) == 400
@@ -71,7 +71,7 @@ def test_the_checkpoint_is_that_of_the_lowest_scaled_loss_of_its_half(kind, tmp_
     import train_pairwise_model
     import train_reward_model
 
-    stage = train_reward_model if kind == "reward" else train_pairwise_model
+    stage: Any = train_reward_model if kind == "reward" else train_pairwise_model
     base = save_base(tmp_path / "base")
     s = stage.Settings(
         input=str(write_jsonl(tmp_path / "t.jsonl", rows(48))),

@@ -22,6 +22,7 @@ from prefpipe.models import packs, sharing, trees
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import bare_model, max_positions
 from prefpipe.models.memory import run_batches
+from prefpipe.models.model_files import is_probe
 from prefpipe.models.prefix_cache import common_tokens
 from prefpipe.ranges import AboveZero, Positive
 from prefpipe.rows import Message, as_turns, flatten_turns
@@ -183,6 +184,10 @@ class RewardModel:
         max_length: for a model that brings no format of its own; longer prompts are cut then.
         options: load_in_4bit; without_weights, for one that is served elsewhere.
         """
+        if is_probe(name):
+            from prefpipe.compare.probed_model import ProbedModel
+
+            return ProbedModel.open(Path(name), **options)
         own = RewardFormat.load(Path(name))
         model, tokenizer, causal, pad_id = load_classifier(name, **options)
         limit = max_positions(bare_model(model))

@@ -7,6 +7,7 @@ import torch
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prefpipe.chat import end_of_turn_id, last_id
 from prefpipe.models.loading import bare_model, load_both
-from prefpipe.models.model_files import base_of, from_pretrained
+from prefpipe.models.model_files import base_of, from_pretrained, is_probe
 from prefpipe.templates import TemplateError, with_options
 
 
@@ -22,6 +23,7 @@ def load_classifier(
     name: str | Path,
     *,
     chat_template: Path | None = None,
+    headless: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, Tokenizer, bool, int | None]:
     """A model with one score as output, its tokenizer, whether it is a decoder, and the token that
@@ -29,6 +31,7 @@ def load_classifier(
 
     name: a folder or hub name of a reward model, or of a LoRA adapter; with new_head also of a
     backbone. chat_template: for a decoder whose tokenizer has none.
+    headless: the backbone alone, which a probe reads; of a probe's folder it always is.
     options: dtype, load_in_4bit, for_training, new_head and without_weights of load_model.
     """
     source, of = base_of(name)
@@ -40,7 +43,9 @@ def load_classifier(
         raise SystemExit(
             f"{name}: a classifier with {config.num_labels} labels; a reward model has one, its score"
         )
-    auto_class = AutoModelForSequenceClassification
+    auto_class: Any = AutoModelForSequenceClassification
+    if headless or is_probe(name):
+        auto_class = AutoModel
     model, tokenizer = load_both(name, auto_class=auto_class, num_labels=1, **options)
     bare = bare_model(model)
     causal = is_causal(bare)

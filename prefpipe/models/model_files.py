@@ -8,6 +8,8 @@ from transformers.utils import logging
 
 from prefpipe.models.gguf_files import plain_folder
 
+PROBE = "probe.json"
+"""By this file a folder is known as a probe's (prefpipe.models.probes)."""
 _MOST = 150
 """Characters of a library's words that a message repeats."""
 
@@ -24,7 +26,11 @@ def from_pretrained(auto_class: Any, source: str, *, of: str | Path = "", **opti
     try:
         return auto_class.from_pretrained(source, trust_remote_code=False, **options)
     except Exception as error:
-        mend = "; set base_model_name_or_path in adapter_config.json" if of else ""
+        mend = (
+            f"; set base_model_name_or_path in {PROBE if is_probe(of) else 'adapter_config.json'}"
+            if of
+            else ""
+        )
         raise SystemExit(f"{where}: {_words(error, source)}{mend}") from error
     finally:
         logging.set_verbosity(verbosity)
@@ -70,12 +76,16 @@ def is_adapter(name: str | Path) -> bool:
     return (Path(name) / "adapter_config.json").is_file()
 
 
+def is_probe(name: str | Path) -> bool:
+    return (Path(name) / PROBE).is_file()
+
+
 def base_of(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """What to load first, and how: an adapter's base in the revision it stands on, else the model.
-    Of a GGUF file the folder that it is unpacked to."""
-    if not is_adapter(name):
+    """What to load first, and how: an adapter's base in the revision it stands on, a probe's, else the
+    model. Of a GGUF file the folder that it is unpacked to."""
+    if not (is_adapter(name) or is_probe(name)):
         return plain_folder(str(name))
-    path = Path(name) / "adapter_config.json"
+    path = Path(name) / ("adapter_config.json" if is_adapter(name) else PROBE)
     own = read_json(path)
     base, revision = own.get("base_model_name_or_path"), own.get("revision")
     if not isinstance(base, str) or not base:

@@ -22,8 +22,8 @@ Kind = Literal["dataset", "model"]
 
 _OF_A_MODEL = re.compile(
     r"README\.md|LICENSE[\w.]*|loss_curve\.(csv|png)|reliability\.png|chat_template\.jinja"
-    r"|(model|adapter_model|pytorch_model)[\w.-]*\.safetensors(\.index\.json)?|[\w.-]*\.index\.json"
-    r"|(config|generation_config|adapter_config|reward_format|pairwise_format|tokenizer|tokenizer_config"
+    r"|(model|adapter_model|pytorch_model|probe)[\w.-]*\.safetensors(\.index\.json)?|[\w.-]*\.index\.json"
+    r"|(config|generation_config|adapter_config|probe|reward_format|pairwise_format|tokenizer|tokenizer_config"
     r"|special_tokens_map|added_tokens|vocab|preprocessor_config|modules)\.json"
     r"|merges\.txt|vocab\.txt|[\w.-]*\.model|[\w.-]*\.spm"
 )
@@ -72,7 +72,8 @@ def choose(folder: Path, repository: str) -> Chosen:
     if not card.is_file():
         raise DataError(f"{card}: is missing; nothing is published without a card")
     text, facts = _read_card(card)
-    is_model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    configurations = ("config.json", "adapter_config.json", "probe.json")
+    is_model = any((folder / name).is_file() for name in configurations)
     names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir()]
     left_out = {name: why for name in names if (why := _never(folder, name))}
     if is_model:

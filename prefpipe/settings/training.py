@@ -111,8 +111,10 @@ class TrainingStage(RankedStage, ReportingStage, ChatStage):
                 "load_in_4bit: training on 4-bit weights needs a CUDA GPU: on a CPU the gradients "
                 "can be zero without a word; leave it out"
             )
-        if self.merge_adapter and self.method == "full":
-            raise SystemExit("merge_adapter: there is no adapter with --method full; leave it out")
+        if self.merge_adapter and self.method != "lora":
+            raise SystemExit(
+                f"merge_adapter: there is no adapter with --method {self.method}; leave it out"
+            )
         if self.attn_implementation == "flex_attention" and not on_cuda:
             raise SystemExit(
                 "attn_implementation: flex_attention cannot train without CUDA; use sdpa"
@@ -122,6 +124,8 @@ class TrainingStage(RankedStage, ReportingStage, ChatStage):
                 f"model: {self.model} is an adapter; train it with --merge-adapter, and go on from "
                 "that"
             )
+        if (Path(self.model) / "probe.json").exists():
+            raise SystemExit(f"model: {self.model} is a probe; train the model that it reads")
         if self.output.resolve() == Path(self.model).resolve():
             raise SystemExit(f"output: {self.output} is the model itself; name another folder")
 
@@ -134,7 +138,7 @@ class TrainingStage(RankedStage, ReportingStage, ChatStage):
 
     def load_options(self) -> dict[str, Any]:
         """Options of load_model: frozen weights may be rounded, those that are trained may not."""
-        is_frozen = self.method == "lora"
+        is_frozen = self.method != "full"
         options: dict[str, Any] = {
             "for_training": True,
             "without_weights": self.dry_run,

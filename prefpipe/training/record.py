@@ -158,13 +158,14 @@ def _front_matter(kind: str, results: Values, settings: Values) -> str:
 
     base, task = cards.shown(settings["model"]), KINDS[kind].task
     is_adapter = settings["method"] == "lora" and not settings["merge_adapter"]
+    library = {"lora": "peft" if is_adapter else "transformers", "probe": "prefpipe"}
     is_on_hub = not Path(settings["model"]).exists() or base != settings["model"]
     data = cards.on_hub({"input": settings.get("input", "")}, "dataset")
     licence = cards.licences({"model": settings["model"]})
     results = {name: value for name, value in results.items() if isinstance(value, int | float)}
     facts = ModelCardData(
         base_model=base if is_on_hub else None,  # the hub knows no folder of ours
-        library_name="peft" if is_adapter else "transformers",
+        library_name=library.get(settings["method"], "transformers"),
         pipeline_tag=task,
         tags=["trl", KINDS[kind].tag, "prefpipe"],
         datasets=data or None,
@@ -235,7 +236,8 @@ def write_curve(
                 axis.plot(*zip(*points, strict=True), line, label=label)
         axis.set(title=panel, xlabel="step")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     figure.suptitle(title)
     save_figure(figure, folder / "loss_curve.png")
     return len(rows)

@@ -21,7 +21,14 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 TOLERANCE: dict[Dtype, float] = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 """How much a reloaded model's score may differ, by its weights' type: rounding."""
 
-_OLD_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
+OLD_WEIGHTS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "adapter_config.json",
+    "probe.json",
+)
+"""What an earlier model of another kind may have left in a folder."""
 
 
 def save_model(
@@ -38,7 +45,7 @@ def save_model(
     tokenizer.save_pretrained(saving)
     (saving / "README.md").unlink(missing_ok=True)  # PEFT's blank card
     _sort_lists(saving / "adapter_config.json")
-    for pattern in _OLD_WEIGHTS:
+    for pattern in OLD_WEIGHTS:
         for path in folder.glob(pattern):
             path.unlink()
     files = sorted(saving.iterdir(), key=lambda p: (p.name.endswith("config.json"), p.name))

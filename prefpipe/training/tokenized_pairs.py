@@ -44,6 +44,10 @@ class TokenizedPair:
         return cls(id, prompt, chosen, rejected, tie, margin)
 
     @property
+    def completions(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.chosen_ids, self.rejected_ids
+
+    @property
     def digest(self) -> bytes:
         """Equal for pairs of the same token ids; 16 bytes."""
         parts = (self.prompt_ids, self.chosen_ids, self.rejected_ids)
