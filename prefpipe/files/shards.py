@@ -26,7 +26,9 @@ from prefpipe.files.outputs import ROW_GROUP, arrow_schema
 from prefpipe.rows import Row
 
 _AT_ONCE = 1 << 20
-"""Places of the input whose rows are woven at a time."""
+"""Places of the input whose rows are put in order at a time."""
+_LINES = 1 << 13
+"""Rows that are held while they are copied."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def _rows(file: Any) -> Iterator[dict[str, Any]]:
 
 
 def _turns(parts: Sequence[Path]) -> Iterator[list[int]]:
-    """Whose row comes next, as numbers of parts: a list for each window of the input."""
+    """Whose row comes next, as numbers of parts, some at once."""
     import numpy as np
 
     places = [np.fromfile(_places_path(path), np.int64) for path in parts]
@@ -259,7 +261,9 @@ def _turns(parts: Sequence[Path]) -> Iterator[list[int]]:
         window = [p[a:b] for p, (a, b) in zip(places, bounds, strict=True)]
         owners = np.repeat(np.arange(len(parts)), [len(w) for w in window])
         # stable: the rows made of one row of the input stand together, and in their order
-        yield owners[np.argsort(np.concatenate(window), kind="stable")].tolist()
+        turns = owners[np.argsort(np.concatenate(window), kind="stable")]
+        # a row of the input may become many: what is yielded at once is held at once
+        yield from (turns[at : at + _LINES].tolist() for at in range(0, len(turns), _LINES))
 
 
 def _check_ends(parts: Sequence[Path], ended: Sequence[bool]) -> None:
