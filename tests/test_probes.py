@@ -164,8 +164,22 @@ def test_the_weights_are_those_of_a_plain_minimiser():
             return float(strength * loss.sum() + (w @ w) / 2)
 
         expected = minimize(objective, np.zeros(7), method="BFGS", options={"gtol": 1e-7}).x
-        found = probe._solve(differences, won, weights, strength)
+        (found,) = probe._solve(differences, won, weights, [strength])
         np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_fewer_pairs_than_features_give_the_same_weights_in_fewer_numbers():
+    differences, won, weights, _ = some_pairs(40, size=90)
+    differences = differences / np.arange(1, 91)
+    (few,) = probe._solve(differences, won, weights, [0.05])
+
+    def objective(w: Any) -> float:
+        odds = differences @ w
+        loss = weights * (np.logaddexp(0, odds) - won * odds)
+        return float(0.05 * loss.sum() + (w @ w) / 2)
+
+    expected = minimize(objective, np.zeros(90), method="L-BFGS-B", options={"gtol": 1e-9}).x
+    np.testing.assert_allclose(differences @ few, differences @ expected, atol=0.02)
 
 
 def test_the_penalty_is_chosen_by_questions_that_were_not_fitted():
@@ -175,7 +189,7 @@ def test_the_penalty_is_chosen_by_questions_that_were_not_fitted():
     assert len(tried) == len(probe._GRID)
     best = min(tried, key=lambda c: tried[c])
     scale = np.sqrt((differences.astype(np.float64) ** 2).mean(0))
-    expected = probe._solve(differences / scale, won, weights, best) / scale
+    expected = probe._solve(differences / scale, won, weights, [best])[0] / scale
     np.testing.assert_allclose(fitted.weight_F, expected, rtol=1e-3, atol=1e-5)
     # noise alone: on questions that were not fitted no better than a coin
     noise = np.random.default_rng(1).integers(0, 2, size=400).astype(float)

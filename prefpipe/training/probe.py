@@ -35,8 +35,8 @@ MOST_PAIRS = 20_000
 _PART = 128
 """Pairs whose features are kept together: so many are read again after a kill, at most."""
 _FOLDS = 5
-_GRID = tuple(10 ** (k / 2) for k in range(-10, -2))
-"""Inverse strengths of L2, on features of unit size: 1e-5 to 3e-2."""
+_GRID = tuple(10 ** (k / 2) for k in range(-10, -3))
+"""Inverse strengths of L2, on features of unit size: 1e-5 to 1e-2."""
 _FEW = 10 ** (-3.5)
 """Where there are too few questions to choose by."""
 
@@ -139,42 +139,50 @@ def fit(differences: Any, won: Any, weights: Any, questions: Sequence[bytes]) ->
     fold = np.array([hashlib.sha256(q).digest()[0] % _FOLDS for q in questions])
     tried: list[dict[str, float]] = []
     if len({*fold.tolist()}) == _FOLDS:
+        odds = np.zeros((len(_GRID), len(unit)))
+        for one in range(_FOLDS):
+            seen = fold != one
+            for k, weight in enumerate(_solve(unit[seen], won[seen], weights[seen], _GRID)):
+                odds[k, ~seen] = unit[~seen] @ weight
+        loss = np.logaddexp(0, odds) - won * odds
+        right = np.where(won == 0.5, 0.5, (odds > 0) == (won > 0.5))
         for k, strength in enumerate(_GRID):
-            odds = np.zeros(len(unit))
-            for one in range(_FOLDS):
-                seen = fold != one
-                odds[~seen] = unit[~seen] @ _solve(unit[seen], won[seen], weights[seen], strength)
-            loss = np.logaddexp(0, odds) - won * odds
-            right = np.where(won == 0.5, 0.5, (odds > 0) == (won > 0.5))
             tried.append(
                 {
                     "step": k + 1,
                     "inverse_l2": strength,
-                    "eval_loss": float(np.average(loss, weights=weights)),
-                    "eval_accuracy": float(np.average(right, weights=weights)),
+                    "eval_loss": float(np.average(loss[k], weights=weights)),
+                    "eval_accuracy": float(np.average(right[k], weights=weights)),
                 }
             )
     best = min(tried, key=lambda one: one["eval_loss"])["inverse_l2"] if tried else _FEW
-    return Fitted(_solve(unit, won, weights, best) / scale, tried)
+    return Fitted(_solve(unit, won, weights, [best])[0] / scale, tried)
 
 
-def _solve(unit: Any, won: Any, weights: Any, strength: float) -> Any:
-    """Weights (F,) of the regression; a pair that is partly lost stands for a win and a loss."""
+def _solve(unit: Any, won: Any, weights: Any, strengths: Sequence[float]) -> list[Any]:
+    """Weights (F,) of the regression for each strength; a pair that is partly lost stands for a win and a
+    loss."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    # of few pairs the weights lie in what these span: the same problem in fewer numbers
+    basis = np.linalg.qr(unit.T)[0] if len(unit) < unit.shape[1] else None
+    rows = unit if basis is None else unit @ basis
     partly = won < 1
-    rows = np.concatenate([unit, unit[partly]])
+    rows = np.concatenate([rows, rows[partly]])
     weight = np.concatenate([weights * won, (weights * (1 - won))[partly]])
     is_win = np.arange(len(rows)) < len(unit)
     # it wants both classes: a win of x is a loss of -x, since there is no intercept
     turned = np.arange(len(rows)) % 2 == 1
     rows = np.where(turned[:, None], -rows, rows)
-    model = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(rows, is_win ^ turned, sample_weight=weight)
-    return model.coef_[0]
+    model = LogisticRegression(fit_intercept=False, max_iter=2000, warm_start=True)
+    found = []
+    for strength in strengths:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(C=strength).fit(rows, is_win ^ turned, sample_weight=weight)
+        found.append(model.coef_[0].copy() if basis is None else basis @ model.coef_[0])
+    return found
 
 
 def reader_of(
