@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
     from trl.trainer.reward_config import RewardConfig
 
-    from prefpipe.compare.reward_model import RewardFormat, RewardModel
+    from prefpipe.compare.reward_model import RewardModel
+    from prefpipe.compare.reward_tokens import RewardFormat
     from prefpipe.training.held_out_halves import Halves
-    from prefpipe.training.preferences import TrainingPairs
 
 CHECKED_PAIRS = 16
 """Held-out pairs that a saved model must give the same scores when it is loaded again."""
@@ -150,9 +150,9 @@ def fit_probe(s: Settings, run: files.Run) -> dict[str, Any]:
 
 def read_pairs(
     s: Settings, run: files.Run, tokenizer: "Tokenizer", positions: int, is_causal: bool
-) -> "tuple[RewardFormat, TrainingPairs]":
+) -> "tuple[RewardFormat, preferences.TrainingPairs]":
     """The pairs as a model of so many positions reads them, and how it does."""
-    from prefpipe.compare.reward_model import RewardFormat, RewardTokenizer
+    from prefpipe.compare.reward_tokens import RewardFormat, RewardTokenizer
     from prefpipe.training.reward import tokenize_pair
 
     own_format = RewardFormat(min(s.max_length, positions), s.cut_prompt, read_at="template_end")

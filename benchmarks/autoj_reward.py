@@ -159,7 +159,8 @@ def main() -> None:
 
     import transformers
 
-    from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
+    from prefpipe.compare.reward_model import RewardModel
+    from prefpipe.compare.reward_tokens import RewardFormat, RewardTokenizer
     from prefpipe.evaluation import metrics
     from prefpipe.questions import question_key
 

@@ -38,8 +38,8 @@ from transformers import logging
 
 from benchmarks import RESULTS, machine, write_results
 from prefpipe.compare.context import Unscorable
-from prefpipe.compare.probed_model import ProbedModel
-from prefpipe.compare.reward_model import RewardFormat
+from prefpipe.compare.reward_model import ProbedModel
+from prefpipe.compare.reward_tokens import RewardFormat
 from prefpipe.evaluation import metrics
 from prefpipe.formats.opening import HowRead, OpenFile
 from prefpipe.models.classifiers import load_classifier

@@ -24,7 +24,8 @@ import torch
 from benchmarks import alternate, machine, make_parser, ratios, write_results
 from benchmarks.dpo_step import EMBEDDED, SMALL, Shape
 from benchmarks.reward_step import make_model
-from prefpipe.compare.reward_model import RewardFormat, RewardModel
+from prefpipe.compare.reward_model import RewardModel
+from prefpipe.compare.reward_tokens import RewardFormat
 from prefpipe.models.tokenizers import load_tokenizer
 from prefpipe.serving.reward_app import RewardServer, make_app
 from prefpipe.serving.scorers import RewardScorer

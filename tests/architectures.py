@@ -31,7 +31,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from prefpipe import chat
 from prefpipe.compare.ab_model import PairwiseModel
-from prefpipe.compare.reward_model import RewardFormat, RewardModel, RewardTokenizer
+from prefpipe.compare.reward_model import RewardModel
+from prefpipe.compare.reward_tokens import RewardFormat, RewardTokenizer
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local.local_engine import open_local
 from prefpipe.models.adapters import new_modules

@@ -9,9 +9,7 @@ from prefpipe.compare.ab_prompt import (
     render_context,
     render_pair,
 )
-from prefpipe.compare.reward_model import (
-    Unscorable,
-)
+from prefpipe.compare.reward_model import Unscorable
 from prefpipe.files import DataError
 from prefpipe.rows import Message
 from prefpipe.templates import TemplateError

@@ -13,8 +13,8 @@ import torch
 from scipy.optimize import minimize
 from transformers import AutoModel, AutoTokenizer
 
-from prefpipe.compare.probed_model import ProbedModel
-from prefpipe.compare.reward_model import RewardFormat, RewardModel
+from prefpipe.compare.reward_model import ProbedModel, RewardModel
+from prefpipe.compare.reward_tokens import RewardFormat
 from prefpipe.models import probes
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.serving.scorers import open_scorer
@@ -164,14 +164,14 @@ def test_the_weights_are_those_of_a_plain_minimiser():
             return float(strength * loss.sum() + (w @ w) / 2)
 
         expected = minimize(objective, np.zeros(7), method="BFGS", options={"gtol": 1e-7}).x
-        (found,) = probe._solve(differences, won, weights, [strength])
+        found = probe._Solver(differences, won, weights).solve(strength)
         np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 def test_fewer_pairs_than_features_give_the_same_weights_in_fewer_numbers():
     differences, won, weights, _ = some_pairs(40, size=90)
     differences = differences / np.arange(1, 91)
-    (few,) = probe._solve(differences, won, weights, [0.05])
+    few = probe._Solver(differences, won, weights).solve(0.05)
 
     def objective(w: Any) -> float:
         odds = differences @ w
@@ -186,10 +186,10 @@ def test_the_penalty_is_chosen_by_questions_that_were_not_fitted():
     differences, won, weights, questions = some_pairs(400)
     fitted = probe.fit(differences, won, weights, questions)
     tried = {one["inverse_l2"]: one["eval_loss"] for one in fitted.tried}
-    assert len(tried) == len(probe._GRID)
+    assert 3 <= len(tried) <= len(probe._GRID) and list(tried) == sorted(tried)
     best = min(tried, key=lambda c: tried[c])
     scale = np.sqrt((differences.astype(np.float64) ** 2).mean(0))
-    expected = probe._solve(differences / scale, won, weights, [best])[0] / scale
+    expected = probe._Solver(differences / scale, won, weights).solve(best) / scale
     np.testing.assert_allclose(fitted.weight_F, expected, rtol=1e-3, atol=1e-5)
     # noise alone: on questions that were not fitted no better than a coin
     noise = np.random.default_rng(1).integers(0, 2, size=400).astype(float)
@@ -332,6 +332,17 @@ def test_a_dry_run_says_how_many_pairs_are_read_and_writes_nothing(data, base, t
     assert done.returncode == 0, done.stderr
     assert "160 pairs, each read once; 0 are done" in done.stdout
     assert not (tmp_path / "model").exists()
+
+
+def test_more_pairs_than_it_takes_are_drawn_by_chance_and_that_is_said(
+    settings, monkeypatch, capsys
+):
+    monkeypatch.setattr(probe, "MOST_PAIRS", 50)
+    s = settings()
+    main(s)
+    assert "probe: fitted on 50 of 160 pairs, drawn by chance" in capsys.readouterr().out
+    meta = json.loads((s.output / "train_reward_model.meta.json").read_text())
+    assert meta["pairs"]["train pairs"] == 50 and meta["counts"]["kept"] == 220
 
 
 def test_a_margin_that_no_probe_can_use_is_said(settings, tmp_path, capsys):

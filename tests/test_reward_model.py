@@ -7,12 +7,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from prefpipe.chat import end_of_turn_id
-from prefpipe.compare.reward_model import (
-    RewardFormat,
-    RewardModel,
-    RewardTokenizer,
-    Unscorable,
-)
+from prefpipe.compare.reward_model import RewardModel, Unscorable
+from prefpipe.compare.reward_tokens import RewardFormat, RewardTokenizer
 from prefpipe.files import DataError
 from prefpipe.models.classifiers import is_causal, use_own_pad_token
 from prefpipe.models.loading import max_positions

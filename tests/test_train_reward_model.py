@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import train_reward_model
-from prefpipe.compare.reward_model import RewardFormat, RewardModel
+from prefpipe.compare.reward_model import RewardModel
+from prefpipe.compare.reward_tokens import RewardFormat
 from prefpipe.files import DataError
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import load_tokenizer

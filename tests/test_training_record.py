@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from config import BASE_MODEL
 from prefpipe.compare.ab_model import PairwiseModel
 from prefpipe.compare.ab_prompt import PairwiseFormat
-from prefpipe.compare.reward_model import RewardFormat, RewardModel
+from prefpipe.compare.reward_model import RewardModel
+from prefpipe.compare.reward_tokens import RewardFormat
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import load_both
 from prefpipe.training import saving

@@ -16,7 +16,8 @@ from prefpipe import chat
 from prefpipe.compare.ab_model import PairwiseModel
 from prefpipe.compare.ab_prompt import PairwiseFormat
 from prefpipe.compare.context import Unscorable
-from prefpipe.compare.reward_model import RewardFormat, RewardModel
+from prefpipe.compare.reward_model import RewardModel
+from prefpipe.compare.reward_tokens import RewardFormat
 from prefpipe.formats import markup
 from prefpipe.models.loading import bare_model, embedding_rows
 from prefpipe.models.model_files import base_of, from_pretrained

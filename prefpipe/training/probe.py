@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from prefpipe.compare.probed_model import ProbedModel
-from prefpipe.compare.reward_model import RewardFormat
+from prefpipe.compare.reward_model import ProbedModel
+from prefpipe.compare.reward_tokens import RewardFormat
 from prefpipe.files import DryRunEnd, Plan, Run, difference, write_json
 from prefpipe.models.model_files import read_json
 from prefpipe.models.probes import Probe, layers_of
@@ -35,8 +35,8 @@ MOST_PAIRS = 20_000
 _PART = 128
 """Pairs whose features are kept together: so many are read again after a kill, at most."""
 _FOLDS = 5
-_GRID = tuple(10 ** (k / 2) for k in range(-10, -3))
-"""Inverse strengths of L2, on features of unit size: 1e-5 to 1e-2."""
+_GRID = tuple(10 ** (k / 2) for k in range(-10, 1))
+"""Inverse strengths of L2, on features of unit size: 1e-5 to 1."""
 _FEW = 10 ** (-3.5)
 """Where there are too few questions to choose by."""
 
@@ -139,50 +139,60 @@ def fit(differences: Any, won: Any, weights: Any, questions: Sequence[bytes]) ->
     fold = np.array([hashlib.sha256(q).digest()[0] % _FOLDS for q in questions])
     tried: list[dict[str, float]] = []
     if len({*fold.tolist()}) == _FOLDS:
-        odds = np.zeros((len(_GRID), len(unit)))
-        for one in range(_FOLDS):
-            seen = fold != one
-            for k, weight in enumerate(_solve(unit[seen], won[seen], weights[seen], _GRID)):
-                odds[k, ~seen] = unit[~seen] @ weight
-        loss = np.logaddexp(0, odds) - won * odds
-        right = np.where(won == 0.5, 0.5, (odds > 0) == (won > 0.5))
-        for k, strength in enumerate(_GRID):
+        parts = [fold != one for one in range(_FOLDS)]
+        solvers = [_Solver(unit[seen], won[seen], weights[seen]) for seen in parts]
+        odds = np.zeros(len(unit))
+        for strength in _GRID:
+            for seen, solver in zip(parts, solvers, strict=True):
+                odds[~seen] = unit[~seen] @ solver.solve(strength)
+            loss = np.logaddexp(0, odds) - won * odds
+            right = np.where(won == 0.5, 0.5, (odds > 0) == (won > 0.5))
             tried.append(
                 {
-                    "step": k + 1,
+                    "step": len(tried) + 1,
                     "inverse_l2": strength,
-                    "eval_loss": float(np.average(loss[k], weights=weights)),
-                    "eval_accuracy": float(np.average(right[k], weights=weights)),
+                    "eval_loss": float(np.average(loss, weights=weights)),
+                    "eval_accuracy": float(np.average(right, weights=weights)),
                 }
             )
+            # weaker ones cost most, and behind the best one the loss only rises
+            if len(tried) > 2 and min(one["eval_loss"] for one in tried[:-2]) < min(
+                one["eval_loss"] for one in tried[-2:]
+            ):
+                break
     best = min(tried, key=lambda one: one["eval_loss"])["inverse_l2"] if tried else _FEW
-    return Fitted(_solve(unit, won, weights, [best])[0] / scale, tried)
+    return Fitted(_Solver(unit, won, weights).solve(best) / scale, tried)
 
 
-def _solve(unit: Any, won: Any, weights: Any, strengths: Sequence[float]) -> list[Any]:
-    """Weights (F,) of the regression for each strength; a pair that is partly lost stands for a win and a
-    loss."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+class _Solver:
+    """The regression on some pairs (N, F), each strength from the weights of the one before."""
 
-    # of few pairs the weights lie in what these span: the same problem in fewer numbers
-    basis = np.linalg.qr(unit.T)[0] if len(unit) < unit.shape[1] else None
-    rows = unit if basis is None else unit @ basis
-    partly = won < 1
-    rows = np.concatenate([rows, rows[partly]])
-    weight = np.concatenate([weights * won, (weights * (1 - won))[partly]])
-    is_win = np.arange(len(rows)) < len(unit)
-    # it wants both classes: a win of x is a loss of -x, since there is no intercept
-    turned = np.arange(len(rows)) % 2 == 1
-    rows = np.where(turned[:, None], -rows, rows)
-    model = LogisticRegression(fit_intercept=False, max_iter=2000, warm_start=True)
-    found = []
-    for strength in strengths:
+    def __init__(self, unit: Any, won: Any, weights: Any) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        # of few pairs the weights lie in what these span: the same problem in fewer numbers
+        self._basis = np.linalg.qr(unit.T)[0] if len(unit) < unit.shape[1] else None
+        rows = unit if self._basis is None else unit @ self._basis
+        # a pair that is partly lost stands for a win and a loss
+        partly = won < 1
+        rows = np.concatenate([rows, rows[partly]])
+        self._weights = np.concatenate([weights * won, (weights * (1 - won))[partly]])
+        is_win = np.arange(len(rows)) < len(unit)
+        # it wants both classes: a win of x is a loss of -x, since there is no intercept
+        turned = np.arange(len(rows)) % 2 == 1
+        self._rows, self._is_win = np.where(turned[:, None], -rows, rows), is_win ^ turned
+        self._model = LogisticRegression(fit_intercept=False, max_iter=2000, warm_start=True)
+
+    def solve(self, strength: float) -> Any:
+        """Weights (F,)."""
+        from sklearn.exceptions import ConvergenceWarning
+
+        self._model.set_params(C=strength)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            model.set_params(C=strength).fit(rows, is_win ^ turned, sample_weight=weight)
-        found.append(model.coef_[0].copy() if basis is None else basis @ model.coef_[0])
-    return found
+            self._model.fit(self._rows, self._is_win, sample_weight=self._weights)
+        weights = self._model.coef_[0]
+        return weights.copy() if self._basis is None else self._basis @ weights
 
 
 def reader_of(
@@ -211,8 +221,12 @@ class Fitting:
         self, pairs: TrainingPairs, margin_as: MarginAs, *, base: str, checked: int
     ) -> tuple[ProbedModel, float]:
         """Fit, save and load again: the loaded one, and the largest difference of its scores on so many
-        held-out pairs. A dry run ends here."""
-        train = pairs.train[:MOST_PAIRS]
+        held-out pairs. Of more than MOST_PAIRS the others are taken out of pairs. A dry run ends here."""
+        if len(pairs.train) > MOST_PAIRS:
+            print(f"probe: fitted on {MOST_PAIRS:,} of {len(pairs.train):,} pairs, drawn by chance")
+            drawn = np.random.default_rng(0).permutation(len(pairs.train))[:MOST_PAIRS]
+            pairs.train = [pairs.train[k] for k in sorted(drawn.tolist())]
+        train = pairs.train
         if self.plan:
             self._end_dry_run(self.plan, len(train), len(pairs.validation))
         differences, mean = self.kept.read(self.reader, train)

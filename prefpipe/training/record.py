@@ -167,7 +167,9 @@ def _front_matter(kind: str, results: Values, settings: Values) -> str:
         base_model=base if is_on_hub else None,  # the hub knows no folder of ours
         library_name=library.get(settings["method"], "transformers"),
         pipeline_tag=task,
-        tags=["trl", KINDS[kind].tag, "prefpipe"],
+        tags=["linear-probe", "prefpipe"]
+        if settings["method"] == "probe"
+        else ["trl", KINDS[kind].tag, "prefpipe"],
         datasets=data or None,
         license=next(iter(licence.values()), None),
         model_name=Path(base).name if results else None,

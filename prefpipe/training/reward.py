@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.reward_trainer import RewardTrainer
 
 from prefpipe.compare.context import Unscorable
-from prefpipe.compare.reward_model import RewardTokenizer
+from prefpipe.compare.reward_tokens import RewardTokenizer
 from prefpipe.models.loading import bare_model
 from prefpipe.models.packs import pad_right
 from prefpipe.rows import Preference, Reject, answer_of
