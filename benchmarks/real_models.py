@@ -13,7 +13,8 @@ PREFPIPE_REAL_DATA), three seeds, each holding a quarter of the questions out. S
             profiles/smollm2-135m.toml but for --limit
 
 Features are made once; the probe of seed 1 is also trained by the stage, which must be as right to the
-pair. Then the stage's probe on Auto-J and LLMBar (accuracy.py), and a curve against pairs.
+pair. Then the stage's probe on the first 400 rows of Auto-J and of LLMBar (accuracy.py), and a curve
+against pairs.
 AlpacaEval-judged (--instructions of them, reference and four others): soft labels (GPT-4's own
 probability) beside hard ones, a third of the instructions held out; and Kendall's tau of the ranking of
 all answers with GPT-4's. Not measured: TRL's trainer (benchmarks/autoj_reward.py does, with an encoder).
@@ -52,6 +53,7 @@ MODEL = "SmolLM2-135M-Instruct"
 SEEDS, HELD_OUT = (1, 2, 3), 0.25
 SIZES = (125, 250, 500)
 REACH = 0.70
+BENCHMARK_ROWS = 400
 MAX_LENGTH = 1024
 
 
@@ -192,7 +194,7 @@ def stage_probe(data: Path, seed: int) -> dict[str, Any]:
     options = [o for name, path in sets.items() for o in ("--benchmark", f"{name}={path}")]
     run(
         data, "accuracy.py", "--kind", "reward", "--reward-model", data / "probe", *options,
-        "--output", data / "accuracy",
+        "--limit", BENCHMARK_ROWS, "--output", data / "accuracy",
     )  # fmt: skip
     measured = json.loads((data / "accuracy/accuracy.json").read_text())
     return {"seconds": seconds, **short(report), "benchmarks": measured["scored"]}
