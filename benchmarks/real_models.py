@@ -13,7 +13,7 @@ PREFPIPE_REAL_DATA), three seeds, each holding a quarter of the questions out. S
             profiles/smollm2-135m.toml but for --limit
 
 Features are made once; the probe of seed 1 is also trained by the stage, which must be as right to the
-pair. Then the stage's probe on the first 400 rows of Auto-J and of LLMBar (accuracy.py), and a curve
+pair. Then the stage's probe on the first 200 rows of Auto-J and of LLMBar (accuracy.py), and a curve
 against pairs.
 AlpacaEval-judged (--instructions of them, reference and four others): soft labels (GPT-4's own
 probability) beside hard ones, a third of the instructions held out; and Kendall's tau of the ranking of
@@ -53,7 +53,7 @@ MODEL = "SmolLM2-135M-Instruct"
 SEEDS, HELD_OUT = (1, 2, 3), 0.25
 SIZES = (125, 250, 500)
 REACH = 0.70
-BENCHMARK_ROWS = 400
+BENCHMARK_ROWS = 200
 MAX_LENGTH = 1024
 
 
