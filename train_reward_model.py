@@ -47,7 +47,7 @@ class Settings(PreferenceTrainingStage, env_prefix="REWARD_MODEL_"):
     method: Literal["full", "lora", "probe"] = "full"  # pyright: ignore[reportIncompatibleVariableOverride]
     """full: all weights; lora: a low-rank adapter on frozen ones; probe: none, a linear head on the states
     of three layers is fitted, each pair being read once (no steps, so learning_rate, epochs, batch_pairs
-    and checkpoint say nothing). With few pairs or no GPU the best of the three: see README."""
+    and checkpoint say nothing)."""
     margin_weight: Weight = 1.0
     """Each row's margin is multiplied by this; 0: margins do nothing."""
     margin_as: Literal["additive", "scaled", "soft"] = "additive"
@@ -134,16 +134,16 @@ def fit_probe(s: Settings, run: files.Run) -> dict[str, Any]:
 
     s.check()
     options = {**s.load_options(), "for_training": False, "headless": True}
-    model, tokenizer, is_causal, _ = load_classifier(
-        s.model, chat_template=s.chat_template, **options
-    )
+    options["chat_template"] = s.chat_template
+    model, tokenizer, is_causal, _ = load_classifier(s.model, **options)
     own_format, pairs = read_pairs(s, run, tokenizer, max_positions(model), is_causal)
     reader = probe.reader_of(model, tokenizer, own_format, is_causal, s.prefix_sharing)
     fitting = probe.Fitting(reader, s.output, run, overwrite=s.overwrite)
-    loaded, difference = fitting.run(pairs, s.margin_as, base=s.model, checked=CHECKED_PAIRS)
+    margins = s.margin_as if s.margin_weight else None
+    loaded, off = fitting.run(pairs, margins, base=s.model, checked=CHECKED_PAIRS)
     report = evaluate(s, loaded, held_out_halves.halve(pairs, chooses=False))
     dataclasses.replace(own_format, temperature=report["temperature"]).save(s.output)
-    record(run, fitting, "reward", s.model_dump(mode="json"), pairs.counts(), report, difference)
+    record(run, fitting, "reward", s.model_dump(mode="json"), pairs.counts(), report, off)
     fitting.kept.delete()
     return report
 

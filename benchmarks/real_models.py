@@ -1,7 +1,7 @@
 """Preference models of a real model on people's preferences: a linear probe, LoRA, and simpler ones.
 
-    uv run --group real python -m benchmarks.real_models            # about 50 minutes on two cores
-    uv run --group real python -m benchmarks.real_models --no-lora  # 25 minutes: no gradient is computed
+    uv run --group real python -m benchmarks.real_models            # hours on two cores
+    uv run --group real python -m benchmarks.real_models --no-lora  # what needs no gradient
 
 SmolLM2-135M-Instruct on hh_harmless.jsonl.gz (1,373 pairs that people chose, of ../shared/data or
 PREFPIPE_REAL_DATA), three seeds, each holding a quarter of the questions out. Sides:

@@ -211,8 +211,9 @@ def test_ties_soft_labels_and_scaled_margins_by_hand():
     assert won.tolist() == [1, 1, 0.5] and weights.tolist() == [1, 1, 1]
     won, weights = probe.outcomes(pairs, "soft")
     assert won.tolist() == pytest.approx([0.5, 0.880797, 0.5])
-    won, weights = probe.outcomes(pairs, "scaled")
-    assert weights.tolist() == [0, 2, 1]
+    won, weights = probe.outcomes([*pairs, pair(5.0, tie=True)], "scaled")
+    assert weights.tolist() == [0, 2, 1, 1]  # a tie's margin says nothing
+    assert probe.outcomes([pair(0.0)], "scaled")[1].tolist() == [1]
 
 
 # ---- the stage -------------------------------------------------------------------------------------
@@ -316,6 +317,16 @@ def test_what_a_probe_cannot_be_is_a_sentence(settings, tmp_path, base):
     (s.output / "probe.safetensors").write_bytes(b"x")
     with pytest.raises(SystemExit, match="the probe cannot be read"):
         RewardModel.load(s.output)
+    # a base that is another model, and a stopped run of another method
+    main(settings(overwrite=True))
+    own = json.loads((s.output / "probe.json").read_text())
+    (s.output / "probe.json").write_text(json.dumps(own | {"layers": [3, 4, 50]}))
+    with pytest.raises(SystemExit, match="not the model that the probe was fitted to"):
+        RewardModel.load(s.output)
+    (tmp_path / "stopped/checkpoints/checkpoint-5").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="a stopped run with another method"):
+        main(settings(output=tmp_path / "stopped"))
+    assert (tmp_path / "stopped/checkpoints/checkpoint-5").exists()
     # another method in the same folder leaves nothing of it
     main(settings(method="lora", lora_r=2, epochs=0.1, overwrite=True))
     assert not (s.output / "probe.json").exists()

@@ -156,6 +156,7 @@ class ProbedModel(RewardModel):
             raise DataError(f"{folder}: no {RewardFormat.file}; train the probe again")
         probe = probes.Probe.load(folder)
         model, tokenizer, is_causal, _ = load_classifier(folder, **options)
+        probe.check(model)
         return cls(model, tokenizer, own, is_causal, probe=probe)
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> list[float]:

@@ -2,8 +2,7 @@
 
 The features of a conversation are, at each of three layers in the upper half, the state of its last
 token and the mean of the states of its last turn; the score is linear in them (Alain & Bengio 2016).
-To be right about a response a language model need not be trained: what it knows of one stands in its
-middle layers, where its last layer is about the next token.
+Nothing of the model is trained, so it is read once a conversation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,6 +67,16 @@ class Probe:
                 f"{folder}: the probe cannot be read ({why}); train it again"
             ) from None
         return cls(tuple(layers), weight, bias)
+
+    def check(self, model: Any) -> None:
+        """SystemExit where this is no probe of the model: its base was another one."""
+        config = model.config.get_text_config()
+        fits = len(self.weight_F) == 2 * len(self.layers) * config.hidden_size
+        if not fits or not 1 <= min(self.layers) <= max(self.layers) <= config.num_hidden_layers:
+            raise SystemExit(
+                f"model {model.name_or_path}: it is not the model that the probe was fitted to; set "
+                f"base_model_name_or_path in {PROBE}"
+            )
 
 
 def layers_of(model: Any) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from prefpipe.compare.reward_tokens import RewardFormat
 from prefpipe.files import DryRunEnd, Plan, Run, difference, write_json
 from prefpipe.models.model_files import read_json
 from prefpipe.models.probes import Probe, layers_of
+from prefpipe.models.tokenizers import load_tokenizer
 from prefpipe.screen import progress
 from prefpipe.training import ranks
 from prefpipe.training.preferences import TrainingPairs
@@ -62,9 +63,12 @@ class KeptFeatures:
                     f"{self.folder}: a stopped run with other settings or input "
                     f"({difference(before, dict(mark))}); --overwrite starts anew"
                 )
+        elif others := sorted(self.folder.glob("checkpoint-*")):
+            raise SystemExit(
+                f"{self.folder}: a stopped run with another method ({others[0].name}); --overwrite starts anew"
+            )
         elif not looks_only:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             write_json(owner, dict(mark))
 
     @property
@@ -118,14 +122,17 @@ class Fitted:
     the pairs eval_loss and eval_accuracy."""
 
 
-def outcomes(pairs: Sequence[TokenizedPair], margin_as: MarginAs) -> tuple[Any, Any]:
+def outcomes(pairs: Sequence[TokenizedPair], margin_as: MarginAs | None) -> tuple[Any, Any]:
     """How far chosen is better (1; a tie 0.5; a soft label its own), and each pair's weight. (N,) each."""
     margins = np.array([pair.margin for pair in pairs], dtype=np.float64)
-    won = np.ones(len(pairs))
+    ties = np.array([pair.tie for pair in pairs], dtype=bool)
+    won, weights = np.ones(len(pairs)), np.ones(len(pairs))
     if margin_as == "soft":
         won = 1 / (1 + np.exp(-margins))
-    won[[pair.tie for pair in pairs]] = 0.5
-    return won, np.maximum(margins, 0.0) if margin_as == "scaled" else np.ones(len(pairs))
+    elif margin_as == "scaled" and margins[~ties].any():  # all 0 would leave nothing to fit
+        weights = np.where(ties, 1.0, margins)
+    won[ties] = 0.5
+    return won, weights
 
 
 def fit(differences: Any, won: Any, weights: Any, questions: Sequence[bytes]) -> Fitted:
@@ -218,7 +225,7 @@ class Fitting:
         run.went_on = self.kept.done > 0
 
     def run(
-        self, pairs: TrainingPairs, margin_as: MarginAs, *, base: str, checked: int
+        self, pairs: TrainingPairs, margin_as: MarginAs | None, *, base: str, checked: int
     ) -> tuple[ProbedModel, float]:
         """Fit, save and load again: the loaded one, and the largest difference of its scores on so many
         held-out pairs. Of more than MOST_PAIRS the others are taken out of pairs. A dry run ends here."""
@@ -260,7 +267,12 @@ class Fitting:
         model.tokenizer.save_pretrained(folder)
         model.format.save(folder)
         model.probe.save(folder, base)
-        loaded = ProbedModel.open(folder, dtype=dtype)
+        # the base is nobody's but its own: memory need not hold it twice
+        own, tokenizer = RewardFormat.load(folder), load_tokenizer(folder)
+        assert own
+        how = {"share_prompts": model.share_prompts, "probe": Probe.load(folder)}
+        loaded = ProbedModel(model.model, tokenizer, own, model.is_causal, **how)
+        loaded.tokenizer.pad_token = model.tokenizer.pad_token
         return loaded, check_scores(expected, loaded.score_rows(rows), dtype, folder)
 
 
