@@ -2,8 +2,8 @@
 
     uv sync --group real; S=../shared/data/cosqa_dev.csv
     uv run build_vector_store.py --input $S --output /tmp/rag/store
-    uv run build_pairwise_prefs.py --input $S --store /tmp/rag/store --output /tmp/rag/pairs.jsonl \\
-        --model SmolLM2-135M-Instruct --max-new-tokens 96
+    uv run build_pairwise_prefs.py --input /tmp/rag/some.csv --store /tmp/rag/store --output /tmp/rag/pairs.jsonl \\
+        --model SmolLM2-135M-Instruct --max-new-tokens 96 --min-margin 0.3    # some.csv: rows of $S
     uv run python -m benchmarks.real_rag /tmp/rag/pairs.jsonl > blind.txt      # A and B, in an order drawn by id
     uv run python -m benchmarks.real_rag /tmp/rag/pairs.jsonl --labels marks.csv --reader "who read"
 
@@ -56,14 +56,15 @@ def result(pairs: list[RagPair], marks: dict[str, str]) -> dict[str, Any]:
         if (mark := marks.get(pair.id))
     )
     decided = found["agrees"] + found["disagrees"]
-    share = wilson(found["agrees"], decided)
+    share, whole = (wilson(found["agrees"], count) for count in (decided, found.total()))
     return {
         "pairs": len(pairs),
         "marked": found.total(),
         **{name: found[name] for name in ("agrees", "disagrees", "neither")},
         "agreement_of_decided": share.value,
         "interval_95": [share.low, share.high],
-        "agreement_of_all": found["agrees"] / max(1, found.total()),
+        "agreement_of_all": whole.value,
+        "interval_95_of_all": [whole.low, whole.high],
     }
 
 

@@ -102,7 +102,7 @@ REASONS: dict[str, str] = {
     "empty_document": "Neither description nor code has a text.",
     "equal_document": "An earlier document has the same text.",
     "nearly_equal_document": "An earlier document is nearly the same.",
-    "no_winner": "No answer may be chosen (it was cut, abstains where the context answers, or is no better than abstaining or a random document), or none of the others rejected.",
+    "no_winner": "No answer may be chosen (it was cut, abstains where the context answers, repeats the question, or is no better than abstaining or a random document), or none of the others rejected.",
     "small_margin": "Best and worst differ by less than min_margin.",
     "judge_disagrees": "The judge does not prefer what the score prefers.",
     # ranking

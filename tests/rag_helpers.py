@@ -53,7 +53,12 @@ def direction(word: str) -> np.ndarray:
 
 ROWS = [
     ("add", "add two numbers", "def add(a, b):\n    return a + b", "The sum of two numbers."),
-    ("cut", "cut a text into lines", "def cut(text):\n    return text.split()", "Lines of a text."),
+    (
+        "cut",
+        "cut a text into lines",
+        "def cut(text):\n    return text.split()",
+        "Lines of a text as a list.",
+    ),
     ("max", "find the largest", "def largest(xs):\n    return max(xs)", "The largest item of all."),
     (
         "rev",
@@ -61,7 +66,12 @@ ROWS = [
         "def turn(xs):\n    return xs[::-1]",
         "The list, last one first.",
     ),
-    ("low", "write in small letters", "def low(s):\n    return s.lower()", "Small letters only."),
+    (
+        "low",
+        "write in small letters",
+        "def low(s):\n    return s.lower()",
+        "Small letters, capitals lowered.",
+    ),
 ]
 COLUMNS = ("id", "query", "code", "description")
 

@@ -3,6 +3,7 @@
 import pytest
 
 from prefpipe.rag.abstention import is_abstention
+from tests import real_openings
 
 ABSTENTIONS = [
     "I don't know.",
@@ -49,6 +50,30 @@ ABSTENTIONS = [
     "Não sei.",
     "Я не знаю.",
 ]
+CHINESE = [
+    "我不太清楚这个问题的答案。",
+    "抱歉，我无法回答这个问题。",
+    "对不起，根据提供的资料，我无法确定。",
+    "上下文没有提供足够的信息。",
+    "文档中没有提到作者是谁。",
+    "该段落未说明具体日期。",
+    "我没有足够的信息来回答。",
+    "资料不足，无法判断。",
+    "很遗憾，我不知道。",
+    "从上下文中无法得知。",
+]
+CHINESE_ANSWERS = [
+    "我知道：答案是北京。",
+    "信息技术始于二十世纪。",
+    "文档由三部分组成。",
+    "没有人比他更早到达。",
+    "内容没有变化，只是顺序不同。",
+    "他没有回答，而是离开了。",
+    "资料显示该函数返回列表。",
+    "无论如何都要先调用 close。",
+    "不确定性原理由海森堡提出。",
+    "文本没有空格时返回原值。",
+]
 ANSWERS = [
     "Sorry for that: call add.",
     "Sorryish, I don't know",
@@ -93,3 +118,16 @@ def test_a_user_may_add_ways_to_begin():
     assert is_abstention("Sorry, ask my colleague.", ["ask my"]) and not is_abstention(
         "Ask my dog."
     )
+
+
+def test_precision_and_recall_on_a_hundred_answers_of_a_real_model():
+    found = [text for text in real_openings.ABSTENTIONS if is_abstention(text)]
+    wrong = [text for text in real_openings.OTHERS if is_abstention(text)]
+    assert len(real_openings.ABSTENTIONS) + len(real_openings.OTHERS) == 100
+    assert not wrong
+    assert len(found) >= 22  # of 26
+
+
+def test_precision_and_recall_in_chinese():
+    assert [t for t in CHINESE if is_abstention(t)] == CHINESE
+    assert not [t for t in CHINESE_ANSWERS if is_abstention(t)]

@@ -485,5 +485,6 @@ def test_a_readers_marks_are_counted_by_which_side_was_chosen():
     ]
     assert found["agreement_of_decided"] == pytest.approx(2 / 3)
     assert found["agreement_of_all"] == 0.5
+    assert found["interval_95_of_all"] == pytest.approx([0.15, 0.85], abs=0.001)
     shown = real_rag.blind(rows[:1])
     assert "chosen" not in shown and shown.index("A:") < shown.index("B:")

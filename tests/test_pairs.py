@@ -182,6 +182,10 @@ def test_an_abstention_wins_or_loses_by_whether_the_context_rather_answers():
     assert isinstance(likely, RagPair) and likely.is_answerable
     # 0.7 * 0.2 + 0.3 * 0.2 - 0.05 * 0.8 = 0.16 under 0.7 * 0.5
     assert (likely.chosen_sample, likely.rejected_sample) == (1, 0)
+    # it is not rejected where that is less sure: worth 0.4
+    perhaps = pair_of(answered, [0.0, 0.9, 0.6], worth=0.4)
+    assert isinstance(perhaps, RagPair) and perhaps.is_answerable
+    assert (perhaps.chosen_sample, perhaps.rejected_sample) == (1, 2)
     # an abstention is no worse than others here, whatever it is worth
     rather_not = pair_of(answered, [0.0, 0.9, 0.6], worth=0.6)
     assert isinstance(rather_not, RagPair) and not rather_not.is_answerable

@@ -170,3 +170,14 @@ def test_an_error_of_a_collective_operation_means_a_lost_rank(as_rank, words, is
     assert not ranks.lost(RuntimeError(words))  # there is none but this
     as_rank(0)
     assert ranks.lost(RuntimeError(words)) is is_lost
+
+
+def test_a_lost_rank_is_told_of_once_whoever_notices_first(as_rank, capsys, monkeypatch):
+    as_rank(0)
+    monkeypatch.setattr(ranks, "_told", set())
+    sentence = f"dpo_training: {ranks.GONE}"
+    with pytest.raises(SystemExit) as end, ranks.tells_of_lost_ranks("dpo_training"):
+        raise RuntimeError("NCCL communicator was aborted on rank 0")
+    ranks._tell(sentence)  # the launcher's signal, behind it
+    assert end.value.code == 1
+    assert capsys.readouterr().err == f"{sentence}\n"

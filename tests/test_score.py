@@ -16,6 +16,7 @@ from prefpipe.rag.score import (
     keyword_coverage,
     length_penalty,
     pick_extremes,
+    says_more,
     score_abstention,
     score_answer,
     split_names,
@@ -209,3 +210,14 @@ def test_stop_words_are_pythons_keywords_common_words_and_what_every_docstring_s
 def test_the_list_of_words_is_loaded_at_its_first_use():
     code = "import sys, prefpipe.rag.score; assert 'sklearn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_answer_that_repeats_the_question_says_no_more():
+    context = "def remove_legend(ax): Remove the legend of the axes."
+    query = "python remove legend once plotted"
+    assert not says_more("Remove legend once plotted.", query, context)
+    assert not says_more("Python: remove the legend of axes from a plot of lines", query, context)
+    assert says_more("remove_legend(ax) takes it from the axes of a plot of lines", query, context)
+    assert says_more("The axes.", query, context)  # one, which is all that it says
+    assert says_more("Whatever.", "remove legend", "Remove legend")  # there is no more to say
+    assert not says_more("Whatever.", "remove", "Remove legend")

@@ -223,11 +223,17 @@ def score_candidates(
     ]
 
 
+_SURELY_ANSWERS = 0.25
+"""Worth of an abstention up to which it may be rejected: about three of four such contexts answer."""
+
+
 def sides(scored: ScoredQuery, rules: PairRules) -> tuple[list[bool], list[bool]]:
-    """Which candidates may be chosen, and which rejected. An abstention only where the context rather
-    does not answer (worth of 0.5 or more) may be chosen, and only where it rather does be rejected.
+    """Which candidates may be chosen, and which rejected. An abstention may be chosen only where the
+    context rather does not answer (worth of 0.5 or more), and rejected only where it most likely does
+    (0.25 or less); between them nobody knows.
     An answer may be chosen that came to its end, is nearer to the context than a document that was
-    not retrieved, and is scored higher than an abstention."""
+    not retrieved, is scored higher than an abstention, and says more than the question does."""
+    query = scored.query
     answerable, nothing = scored.worth < 0.5, max(scored.random_cosine or 0.0, 0.0)
     abstaining = score.score_abstention(rules, scored.worth)
     may_win = [
@@ -235,11 +241,14 @@ def sides(scored: ScoredQuery, rules: PairRules) -> tuple[list[bool], list[bool]
         and (
             not answerable
             if part["is_abstention"]
-            else part["grounding"] > nothing and part["score"] > abstaining
+            else part["grounding"] > nothing
+            and part["score"] > abstaining
+            and score.says_more(candidate.text, query.entry.query, query.retrieved.context)
         )
-        for candidate, part in zip(scored.query.candidates, scored.parts, strict=True)
+        for candidate, part in zip(query.candidates, scored.parts, strict=True)
     ]
-    may_lose = [answerable or not part["is_abstention"] for part in scored.parts]
+    surely = scored.worth <= _SURELY_ANSWERS
+    may_lose = [surely or not part["is_abstention"] for part in scored.parts]
     return may_win, may_lose
 
 

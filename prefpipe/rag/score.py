@@ -115,6 +115,18 @@ def extract_keywords(query: str, context: str, most: int) -> list[str]:
     return list(dict.fromkeys([*shared, *others]))[:most]
 
 
+def says_more(text: str, query: str, context: str) -> bool:
+    """Whether an answer has keywords of the context that the question lacks, two of them or a third of
+    its own: who only repeats the question is near to a context that answers it, and says nothing."""
+    beyond, own = _keywords(context) - _keywords(query), _keywords(text)
+    taken = len(own & beyond)
+    return not beyond or taken >= 2 or (taken > 0 and 3 * taken >= len(own))
+
+
+def _keywords(text: str) -> set[str]:
+    return {word for word in split_names(text) if _is_keyword(word)}
+
+
 def split_names(text: str) -> list[str]:
     """Words with identifiers split: readLine and read_line give read, line."""
     return split_words(_NAME_PARTS.sub(" ", text))

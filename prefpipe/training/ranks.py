@@ -141,6 +141,18 @@ GONE = (
 )
 
 
+_told: set[str] = set()
+_telling = threading.Lock()
+
+
+def _tell(sentence: str) -> None:
+    """Once, also where the lost rank is met and the launcher's signal arrives, whichever is first."""
+    with _telling:
+        if sentence not in _told:
+            _told.add(sentence)
+            print(sentence, file=sys.stderr, flush=True)
+
+
 def _speak_when_ended(sentence: str) -> None:
     """Say so, and end, when the launcher ends this process, as it does where another one is gone.
 
@@ -153,7 +165,7 @@ def _speak_when_ended(sentence: str) -> None:
     def ended() -> NoReturn:
         while os.read(waiting, 1)[0] != signal.SIGTERM:
             pass
-        print(sentence, file=sys.stderr, flush=True)
+        _tell(sentence)
         os._exit(128 + signal.SIGTERM)
 
     signal.set_wakeup_fd(waking)
@@ -167,6 +179,7 @@ def tells_of_lost_ranks(stage: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if lost(error):
-            raise SystemExit(f"{stage}: {GONE}") from None
-        raise
+        if not lost(error):
+            raise
+        _tell(f"{stage}: {GONE}")
+        raise SystemExit(1) from None
