@@ -135,11 +135,11 @@ def open_ranker(s: Settings, run: files.Run, judge: llm.Engine | None = None) ->
     if s.by == "judge":
         options = {"template": s.template, "max_new_tokens": s.max_new_tokens, "seed": s.seed}
         return openers.open_judge(run, lambda: judge or s.open_engine(s.judge), **options)
-    weights = {"max_length": s.max_length, **s.where_scored()}
+    where = {"max_length": s.max_length, **s.where_scored()}
     if s.by == "reward":
-        opened = partial(openers.open_reward, s.reward_model, **weights)
+        opened = partial(openers.open_reward, s.reward_model, **where)
         return openers.when_asked(run, opened, [s.reward_model])
-    options = {"seed": s.seed, "score_temperature": s.score_temperature, **weights}
+    options = {"seed": s.seed, "score_temperature": s.score_temperature, **where}
     opened = partial(openers.open_pairwise, s.pairwise_model, **options)
     return openers.when_asked(run, opened, [s.pairwise_model])
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Qwen2ForCausalLM
 
+import inference_all
 from prefpipe import chat
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local.local_engine import LocalEngine, open_local
@@ -350,3 +351,14 @@ def test_positions_are_those_that_a_row_can_have(kind):
         model(torch.full((1, limit), 5))
         with pytest.raises((IndexError, RuntimeError)):
             model(torch.full((1, limit + 1), 5))
+
+
+def test_a_stage_computes_in_the_numbers_that_it_is_told(tmp_path):
+    folder = tmp_path / "model"
+    make_model().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    for dtype, wanted in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
+        stage = inference_all.Settings(model=str(folder), dtype=dtype)
+        engine = stage.open_engine(stage.model)
+        assert isinstance(engine, LocalEngine) and engine.model.dtype == wanted
+        assert stage.where_scored()["weights"]["dtype"] == dtype

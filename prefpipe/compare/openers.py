@@ -4,7 +4,7 @@ All of them give standings, so that evaluation and ranking need not know who it 
 open_pairwise load a model, which is slow: call them once there is work to do.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -63,19 +63,19 @@ class PlannedRanker:
 def open_reward(
     name: str,
     *,
-    load_in_4bit: bool | None,
+    weights: Mapping[str, Any],
     open_rows: "OpenRows | None" = None,
     max_length: int | None = None,
 ) -> Ranker:
-    """name: a folder or a hub name. open_rows: of a server that holds the model; None: it is loaded here.
-    max_length: for a model that brings no format of its own."""
+    """name: a folder or a hub name. open_rows: of a server that holds the model; None: it is loaded here,
+    weights: with these options (load_in_4bit, dtype). max_length: for a model that brings no format of its own."""
     if open_rows:
         from prefpipe.compare.served_models import ServedRewardModel
 
         return partial(by_reward, ServedRewardModel(name, open_rows, max_length=max_length))
     from prefpipe.compare.reward_model import RewardModel
 
-    model = RewardModel.load(name, max_length=max_length, load_in_4bit=load_in_4bit)
+    model = RewardModel.load(name, max_length=max_length, **weights)
     return partial(by_reward, model)
 
 
@@ -91,7 +91,7 @@ def open_pairwise(
     name: str,
     *,
     seed: int,
-    load_in_4bit: bool | None,
+    weights: Mapping[str, Any],
     open_rows: "OpenRows | None" = None,
     max_length: int | None = None,
     score_temperature: float | None = None,
@@ -104,7 +104,7 @@ def open_pairwise(
         return partial(by_pairwise, ServedPairwiseModel(name, open_rows, **options), seed=seed)
     from prefpipe.compare.ab_model import PairwiseModel
 
-    model = PairwiseModel.load(name, load_in_4bit=load_in_4bit, **options)
+    model = PairwiseModel.load(name, **weights, **options)
     return partial(by_pairwise, model, seed=seed)
 
 

@@ -199,6 +199,9 @@ class EngineStage(ChatStage, ServerStage):
     load_in_4bit: bool | None = None
     """4-bit NF4 weights. None: decided by memory: 4-bit if bfloat16 weights would fill more than
     half of what the GPU has free."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The numbers that a model here computes in; auto: float32 on a CPU, bfloat16 on a GPU. bfloat16 takes
+    half of the memory on a CPU, too, and about as long."""
     max_new_tokens: Positive = 160
     """Tokens a text may have; one that is longer is cut, and marked so."""
     max_batch_tokens: NoEffectOnRows[Positive | None] = None
@@ -225,6 +228,7 @@ class EngineStage(ChatStage, ServerStage):
                 return open_local(
                     model,
                     load_in_4bit=self.load_in_4bit,
+                    dtype=self.dtype,
                     max_batch_tokens=self.max_batch_tokens,
                     structured_output=self.structured_output,
                 )
@@ -241,7 +245,8 @@ class EngineStage(ChatStage, ServerStage):
             check_command(self.serve)
         is_served = self.engine == "server"
         opener = self._rows_engine if is_served else None
-        return {"load_in_4bit": self.load_in_4bit, "open_rows": opener}
+        weights = {"load_in_4bit": self.load_in_4bit, "dtype": self.dtype}
+        return {"weights": weights, "open_rows": opener}
 
     def _rows_engine(self, model: str, wanted: "Wanted") -> "ScoreEngine":
         from prefpipe.llm.server.score_engine import ScoreEngine

@@ -23,7 +23,7 @@ from prefpipe.llm.local.scheduler import OUT_OF_MEMORY, Limits, Scheduler
 from prefpipe.llm.local.schema_masks import SchemaMasks
 from prefpipe.models import sharing
 from prefpipe.models.classifiers import is_causal
-from prefpipe.models.loading import bare_model, load_both, max_positions
+from prefpipe.models.loading import Dtype, bare_model, load_both, max_positions
 from prefpipe.models.logps import completion_logps, scales_logits
 from prefpipe.models.memory import free_bytes, is_out_of_memory, position_bytes
 from prefpipe.models.packs import Pack, pack
@@ -255,9 +255,9 @@ def _check(request: Request) -> None:
 
 
 def open_local(
-    name: str | Path, *, load_in_4bit: bool | None = None, **options: Any
+    name: str | Path, *, load_in_4bit: bool | None = None, dtype: Dtype = "auto", **options: Any
 ) -> LocalEngine:
     """The engine of a model folder, a LoRA folder or a hub name; see load_model and LocalEngine,
     whose options these are."""
-    model, tokenizer = load_both(name, load_in_4bit=load_in_4bit)
+    model, tokenizer = load_both(name, load_in_4bit=load_in_4bit, dtype=dtype)
     return LocalEngine(model, tokenizer, **options)
