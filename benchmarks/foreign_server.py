@@ -1,12 +1,15 @@
-"""Our client against a server that is not ours: `transformers serve` with the embedded model.
+"""Our client against servers that are not ours: `transformers serve` and llama.cpp's.
 
-    uv run --extra serve python -m benchmarks.foreign_server
+    uv run --extra serve --group real python -m benchmarks.foreign_server
 
-Not a measurement of speed but of what such a server does with what it is asked: n, seed, stop,
+`transformers serve` with the embedded model; llama.cpp's own HTTP server (PyPI xllamacpp, in an environment
+of its own) with SmolLM2-135M-Instruct on its file as it is (Q4_1), whose texts are not those of the same
+weights in float32. Not a measurement of speed but of what such a server does with what it is asked: n, seed, stop,
 max_tokens, response_format, a prompt that is too long, many requests at once; each answer is held
-against the local engine's with the same weights. At the end generate_responses.py runs against it
-as a user would run it, its server started by --serve. Writes benchmarks/results/foreign_server.json;
-README.md says what differed.
+against the local engine's with the same weights. At the end stages run against it as a user would run
+them, the server started by --serve: generate_responses.py, and on the real model annotate_preferences.py and
+inference_best_of_n.py, too, free and with --structured-output. Writes
+benchmarks/results/foreign_server.json; benchmarks/README.md says what differed.
 """
 
 import argparse
@@ -16,24 +19,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks import RESULTS, machine, write_results
+from benchmarks.real_speed import llama_cpp_command
 from embedded.synthetic import make_exercises
 from prefpipe import verdicts
+from prefpipe.files import read_rows
 from prefpipe.llm import Completion, Failure, Request
 from prefpipe.llm.local.local_engine import open_local
 from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
 from prefpipe.llm.server.started_server import StartedServer
 from prefpipe.llm.wire import ServedModel
+from prefpipe.models.gguf_files import model_path
+from prefpipe.ratings import read_ratings
+from prefpipe.rows import AnnotationAnswer, AnnotationPrompt, Judgment
 
 ROOT = Path(__file__).parent.parent
-MODEL = "embedded/model"
+MODEL, REAL = "embedded/model", "SmolLM2-135M-Instruct"
 QUESTIONS = 40
 SERVE = "transformers --device cpu"
+LLAMA_CPP = llama_cpp_command(slots=8, context=2048)
+STAGE_ROWS = 8
 
 
 @contextmanager
@@ -67,15 +77,15 @@ def texts(results: dict[str, list[Completion] | Failure]) -> dict[str, list[str]
     return {k: [c.text for c in r] for k, r in results.items() if not isinstance(r, Failure)}
 
 
-def differences(url: str) -> dict[str, Any]:
+def differences(url: str, model: str = MODEL) -> dict[str, Any]:
     """One line for each thing that the API says, and what this server does."""
 
     def engine(in_flight: int = 8, **options: Any) -> ServerEngine:
-        served = ServedModel([url], MODEL, max_retries=2, timeout_seconds=120.0, **options)
+        served = ServedModel([url], model, max_retries=2, timeout_seconds=120.0, **options)
         return ServerEngine(served, ServerOptions(requests_in_flight=in_flight))
 
     found: dict[str, Any] = {}
-    local = open_local(ROOT / MODEL)
+    local = open_local(ROOT / model if model == MODEL else model)
     greedy = requests(QUESTIONS)
     started = time.monotonic()
     theirs = asked(engine(), greedy)
@@ -148,6 +158,64 @@ def run_a_stage() -> str:
         return done.stdout.strip().splitlines()[-1].replace(name, "data")
 
 
+def run_real_stages() -> dict[str, Any]:
+    """The synthetic path and sampled judgments on a real model at llama.cpp's server, and what could be
+    read of their replies."""
+    found: dict[str, Any] = {}
+    served = ["--engine", "server", "--serve", LLAMA_CPP, "--requests-in-flight", "8"]
+    model = ["--model", str(model_path(REAL))]
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name)
+        environment = {**os.environ, "PREFPIPE_DATA": name}
+
+        def run(*command: str) -> str:
+            done = subprocess.run(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+            return done.stdout.strip().replace(name, "data")
+
+        temperatures = [
+            {"name": f"t{t}", "model": model[1], "temperature": t, "max_new_tokens": 96}
+            for t in (0.2, 0.7, 1.1)
+        ]
+        run("-m", "embedded.synthetic", "prompts", "--questions", str(STAGE_ROWS))
+        said = run("generate_responses.py", *served, "--models", json.dumps(temperatures))
+        found["generate_responses"] = said.splitlines()[-1]
+        run("create_annotation_mix.py", "--k", "3")
+        run("preprocess_dataset.py", "--limit", str(STAGE_ROWS))
+        run("translation.py", "--offline")
+        for form in ("free", "structured"):
+            how = [*served, *model, f"--{'' if form == 'structured' else 'no-'}structured-output"]
+            rated, judged = data / f"rated_{form}.jsonl", data / f"judged_{form}"
+            run("annotate_preferences.py", *how, "--max-new-tokens", "400", "--output", str(rated))
+            asked_for = read_rows(data / "synthetic/annotation_prompts.jsonl", AnnotationPrompt)
+            texts_of = {row.key: row.texts for row in asked_for}
+            ratings = [
+                read_ratings(row.text, texts_of[row.key])
+                for row in read_rows(rated, AnnotationAnswer)
+            ]
+            found[f"ratings_read_{form}"] = _share(ratings)
+            options = ["--n", "4", "--temperature", "0.8", "--max-new-tokens", "256"]
+            run("inference_best_of_n.py", *how, *options, "--output", str(judged))
+            files = [p for p in sorted(judged.glob("*.jsonl")) if ".rejects" not in p.name]
+            replies = [reply for file in files for reply in read_rows(file, Judgment)]
+            found[f"judgments_read_{form}"] = _share(
+                [verdicts.parse_verdict(r.text, finish_reason=r.finish_reason) for r in replies]
+            )
+    return found
+
+
+def _share(read: Sequence[object]) -> str:
+    good = sum(not isinstance(one, verdicts.Unreadable) for one in read)
+    return f"{good} of {len(read)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -161,7 +229,16 @@ def main() -> None:
             found[name] = differences(url)
             if name == "plain":
                 found[name]["generate_responses"] = run_a_stage()
-        for key, value in found[name].items():
+    with tempfile.TemporaryDirectory() as folder:
+        gguf = str(model_path(REAL))
+        server = StartedServer(LLAMA_CPP, gguf, Path(folder) / "server.log", 300.0)
+        try:
+            found["llama_cpp"] = differences(server.url, REAL)
+        finally:
+            server.stop()
+    found["llama_cpp"] |= run_real_stages()
+    for name, values in found.items():
+        for key, value in values.items():
             print(f"{name:20s} {key:45s} {value}", flush=True)
     write_results("foreign_server", {"machine": machine(), **found}, args.results)
 

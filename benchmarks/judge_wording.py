@@ -36,7 +36,7 @@ from prefpipe.formats.opening import HowRead, OpenFile
 from prefpipe.llm import Failure, Request
 from prefpipe.llm.local.local_engine import LocalEngine
 from prefpipe.models.loading import load_both
-from prefpipe.rows import Item, Language, Preference
+from prefpipe.rows import Item, Language, Message, Preference
 from prefpipe.templates import TEMPLATES
 
 REAL, EMBEDDED = "SmolLM2-135M-Instruct", "embedded/model"
@@ -72,7 +72,7 @@ def real_items(name: str, tokenizer: Any, count: int) -> list[Item]:
         for row in rows if isinstance(rows, list) else []:
             item = judge.build_item(row, split="validation", seed=0)
             if isinstance(item, Item) and item.better and len(found) < count:
-                messages = ({"role": "user", "content": item.prompt},)
+                messages = (Message(role="user", content=item.prompt),)
                 if len(chat.prompt_ids(tokenizer, messages)) <= MAX_PROMPT_TOKENS:
                     found.append(item)
     return found

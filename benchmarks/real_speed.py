@@ -36,10 +36,12 @@ PROMPT_TOKENS, SAMPLES, PROMPTS, SLOTS = 785, 8, 2, 8
 SETTINGS: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
 REACH = {64: {"generate": 7.0, "llama_cpp": 2.5}, 150: {"generate": 5.0, "llama_cpp": 1.5}}
 REACH_BFLOAT16 = 1.3
-SERVER = (
-    f"uvx --from xllamacpp python {ROOT / 'tests' / 'llama_server.py'} {{model}} --slots {SLOTS} "
-    "--context 1024"
-)
+
+
+def llama_cpp_command(slots: int, context: int) -> str:
+    """llama.cpp's own server in an environment of its own, for --serve. context: tokens of a slot."""
+    script = ROOT / "tests" / "llama_server.py"
+    return f"uvx --from xllamacpp python {script} {{model}} --slots {slots} --context {context}"
 
 
 def long_prompts(tokenizer: Any) -> list[str]:
@@ -117,7 +119,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
-        server = StartedServer(SERVER, str(model_path(MODEL)), log, 300)
+        server = StartedServer(llama_cpp_command(SLOTS, 1024), str(model_path(MODEL)), log, 300)
         try:
             for length in lengths:
                 functions = sides(model, half, tokenizer, server.url, length)

@@ -357,8 +357,11 @@ def test_a_stage_computes_in_the_numbers_that_it_is_told(tmp_path):
     folder = tmp_path / "model"
     make_model().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
-    for dtype, wanted in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
-        stage = inference_all.Settings(model=str(folder), dtype=dtype)
+    stages = {
+        torch.float32: inference_all.Settings(model=str(folder)),
+        torch.bfloat16: inference_all.Settings(model=str(folder), dtype="bfloat16"),
+    }
+    for wanted, stage in stages.items():
         engine = stage.open_engine(stage.model)
         assert isinstance(engine, LocalEngine) and engine.model.dtype == wanted
-        assert stage.where_scored()["weights"]["dtype"] == dtype
+        assert stage.where_scored()["weights"]["dtype"] == stage.dtype
