@@ -137,7 +137,7 @@ def responses(project) -> Project:
 @pytest.mark.parametrize(
     ("name", "edits"),
     [
-        ("rate.en.jinja", {"a reason, and a rating": "a rating, and a reason"}),
+        ("rate.en.jinja", {"in order, write three lines": "write three lines"}),
         ("criteria.toml", {"Rate how helpful": "Say how helpful"}),
     ],
 )

@@ -17,11 +17,14 @@ from prefpipe.compare.ab_model import PairwiseModel
 from prefpipe.compare.ab_prompt import PairwiseFormat
 from prefpipe.compare.reward_model import RewardModel
 from prefpipe.compare.reward_tokens import RewardFormat
+from prefpipe.judge import judge_prompt
+from prefpipe.llm import Request
+from prefpipe.llm.local.local_engine import open_local
 from prefpipe.models.classifiers import load_classifier
 from prefpipe.models.loading import load_both
+from prefpipe.rows import Message
 from prefpipe.training import saving
 from prefpipe.training.record import KINDS, curve_rows, write_card, write_csv, write_curve
-from prefpipe.verdicts import Verdict, parse_verdict
 
 ABOUT = {
     "seed": "7",
@@ -123,12 +126,14 @@ def test_the_code_of_a_pairwise_models_card_gives_the_probabilities_that_the_run
     assert first == pytest.approx(preferred.p_given, abs=2e-4)
 
 
-def test_the_code_of_a_judges_card_gives_a_judgment(tmp_path, capsys):
+def test_the_code_of_a_judges_card_gives_the_text_that_the_run_gives(tmp_path, capsys):
     shutil.copytree(BASE_MODEL, tmp_path / "model")
     write_card(tmp_path / "model", "dpo", {}, {}, SETTINGS, ABOUT)
-    assert isinstance(
-        parse_verdict(printed_by_the_code(tmp_path / "model/README.md", capsys)), Verdict
-    )
+    prompt = judge_prompt("2+2?", "4", "5", language="en")
+    request = Request("q", (Message(role="user", content=prompt),), max_new_tokens=200)
+    ((completion,),) = open_local(tmp_path / "model").generate([request])
+    printed = printed_by_the_code(tmp_path / "model/README.md", capsys)
+    assert printed.strip() == completion.text.strip()
 
 
 def test_a_curve_has_one_row_a_step_and_no_times(tmp_path):

@@ -200,8 +200,7 @@ class EngineStage(ChatStage, ServerStage):
     """4-bit NF4 weights. None: decided by memory: 4-bit if bfloat16 weights would fill more than
     half of what the GPU has free."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """The numbers that a model here computes in; auto: float32 on a CPU, bfloat16 on a GPU. bfloat16 takes
-    half of the memory on a CPU, too, and about as long."""
+    """Numbers that a model here computes in; auto: float32 on a CPU, bfloat16 (half the memory) on a GPU."""
     max_new_tokens: Positive = 160
     """Tokens a text may have; one that is longer is cut, and marked so."""
     max_batch_tokens: NoEffectOnRows[Positive | None] = None
@@ -244,9 +243,8 @@ class EngineStage(ChatStage, ServerStage):
 
             check_command(self.serve)
         is_served = self.engine == "server"
-        opener = self._rows_engine if is_served else None
         weights = {"load_in_4bit": self.load_in_4bit, "dtype": self.dtype}
-        return {"weights": weights, "open_rows": opener}
+        return {"weights": weights, "open_rows": self._rows_engine if is_served else None}
 
     def _rows_engine(self, model: str, wanted: "Wanted") -> "ScoreEngine":
         from prefpipe.llm.server.score_engine import ScoreEngine
