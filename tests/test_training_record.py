@@ -131,7 +131,8 @@ def test_the_code_of_a_judges_card_gives_the_text_that_the_run_gives(tmp_path, c
     write_card(tmp_path / "model", "dpo", {}, {}, SETTINGS, ABOUT)
     prompt = judge_prompt("2+2?", "4", "5", language="en")
     request = Request("q", (Message(role="user", content=prompt),), max_new_tokens=200)
-    ((completion,),) = open_local(tmp_path / "model").generate([request])
+    results: Any = list(open_local(tmp_path / "model").generate([request]))
+    ((completion,),) = results
     printed = printed_by_the_code(tmp_path / "model/README.md", capsys)
     assert printed.strip() == completion.text.strip()
 
