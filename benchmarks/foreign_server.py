@@ -192,7 +192,7 @@ def run_real_stages() -> dict[str, Any]:
         run("translation.py", "--offline")
         for form in ("free", "structured"):
             how = [*served, *model, f"--{'' if form == 'structured' else 'no-'}structured-output"]
-            rated, judged = data / f"rated_{form}.jsonl", data / f"judged_{form}"
+            rated, judged = data / f"rated_{form}.jsonl", data / f"judged_{form}.jsonl"
             run("annotate_preferences.py", *how, "--max-new-tokens", "400", "--output", str(rated))
             asked_for = read_rows(data / "synthetic/annotation_prompts.jsonl", AnnotationPrompt)
             texts_of = {row.key: row.texts for row in asked_for}
@@ -203,8 +203,7 @@ def run_real_stages() -> dict[str, Any]:
             found[f"ratings_read_{form}"] = _share(ratings)
             options = ["--n", "4", "--temperature", "0.8", "--max-new-tokens", "256"]
             run("inference_best_of_n.py", *how, *options, "--output", str(judged))
-            files = [p for p in sorted(judged.glob("*.jsonl")) if ".rejects" not in p.name]
-            replies = [reply for file in files for reply in read_rows(file, Judgment)]
+            replies = [*read_rows(judged, Judgment)]
             found[f"judgments_read_{form}"] = _share(
                 [verdicts.parse_verdict(r.text, finish_reason=r.finish_reason) for r in replies]
             )
