@@ -147,7 +147,6 @@ def judged(
         "orders_both_readable": len(both),
         "orders_agree": agree / len(both) if both else None,
         "seconds": seconds,
-        "examples": [r[0].text for r in islice(replies.values(), 0, None, 40) if not isinstance(r, Failure)],
     }  # fmt: skip
 
 
@@ -174,8 +173,7 @@ def main() -> None:
                     engine = LocalEngine(model, tokenizer, structured_output=schema)
                     key = f"{name}, {wording}, {'held to the schema' if schema else 'free'}"
                     found[key] = judged(engine, items, templates)
-                    shown = {k: v for k, v in found[key].items() if k != "examples"}
-                    print(key, shown, flush=True)
+                    print(key, found[key], flush=True)
     facts = {"items": args.items, "sources": list(FILES), "new_tokens": NEW_TOKENS}
     write_results("judge_wording", {"machine": machine(), **facts, "found": found}, args.results)
 
