@@ -9,10 +9,10 @@ judgment; then the embedded model the same number of its own world's. Each under
   object   the sentence that prefpipe had until November 2026, with the object {"reason": "why", ...}
   words    prefpipe/templates/judge.*.jinja
 
-Counted of the replies: readable, read as another kind of Unreadable, whose reason is a placeholder (a
-reason of the object that was shown, or of under three words), right ones of the readable where there is
-a winner, and of the pairs whose two replies are readable, how many agree. The embedded model learned
-the words, so its other line says only that it did.
+Counted of the replies: readable, unreadable by why, with a placeholder for a reason (that of the object
+which was shown, or under three words), right ones of the readable where there is
+a winner, and of the pairs whose two replies are readable, how many agree. The embedded model was
+trained on the words.
 Writes benchmarks/results/judge_wording.json.
 """
 
@@ -125,16 +125,15 @@ def judged(
     for name, reply in replies.items():
         if isinstance(reply, Failure):
             raise SystemExit(f"{name}: {reply}")
-        text, why = reply[0].text, reply[0].finish_reason
-        found = verdicts.parse_verdict(text, finish_reason=why)
-        objects = verdicts.json_objects(text)
+        found = judge.verdict(reply, shown[name][1])
+        objects = verdicts.json_objects(reply[0].text)
         pairs = [] if isinstance(objects, verdicts.Unreadable) else [p for o in objects for p in o]
         keys = {keys[0] for keys in verdicts.ANSWER_KEYS.values()}
         placeholders += any(k in keys and is_placeholder(str(v)) for k, v in pairs)
         if isinstance(found, verdicts.Unreadable):
             faults[found.reason] += 1
-        else:
-            verdict_of[name] = 3 - found.better if shown[name][1].swapped else found.better
+        elif isinstance(found, int):
+            verdict_of[name] = found
     right = sum(verdict_of[name] == shown[name][0].better for name in verdict_of)
     both = [i.id for i in items if f"{i.id}-0" in verdict_of and f"{i.id}-1" in verdict_of]
     agree = sum(verdict_of[f"{i}-0"] == verdict_of[f"{i}-1"] for i in both)

@@ -128,6 +128,7 @@ def test_the_default_model_embeds_as_sentence_transformers_does():
     assert embedder.dimension == 384
     # 256 tokens are read: 254 and two special ones
     assert [len(parts) for parts in embedder.windows([*texts, "word " * 254])] == [1, 2, 1]
+    assert embedder.windows([]) == []  # of queries that were all left out
 
 
 def test_prompts_stand_before_queries_and_documents(tmp_path):

@@ -127,7 +127,7 @@ class SentenceEmbedder:
         return sum(len(of_text) > 1 for of_text in self.windows(texts))
 
     def windows(self, texts: Sequence[str]) -> list[list[str]]:
-        if self.max_tokens is None:
+        if self.max_tokens is None or not texts:  # a tokenizer fails on no text at all
             return [[text] for text in texts]
         tokenizer = self._model.tokenizer
         # one or two tokens of a window may be others than in the text, where it cuts a word
