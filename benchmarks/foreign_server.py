@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks import RESULTS, machine, write_results
 from benchmarks.real_speed import llama_cpp_command
 from embedded.synthetic import make_exercises
+from embedded.world import judge_prompt
 from prefpipe import verdicts
 from prefpipe.files import read_rows
 from prefpipe.llm import Completion, Failure, Request
@@ -115,7 +116,17 @@ def differences(url: str, model: str = MODEL) -> dict[str, Any]:
         isinstance(r, list) and r[0].finish_reason == "length" for r in cut
     )
 
-    formed = requests(8, reply_schema=verdicts.judgment_schema("en"))
+    schema = verdicts.judgment_schema("en")
+    judged = zip(range(8), make_exercises(11), strict=False)
+    formed = [
+        Request(
+            id,
+            ({"role": "user", "content": judge_prompt(item)},),
+            max_new_tokens=160,
+            reply_schema=schema,
+        )
+        for _, (id, item) in judged
+    ]
     structured = texts(asked(engine(structured_output=True), formed))
     found["replies_in_the_wanted_schema"] = sum(
         isinstance(verdicts.parse_verdict(t[0]), verdicts.Verdict) for t in structured.values()
@@ -134,14 +145,18 @@ def _shorter(request: Request) -> Request:
     return Request(request.id, request.messages, max_new_tokens=2)
 
 
+def write_prompts(path: Path, count: int) -> Path:
+    with open(path, "w", encoding="utf-8") as file:
+        for request in requests(count):
+            row = {"id": request.id, "text": request.messages[0]["content"]}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
 def run_a_stage() -> str:
     """generate_responses.py as a user runs it; its closing line."""
     with tempfile.TemporaryDirectory() as name:
-        prompts = Path(name) / "prompts.jsonl"
-        with open(prompts, "w", encoding="utf-8") as file:
-            for request in requests(12):
-                prompt = request.messages[0]["content"]
-                file.write(json.dumps({"id": request.id, "text": prompt}) + "\n")
+        prompts = write_prompts(Path(name) / "prompts.jsonl", 12)
         models = json.dumps([{"name": "theirs", "model": MODEL, "max_new_tokens": 48}])
         done = subprocess.run(
             [
@@ -158,12 +173,14 @@ def run_a_stage() -> str:
         return done.stdout.strip().splitlines()[-1].replace(name, "data")
 
 
-def run_real_stages() -> dict[str, Any]:
-    """The synthetic path and sampled judgments on a real model at llama.cpp's server, and what could be
-    read of their replies."""
+def run_real_stages(
+    serve: str, model: str, forms: Sequence[str] = ("free", "structured")
+) -> dict[str, Any]:
+    """The synthetic path and sampled judgments at a server on a real model, and what could be read of
+    their replies."""
     found: dict[str, Any] = {}
-    served = ["--engine", "server", "--serve", LLAMA_CPP, "--requests-in-flight", "8"]
-    model = ["--model", str(model_path(REAL))]
+    served = ["--engine", "server", "--serve", serve, "--requests-in-flight", "8"]
+    of_model = ["--model", model]
     with tempfile.TemporaryDirectory() as name:
         data = Path(name)
         environment = {**os.environ, "PREFPIPE_DATA": name}
@@ -181,7 +198,7 @@ def run_real_stages() -> dict[str, Any]:
             return done.stdout.strip().replace(name, "data")
 
         temperatures = [
-            {"name": f"t{t}", "model": model[1], "temperature": t, "max_new_tokens": 96}
+            {"name": f"t{t}", "model": model, "temperature": t, "max_new_tokens": 96}
             for t in (0.2, 0.7, 1.1)
         ]
         run("-m", "embedded.synthetic", "prompts", "--questions", str(STAGE_ROWS))
@@ -190,8 +207,12 @@ def run_real_stages() -> dict[str, Any]:
         run("create_annotation_mix.py", "--k", "3")
         run("preprocess_dataset.py", "--limit", str(STAGE_ROWS))
         run("translation.py", "--offline")
-        for form in ("free", "structured"):
-            how = [*served, *model, f"--{'' if form == 'structured' else 'no-'}structured-output"]
+        for form in forms:
+            how = [
+                *served,
+                *of_model,
+                f"--{'' if form == 'structured' else 'no-'}structured-output",
+            ]
             rated, judged = data / f"rated_{form}.jsonl", data / f"judged_{form}.jsonl"
             run("annotate_preferences.py", *how, "--max-new-tokens", "400", "--output", str(rated))
             asked_for = read_rows(data / "synthetic/annotation_prompts.jsonl", AnnotationPrompt)
@@ -235,7 +256,7 @@ def main() -> None:
             found["llama_cpp"] = differences(server.url, REAL)
         finally:
             server.stop()
-    found["llama_cpp"] |= run_real_stages()
+    found["llama_cpp"] |= run_real_stages(LLAMA_CPP, str(model_path(REAL)))
     for name, values in found.items():
         for key, value in values.items():
             print(f"{name:20s} {key:45s} {value}", flush=True)

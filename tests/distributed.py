@@ -2,6 +2,7 @@
 
     python -m tests.distributed                  # all of it, each case a launcher of its own: minutes
     python -m tests.distributed dpo fsdp2        # those whose name has these words
+    DS_ACCELERATOR=cpu python -m tests.distributed zero3    # with DeepSpeed, which is no dependency
 
 A case trains a tiny model with two ranks, and its curve, weights and folder must be those of one
 process. `python -m tests.distributed run FOLDER CASE ...` is what the launcher starts.
@@ -9,7 +10,7 @@ process. `python -m tests.distributed run FOLDER CASE ...` is what the launcher 
 
 import contextlib
 import csv
-import importlib
+import importlib.util
 import os
 import random
 import re
@@ -68,6 +69,11 @@ CASES = [
         for method in ("full", "lora")
         for backend in ("ddp", "fsdp2")
     ),
+    Case("dpo", backend="zero3"),
+    Case("dpo", "lora", backend="zero3"),
+    Case("reward", backend="zero3"),
+    Case("pairwise", "lora", backend="zero3"),
+    Case("reward", backend="zero3", then=2),
     Case("dpo", ranks=3),
     Case("reward", backend="fsdp2", ranks=3),
     Case("pairwise", then=2),
@@ -141,28 +147,36 @@ def options(given: dict[str, Any]) -> list[str]:
 def told_by(configuration: str) -> dict[str, str]:
     """What `accelerate launch --config_file` adds to the environment of its processes."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
     path = str(ROOT / "configs" / configuration)
     arguments = launch_command_parser().parse_args(["--config_file", path, "script.py"])
-    told = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
+    validated, defaults, _ = _validate_launch_command(arguments)
+    if validated.use_deepspeed:
+        fields: Any = defaults
+        validated.deepspeed_fields_from_accelerate_config = ",".join(fields.deepspeed_config)
+        told = prepare_deepspeed_cmd_env(validated)[1]
+    else:
+        told = prepare_multi_gpu_env(validated)
     return {name: value for name, value in told.items() if os.environ.get(name) != value}
 
 
 @contextlib.contextmanager
-def fsdp_on_cpus() -> Iterator[None]:
-    """accelerate shards only on accelerators; over gloo FSDP2 itself runs on CPUs just as well."""
+def sharded_on_cpus(configuration: str) -> Iterator[None]:
+    """accelerate shards only on accelerators; over gloo FSDP2 itself runs on CPUs just as well, and so
+    does DeepSpeed."""
     import torch.distributed as dist
     from accelerate import state
 
     def backend(self: Any, *_: Any, **__: Any) -> tuple[str, Any]:
         if not dist.is_initialized():
             dist.init_process_group("gloo")
-        return "gloo", state.DistributedType.MULTI_GPU
+        kind = state.DistributedType
+        return "gloo", kind.DEEPSPEED if "zero3" in configuration else kind.MULTI_GPU
 
     as_it_was = state.PartialState._prepare_backend
     state.PartialState._prepare_backend = backend  # pyright: ignore[reportAttributeAccessIssue]
-    told = told_by("fsdp2.yaml") | {"ACCELERATE_TORCH_DEVICE": "cpu"}
+    told = told_by(configuration) | {"ACCELERATE_TORCH_DEVICE": "cpu"}
     before = dict(os.environ)
     os.environ |= told
     try:
@@ -179,7 +193,8 @@ def run_stage(of: Case, given: dict[str, Any]) -> None:
 
     AcceleratorState._reset_state(reset_partial_state=True)  # of the case before
     stage = importlib.import_module(STAGES[of.stage])
-    with fsdp_on_cpus() if of.backend == "fsdp2" else contextlib.nullcontext():
+    alone = of.backend == "ddp"
+    with contextlib.nullcontext() if alone else sharded_on_cpus(f"{of.backend}.yaml"):
         sys.argv = [f"{STAGES[of.stage]}.py", *options(given)]
         try:
             stage.Settings.run(stage.main)
@@ -255,7 +270,9 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_data(folder)
-        for of in [c for c in CASES if all(word in str(c) for word in arguments)]:
+        can = {"ddp", "fsdp2", *(["zero3"] if importlib.util.find_spec("deepspeed") else [])}
+        cases = [c for c in CASES if c.backend in can]
+        for of in [c for c in cases if all(word in str(c) for word in arguments)]:
             one = of._replace(backend="ddp", ranks=1, then=0)
             began = time.monotonic()
             if not (folder / str(one)).exists():

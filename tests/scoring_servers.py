@@ -142,7 +142,8 @@ def _top(logps: list[float], most: int) -> list[int]:
 
 
 def vllm_completer(model: PairwiseModel, most: int = 20) -> Answer:
-    """The likeliest tokens, by number where that is asked for, else by text."""
+    """The tokens that are asked for beside the one that is drawn, else the likeliest; by number where
+    that is asked for, else by text. most: 5 for a server that knows no `logprob_token_ids`."""
 
     def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
         if path != "/v1/completions":
@@ -154,6 +155,8 @@ def vllm_completer(model: PairwiseModel, most: int = 20) -> Answer:
         for index, row in enumerate(_rows(body["prompt"])):
             logps = _logps(model, row)
             ids = _top(logps, body["logprobs"])
+            if most == 20 and "logprob_token_ids" in body:
+                ids = [ids[0], *body["logprob_token_ids"]]
             name = (lambda id: f"token_id:{id}") if by_number else model.tokenizer.decode
             top = {name(id): logps[id] for id in ids}
             logprobs = {

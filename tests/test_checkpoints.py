@@ -174,3 +174,16 @@ def test_a_launch_of_another_kind_does_not_go_on(tmp_path, written, is_fsdp, wor
     trainer = types.SimpleNamespace(is_fsdp_enabled=is_fsdp, is_deepspeed_enabled=False)
     with pytest.raises(SystemExit, match=words):
         opened(tmp_path).fit(trainer, "dpo_training", None)
+
+
+def test_what_deepspeed_wrote_goes_on_on_as_many_devices_only(tmp_path):
+    path = save(tmp_path, 4, seal=False)
+    (path / "optimizer.pt").unlink()
+    (path / "global_step4").mkdir()
+    for rank in range(2):
+        (path / f"global_step4/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    (path / "latest").touch()
+    opened(tmp_path / "other").seal(path)
+    trainer = types.SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=True)
+    with pytest.raises(SystemExit, match="on 2 devices, and goes on on as many only, not on 1"):
+        opened(tmp_path).fit(trainer, "dpo_training", None)

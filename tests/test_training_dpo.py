@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 from peft import LoraConfig
+from transformers.integrations import deepspeed
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from prefpipe.models.sharing import shares
-from prefpipe.training.dpo import PrefixSharedDPOTrainer, ReferenceCache
+from prefpipe.training.dpo import PrefixSharedDPOTrainer, ReferenceCache, weights_are_whole
 from prefpipe.training.tokenized_pairs import to_dataset
 from prefpipe.training.trainer import NotFiniteError
 from tests.training_models import VOCABULARY, OrderOf, pairs, qwen2, tokenizer
@@ -394,3 +395,20 @@ def test_a_damaged_cache_is_named(tmp_path):
         path.write_text(damage)
         with pytest.raises(SystemExit, match=r"damaged; delete it"):
             ReferenceCache(tmp_path, "model a")
+
+
+def test_before_the_ranks_share_weights_none_is_taken_for_a_shared_one():
+    """TRL asks transformers, which knows from the first that ZeRO-3 is wanted (tests.distributed runs it)."""
+
+    class Told:
+        def is_zero3(self) -> bool:
+            return True
+
+    told = Told()
+    deepspeed.set_hf_deepspeed_config(told)
+    try:
+        with weights_are_whole():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()

@@ -160,6 +160,13 @@ class Checkpoints:
                 f"{_OPTIMIZER[now]}; start it by the launcher's configuration of before (on any "
                 "number of devices), or --overwrite starts anew"
             )
+        if self.stopped_at and now == "latest":
+            parts = len([*self.stopped_at.glob("*/*_optim_states.pt")])
+            if parts != ranks.count():
+                raise SystemExit(
+                    f"{self.stopped_at}: was written by DeepSpeed on {parts} devices, and goes on on as "
+                    f"many only, not on {ranks.count()}; --overwrite starts anew"
+                )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(TrainingCallback(self, stage))
         if early_stopping is not None:

@@ -9,6 +9,8 @@ import hashlib
 import importlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import xxhash
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+from transformers.integrations import deepspeed
 from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
 from prefpipe.models.loading import bare_model
@@ -120,7 +123,8 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
             if part:
                 batch = self._prepare_inputs(self.data_collator([example(two) for two in part]))
                 batch.pop("id")
-                logps = self.compute_ref_log_probs(self.ref_model or self.model, batch)
+                with weights_are_whole():
+                    logps = self.compute_ref_log_probs(self.ref_model or self.model, batch)
                 for two, *both in zip(part, *(half.tolist() for half in logps), strict=True):
                     values += [(key, logp) for (key, _), logp in zip(two, both, strict=True)]
             cache.add(gather_object(values) if number > 1 else values)
@@ -141,6 +145,17 @@ class PrefixSharedDPOTrainer(PairTrainer, DPOTrainer):
             return DPOTrainer.compute_loss(self, model, inputs, return_outputs)
         finally:
             self.loss_weights = own_weights
+
+
+@contextmanager
+def weights_are_whole() -> Iterator[None]:
+    """Under ZeRO-3 TRL takes each weight for a shared one, from the first; before training none is."""
+    told = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = told
 
 
 def hash_of_weights(model: torch.nn.Module) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import deepspeed
 
 from prefpipe.files import write_json
 from prefpipe.models.loading import bare_model, load_model
@@ -91,6 +92,7 @@ def whole_model(trainer: Any) -> Any:
     model, device = trainer.skeleton, trainer.accelerator.device
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     ranks.part()
+    deepspeed.unset_hf_deepspeed_config()  # what is loaded from here on is no part of a model
     trainer.release()  # its part of them, and the optimizer's
     model.load_state_dict({k: v.to(device) for k, v in weights.items()}, strict=False, assign=True)
     bare_model(model).tie_weights()

@@ -220,15 +220,17 @@ def _score(each: Mapping[str, Any]) -> float | None:
 
 def label_logps(ids: tuple[int, int], names: tuple[str, str]) -> Wanted:
     """log p of each of two tokens behind a row: SGLang's /generate, which is asked for just these, else
-    the likeliest tokens of an OpenAI completion. A label that is not among these is taken for as
-    likely as the last one of them, which is more than it is.
+    an OpenAI completion. vLLM's gives just these, too (those before `logprob_token_ids`, and other
+    servers, the likeliest tokens: a label that is not among them is taken for as likely as the last
+    one of them, which is more than it is).
 
     names: the tokens' texts, where a server does not know them by number. One row a request.
     """
 
     def completed(top: int, rows: Rows) -> dict[str, Any]:
         asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": top}
-        return {"prompt": [*rows[0]], **asked, "return_tokens_as_token_ids": True}
+        theirs = {"return_tokens_as_token_ids": True, "logprob_token_ids": [*ids]}
+        return {"prompt": [*rows[0]], **asked, **theirs}
 
     def generated(rows: Rows) -> dict[str, Any]:
         return {

@@ -22,8 +22,11 @@ from prefpipe.screen import visible, working
 _HERE = "--host 127.0.0.1 --port {port}"
 PRESETS = {
     # vLLM's and SGLang's pins and ours exclude each other: uvx gives each an environment of its own.
-    # What generation_config.json says of a model is not to change what is asked for.
-    "vllm": f"uvx --from vllm==0.33.0 vllm serve {{model}} --generation-config vllm {_HERE}",
+    # What generation_config.json says of a model is not to change what is asked for. A small model that
+    # may put spaces between the parts of a JSON object can write nothing else.
+    "vllm": f"uvx --from vllm==0.33.0 vllm serve {{model}} --generation-config vllm {_HERE} "
+    "--structured-outputs-config.backend guidance "
+    "--structured-outputs-config.disable_any_whitespace true",
     "sglang": "uvx --prerelease allow --from sglang==0.5.23 python -m sglang.launch_server "
     f"--model-path {{model}} --sampling-defaults openai {_HERE}",
     "llama.cpp": f"llama-server --model {{model}} {_HERE}",
