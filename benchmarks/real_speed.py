@@ -4,7 +4,8 @@
 
 SmolLM2-135M-Instruct on this machine's processor. Two prompts of 785 tokens (code of Python's standard
 library with a question), temperature 0.8, top-p 0.95, no end before the last of 64 or 150 tokens. Sides,
-in turns, medians: our engine in float32 and in bfloat16, transformers' generate with
+in turns, medians: our engine in float32, in bfloat16, and in float32 held to a schema (an object with a
+text that is longer than what is written, so that as many tokens come), transformers' generate with
 num_return_sequences=8, and llama.cpp's own HTTP server (PyPI xllamacpp, in an environment of its own) on
 the package's file as it is (Q4_1), 8 slots, prompt cache on, asked by our client for each sample at once.
 Not measured: llama.cpp on an F16 file, which the package does not bring.
@@ -13,6 +14,8 @@ Writes benchmarks/results/real_speed.json.
 
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from transformers import logging
 
 from benchmarks import alternate, machine, make_parser, write_results
 from embedded.stdlib_documents import read_documents
-from prefpipe import chat
+from prefpipe import chat, verdicts
 from prefpipe.llm import Failure, Request, Result
 from prefpipe.llm.local.local_engine import LocalEngine
 from prefpipe.llm.server.server_engine import ServerEngine, ServerOptions
@@ -36,6 +39,8 @@ PROMPT_TOKENS, SAMPLES, PROMPTS, SLOTS = 785, 8, 2, 8
 SETTINGS: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95}
 REACH = {64: {"generate": 7.0, "llama_cpp": 2.5}, 150: {"generate": 5.0, "llama_cpp": 1.5}}
 REACH_BFLOAT16 = 1.3
+REACH_SCHEMA = 1.1
+LONG_TEXT = {"type": "string", "minLength": 3000, "maxLength": 4000}
 
 
 def llama_cpp_command(slots: int, context: int) -> str:
@@ -83,6 +88,9 @@ def sides(
 ) -> dict[str, Callable[[], int]]:
     requests = make_requests(long_prompts(tokenizer), new_tokens)
     engine, small = LocalEngine(model, tokenizer), LocalEngine(half, tokenizer)
+    held = LocalEngine(model, tokenizer, structured_output=True)
+    schema = verdicts.object_schema({"text": LONG_TEXT})
+    formed = [replace(request, reply_schema=schema) for request in requests]
     served = ServedModel([url], MODEL, timeout_seconds=300, extra_body={"ignore_eos": True})
     one_by_one = [
         Request(f"{r.id}-{k}", r.messages, max_new_tokens=new_tokens, seed=k, **SETTINGS)
@@ -105,9 +113,14 @@ def sides(
     return {
         "ours": lambda: count(engine.generate(requests)),
         "ours_bfloat16": lambda: count(small.generate(requests)),
+        "ours_to_a_schema": lambda: count(held.generate(formed)),
         "generate": generate,
         "llama_cpp": llama_cpp,
     }
+
+
+def noted(tokens: dict[str, int], name: str, run: Callable[[], int]) -> None:
+    tokens[name] = run()
 
 
 def main() -> None:
@@ -122,24 +135,29 @@ def main() -> None:
         server = StartedServer(llama_cpp_command(SLOTS, 1024), str(model_path(MODEL)), log, 300)
         try:
             for length in lengths:
-                functions = sides(model, half, tokenizer, server.url, length)
+                tokens: dict[str, int] = {}
+                functions = {
+                    name: partial(noted, tokens, name, run)
+                    for name, run in sides(model, half, tokenizer, server.url, length).items()
+                }
                 measured = alternate(functions, args.rounds)
                 median = measured["median_seconds"]
-                tokens = {name: run() for name, run in functions.items()}
                 found[str(length)] = {
                     **measured,
                     "tokens": tokens,
                     "ratio": {
-                        name: median[name] / median["ours"] for name in median if name != "ours"
+                        name: median[name] / median["ours"] for name in ("generate", "llama_cpp")
                     },
                     "ratio_of_bfloat16": median["ours"] / median["ours_bfloat16"],
+                    "time_to_a_schema": median["ours_to_a_schema"] / median["ours"],
                     "reach": REACH.get(length),
                 }
                 print(length, {name: round(s, 2) for name, s in median.items()}, tokens, flush=True)
         finally:
             server.stop()
     facts = {"model": MODEL, "prompt_tokens": PROMPT_TOKENS, "prompts": PROMPTS, "samples": SAMPLES}
-    results = {"machine": machine(), **facts, "reach_bfloat16": REACH_BFLOAT16, "new_tokens": found}
+    results = {"machine": machine(), **facts, "reach_bfloat16": REACH_BFLOAT16}
+    results |= {"reach_schema": REACH_SCHEMA, "new_tokens": found}
     write_results("real_speed", results, args.results)
 
 
