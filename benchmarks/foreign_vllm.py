@@ -114,7 +114,7 @@ def questions() -> list[tuple[str, list[str]]]:
 
 
 def flat(results: Iterable[Any]) -> list[Any]:
-    """Of scorable questions, which all are, one behind the other."""
+    """The results of questions, all of which can be scored, one behind the other."""
     return [one for each in results for one in each]
 
 

@@ -1,6 +1,7 @@
 """What all tests share: no network, few threads, and `--record` for the golden files."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record", action="store_true", help="write tests/golden/ anew; review it as a diff"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file whose one test takes minutes first, then those of many tests: a long one that begins
+    last is waited for alone."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.stem != "test_quiet_chains", -tests[item.path]))
 
 
 @pytest.fixture

@@ -228,9 +228,22 @@ def test_scores_that_look_like_probabilities_are_told_of_once(reward_folder, cap
 # ---- pairwise models
 
 
+def strict(answer: Any) -> Any:
+    """As OpenAI's own server: a field that it does not know is an error."""
+    known = {"model", "prompt", "max_tokens", "temperature", "logprobs"}
+
+    def answered(path: str, body: dict[str, Any]) -> Any:
+        if path.endswith("/completions") and (unknown := {*body} - known):
+            return refused(f"Unrecognized request argument supplied: {min(unknown)}")
+        return answer(path, body)
+
+    return answered
+
+
 PAIRWISE_SERVERS = {
     "vllm": lambda model, name: serving(vllm_completer(model)),
     "with 5 log-probabilities": lambda model, name: serving(vllm_completer(model, most=5)),
+    "of known fields only": lambda model, name: serving(strict(vllm_completer(model, most=5))),
     "sglang": lambda model, name: serving(sglang_generator(model)),
     "llama.cpp": lambda model, name: serving(llama_cpp_completer(model)),
     "serve_reward": lambda model, name: as_base_url(PairwiseScorer(model), name),

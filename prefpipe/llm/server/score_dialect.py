@@ -229,8 +229,11 @@ def label_logps(ids: tuple[int, int], names: tuple[str, str]) -> Wanted:
 
     def completed(top: int, rows: Rows) -> dict[str, Any]:
         asked = {"max_tokens": 1, "temperature": 0.0, "logprobs": top}
+        return {"prompt": [*rows[0]], **asked}
+
+    def completed_by_vllm(top: int, rows: Rows) -> dict[str, Any]:
         theirs = {"return_tokens_as_token_ids": True, "logprob_token_ids": [*ids]}
-        return {"prompt": [*rows[0]], **asked, **theirs}
+        return completed(top, rows) | theirs
 
     def generated(rows: Rows) -> dict[str, Any]:
         return {
@@ -244,8 +247,11 @@ def label_logps(ids: tuple[int, int], names: tuple[str, str]) -> Wanted:
         "log-probability of a token",
         (
             Wording("/generate", generated),
-            Wording("/completions", partial(completed, _TOP), at_root=False),
-            Wording("/completions", partial(completed, 5), at_root=False),
+            Wording("/completions", partial(completed_by_vllm, _TOP), at_root=False),
+            Wording("/completions", partial(completed_by_vllm, 5), at_root=False),
+            Wording(
+                "/completions", partial(completed, 5), at_root=False
+            ),  # who knows no more fields
         ),
         partial(_label_logps, ids, names),
         "start it with the pairwise model: vLLM, SGLang, or serve_reward.py",
