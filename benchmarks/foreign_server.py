@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,24 +154,33 @@ def write_prompts(path: Path, count: int) -> Path:
     return path
 
 
+def environment_of(data: Path) -> dict[str, str]:
+    return {**os.environ, "PREFPIPE_DATA": str(data)}
+
+
+def run_stage(data: Path, *command: str, check: bool = True) -> str:
+    """A script as a user runs it, with its files in `data`: what it said. SystemExit where it fails."""
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment_of(data),
+        capture_output=True,
+        text=True,
+    )
+    if "asks for the rest all the same" in done.stderr:  # where the first 20 were of no use
+        return run_stage(data, *command)
+    if check and done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    return done.stdout.strip().replace(str(data), "data")
+
+
 def run_a_stage() -> str:
-    """generate_responses.py as a user runs it; its closing line."""
+    """generate_responses.py at a server that it starts; its closing line."""
     with tempfile.TemporaryDirectory() as name:
         prompts = write_prompts(Path(name) / "prompts.jsonl", 12)
         models = json.dumps([{"name": "theirs", "model": MODEL, "max_new_tokens": 48}])
-        done = subprocess.run(
-            [
-                *[sys.executable, "generate_responses.py", "--engine", "server"],
-                *["--serve", SERVE, "--input", str(prompts), "--models", models],
-            ],
-            cwd=ROOT,
-            env={**os.environ, "PREFPIPE_DATA": name},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise SystemExit(f"generate_responses.py failed: {done.stderr[-2000:]}")
-        return done.stdout.strip().splitlines()[-1].replace(name, "data")
+        how = ["--engine", "server", "--serve", SERVE, "--input", str(prompts), "--models", models]
+        return run_stage(Path(name), "generate_responses.py", *how).splitlines()[-1]
 
 
 def run_real_stages(
@@ -183,22 +193,7 @@ def run_real_stages(
     of_model = ["--model", model]
     with tempfile.TemporaryDirectory() as name:
         data = Path(name)
-        environment = {**os.environ, "PREFPIPE_DATA": name}
-
-        def run(*command: str) -> str:
-            done = subprocess.run(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-            )
-            if "asks for the rest all the same" in done.stderr:  # where the first 20 were of no use
-                return run(*command)
-            if done.returncode:
-                raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-            return done.stdout.strip().replace(name, "data")
-
+        run = partial(run_stage, data)
         temperatures = [
             {"name": f"t{t}", "model": model, "temperature": t, "max_new_tokens": 96}
             for t in (0.2, 0.7, 1.1)

@@ -35,7 +35,9 @@ from benchmarks.foreign_server import (
     REAL,
     ROOT,
     differences,
+    environment_of,
     run_real_stages,
+    run_stage,
     write_prompts,
 )
 from embedded.synthetic import make_exercises
@@ -143,19 +145,6 @@ def scores(vllm: Vllm, folder: Path) -> dict[str, Any]:
     return found
 
 
-def stage(data: Path, *command: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={**os.environ, "PREFPIPE_DATA": str(data)},
-        capture_output=True,
-        text=True,
-    )
-    if check and done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    return done
-
-
 def generate(data: Path, count: int) -> list[str]:
     """generate_responses.py of so many prompts by the embedded model."""
     prompts = write_prompts(data / "prompts.jsonl", count)
@@ -166,7 +155,7 @@ def generate(data: Path, count: int) -> list[str]:
 def batch_files(vllm: Vllm, data: Path) -> dict[str, Any]:
     """A stage's requests through `vllm run-batch`, and its results read again."""
     command = [*generate(data, QUESTIONS), "--engine", "files"]
-    stage(data, *command, check=False)  # it stops once they are written
+    run_stage(data, *command, check=False)  # it stops once they are written
     (asked,) = data.glob("batches/**/requests-000001.jsonl")
     results = asked.with_name("results-000001.jsonl")
     run = f"{vllm.python}.run_batch --model {ROOT / MODEL} --enforce-eager --dtype float32"
@@ -175,9 +164,9 @@ def batch_files(vllm: Vllm, data: Path) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(f"vllm run-batch failed: {done.stderr[-2000:]}")
-    said = stage(data, *command).stdout.strip().splitlines()[-1]
+    said = run_stage(data, *command).splitlines()[-1]
     rows = [*read_rows(next(data.glob(RESPONSES)), ModelResponse)]
-    return {"run_batch_responses": len(rows), "run_batch": said.replace(str(data), "data")}
+    return {"run_batch_responses": len(rows), "run_batch": said}
 
 
 def processes() -> list[int]:
@@ -206,7 +195,7 @@ def killed(vllm: Vllm, data: Path) -> dict[str, Any]:
         running = subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env={**os.environ, "PREFPIPE_DATA": str(data)},
+            env=environment_of(data),
             stdout=file,
             stderr=file,
         )
@@ -233,10 +222,9 @@ def killed(vllm: Vllm, data: Path) -> dict[str, Any]:
         "seconds_until_all_ended": round(time.monotonic() - died, 1),
         "answers_when_killed": answers(),
     }
-    said = stage(data, *command).stdout.strip().splitlines()[-1]
+    found["second_run"] = run_stage(data, *command).splitlines()[-1]
     rows = [*read_rows(next(data.glob(RESPONSES)), ModelResponse)]
     found["answers_after_the_second_run"] = len({row.id for row in rows})
-    found["second_run"] = said.replace(str(data), "data")
     found["left_at_the_end"] = len(set(processes()) - before)
     return found
 
